@@ -1,0 +1,43 @@
+# Needs git, make, Python 3.11 to 3.13 and PyPI; everything else goes into .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+FT_WORKSPACE ?= .
+
+.PHONY: demo test dev check clean-venv help
+
+help: ## What there is
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+$(READY): pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "Python 3.11 to 3.13 is needed; name one: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade 'pip>=25.1'
+	$(BIN)/pip install --quiet --editable . --group dev
+	$(BIN)/pip install --quiet --no-deps --group embedded-base
+	@touch $@
+
+demo: $(READY) ## The whole graph on the example report, in the workspace demo/
+	@[ -e demo/chapter_markdowns ] || { mkdir -p demo && cp -R examples/chapter_markdowns examples/outputs demo/; }
+	@FT_WORKSPACE=demo $(BIN)/ft-dagster run
+
+test: $(READY) ## All tests, with coverage
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
+dev: $(READY) ## The Dagster UI on the workspace FT_WORKSPACE (default: this folder), daemon included
+	@FT_WORKSPACE='$(abspath $(FT_WORKSPACE))' DAGSTER_HOME="$$(FT_WORKSPACE='$(abspath $(FT_WORKSPACE))' $(BIN)/python -m ft_dagster.defs.instance)" \
+	  $(BIN)/dagster dev --workspace workspace.yaml --host 127.0.0.1
+
+check: $(READY) ## Style, types, import rules, definitions
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/dagster definitions validate --workspace workspace.yaml
+
+clean-venv: ## Remove .venv
+	rm -rf $(VENV)

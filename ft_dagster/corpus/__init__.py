@@ -1,0 +1,1 @@
+"""Report files -> chapters -> sections: reading, cleaning, merging, and accounting for every byte."""

@@ -1,0 +1,258 @@
+"""One Markdown text -> its sections, and an account of every byte that is not in them.
+
+Cleaning only deletes: a section's title and text are what is left of the source after whole spans were taken out.
+So the bytes of the source are the bytes of the sections plus those counted under a reason, to the byte.
+"""
+
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import cache
+from itertools import groupby
+from operator import itemgetter
+
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+from mdit_py_plugins.front_matter import front_matter_plugin
+
+BOM = "﻿"
+BIBLIOGRAPHY_TITLES = frozenset(
+    {"references", "bibliography", "works cited", "literature cited", "reference list", "cited literature"}
+)
+REVIEW_TITLE = "citation accuracy analysis"
+_SECTION_LEVEL = 2
+"""Headings down to this level begin a section; deeper ones are part of its text."""
+_LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n|\Z)")
+_ATTRIBUTES = re.compile(r"[ \t]*\{[#.][^{}]*\}[ \t]*$")
+_COMMENT = re.compile(r"(?P<code>`[^`\n]+`)|<!--(?!-?>).*?-->", re.DOTALL)
+"""An HTML comment; or a code span, which may hold what looks like one."""
+_LINE_END_SPACE = re.compile(r"[ \t]+$", re.MULTILINE)
+_BLANK_LINES = re.compile(r"\n{3,}")
+_CHAPTER_NUMBER = re.compile(r"chapter[ \t]+\d+\.?", re.IGNORECASE)
+_NUMBERING = re.compile(r"^[\d.]+[ \t]+")
+
+
+def byte_length(text: str) -> int:
+    """Bytes of a text in UTF-8."""
+    return len(text.encode("utf-8", "surrogatepass"))
+
+
+def normal_title(title: str) -> str:
+    """A title for comparison: without numbering, trailing colon, case and repeated spaces.
+
+    >>> normal_title("7. References:")
+    'references'
+    """
+    return " ".join(_NUMBERING.sub("", title.strip()).rstrip(":").split()).casefold()
+
+
+@dataclass(frozen=True)
+class Heading:
+    level: int
+    title: str
+
+    def __str__(self) -> str:
+        return f"{'#' * max(self.level, 1)} {self.title}"
+
+
+@dataclass(frozen=True)
+class ParsedSection:
+    """One section as it stands in its source, cleaned."""
+
+    title: str
+    """Empty for text before the first heading."""
+    level: int
+    """Level of the heading; 0 for text before the first heading."""
+    lead: tuple[Heading, ...]
+    """Headings right above this one that have no text of their own, such as a chapter's title."""
+    text: str
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of the source that this section holds: titles and text, heading marks excepted."""
+        return byte_length(self.title) + sum(byte_length(h.title) for h in self.lead) + byte_length(self.text)
+
+
+@dataclass
+class ParsedText:
+    """What a text comes to: sections, and bytes left out by reason. Together they are the whole text."""
+
+    sections: list[ParsedSection] = field(default_factory=list)
+    left_out: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(section.kept_bytes for section in self.sections) + sum(self.left_out.values())
+
+
+def parse_markdown(
+    source: str,
+    *,
+    under: Heading | None = None,
+    keep_bibliographies: bool = False,
+    keep_review_blocks: bool = False,
+) -> ParsedText:
+    """Split a Markdown text into sections at headings of level 1 and 2, and clean it.
+
+    Left out and counted: front matter, review blocks, bibliographies, HTML comments, heading marks and attributes,
+    line-end carriage returns, trailing and repeated blank space, a byte-order mark, `# Chapter <N>` headings.
+
+    Args:
+        source: the text as decoded, line ends as they are.
+        under: a heading that stands above the text though it is not in it (a JSON section's name). Its title
+            counts as bytes of the first section.
+        keep_bibliographies: keep them as text.
+        keep_review_blocks: keep them as text.
+
+    Returns:
+        ParsedText whose `total_bytes` is the byte length of `source` (plus that of the title of `under`).
+    """
+    return _Reader(source, under, keep_bibliographies, keep_review_blocks).read()
+
+
+@cache
+def _block_parser() -> MarkdownIt:
+    """markdown-it without its inline rules: only the block structure and its line numbers are needed."""
+    parser = MarkdownIt("commonmark").enable("table").use(front_matter_plugin)
+    parser.core.ruler.enableOnly(["normalize", "block"])
+    return parser
+
+
+class _Reader:
+    """Walks the source line by line; every line is kept, or counted under a reason, exactly once."""
+
+    def __init__(self, source: str, under: Heading | None, keep_bibliographies: bool, keep_review: bool) -> None:
+        self.out = ParsedText()
+        if source.startswith(BOM):
+            self._leave(BOM, "byte-order mark")
+            source = source[1:]
+        self.lines = [line for line in _LINE.findall(source) if line]
+        tokens = _block_parser().parse("".join(self.lines))
+        self.headings: dict[int, tuple[int, Heading]] = {}  # first line -> (line after the last, heading)
+        self.code: set[int] = set()  # lines of code, where blank space and comments are text
+        self.dropped: dict[int, str] = {}  # line -> reason
+        self._find_blocks(tokens, keep_bibliographies, keep_review)
+        self.under = under
+        self.lead: list[Heading] = []
+        self.heading: Heading | None = under
+        self.body: list[tuple[str, bool]] = []  # (line, whether it is code)
+
+    def _find_blocks(self, tokens: list[Token], keep_bibliographies: bool, keep_review: bool) -> None:
+        rules: list[int] = []
+        for index, token in enumerate(tokens):
+            if token.map is None:
+                continue
+            first, after = token.map
+            if token.type == "heading_open" and token.level == 0:
+                title = _ATTRIBUTES.sub("", tokens[index + 1].content.replace("\n", " "))
+                self.headings[first] = (after, Heading(int(token.tag[1]), title))
+            elif token.type == "hr" and token.level == 0:
+                rules.append(first)
+            elif token.type in ("fence", "code_block"):
+                self.code.update(range(first, after))
+            elif token.type == "front_matter":
+                self._drop(first, after, "front matter")
+        if not keep_review:
+            self._find_review_blocks(rules)
+        if not keep_bibliographies:
+            self._find_bibliographies()
+
+    def _find_review_blocks(self, rules: list[int]) -> None:
+        """From its heading to its `---`; without one before the next section it is not known to be a review."""
+        for first, (_, heading) in self.headings.items():
+            if heading.level > _SECTION_LEVEL and normal_title(heading.title) == REVIEW_TITLE:
+                section_end = self._next_heading(first, _SECTION_LEVEL)
+                rule = next((line for line in rules if first < line < section_end), None)
+                if rule is not None:
+                    self._drop(first, rule + 1, "review block")
+
+    def _find_bibliographies(self) -> None:
+        for first, (_, heading) in self.headings.items():
+            if first not in self.dropped and normal_title(heading.title) in BIBLIOGRAPHY_TITLES:
+                self._drop(first, self._next_heading(first, heading.level), "bibliography")
+
+    def _next_heading(self, after: int, level: int) -> int:
+        later = (line for line, (_, heading) in self.headings.items() if line > after and heading.level <= level)
+        return min(later, default=len(self.lines))
+
+    def _drop(self, first: int, after: int, reason: str) -> None:
+        for line in range(first, min(after, len(self.lines))):
+            self.dropped.setdefault(line, reason)
+
+    def _leave(self, text: str, reason: str) -> None:
+        if text:
+            self.out.left_out[reason] += byte_length(text)
+
+    def read(self) -> ParsedText:
+        line = 0
+        while line < len(self.lines):
+            if line in self.dropped:
+                self._leave(self.lines[line], self.dropped[line])
+            elif line in self.headings:
+                line = self._read_heading(line)
+                continue
+            else:
+                self._read_line(line)
+            line += 1
+        self._close_section()
+        for heading in (*self.lead, *([self.heading] if self.heading else [])):
+            self._leave(heading.title, "heading without text")
+        self.out.left_out = +self.out.left_out
+        return self.out
+
+    def _read_heading(self, first: int) -> int:
+        after, heading = self.headings[first]
+        source = "".join(self.lines[first:after])
+        if heading.level > _SECTION_LEVEL:
+            for line in range(first, after):
+                self._read_line(line)
+            return after
+        self._close_section()
+        repeats_name = self.under is not None and normal_title(heading.title) == normal_title(self.under.title)
+        if repeats_name and self.heading is self.under and not self.lead:
+            self._leave(source, "heading marks")  # the text repeats the name it stands under
+            return after
+        self.out.left_out["heading marks"] += byte_length(source) - byte_length(heading.title)
+        if heading.level == 1 and _CHAPTER_NUMBER.fullmatch(heading.title.strip()):
+            self._leave(heading.title, "chapter number")
+            return after
+        if self.heading is not None:
+            self.lead.append(self.heading)
+        self.heading = heading
+        return after
+
+    def _read_line(self, number: int) -> None:
+        line = self.lines[number]
+        content = line.rstrip("\r\n")
+        end = line[len(content) :]
+        if end == "\r\n":
+            self._leave("\r", "line ends")
+        if number in self.headings:
+            content = self._keep(_ATTRIBUTES.sub("", content), content, "heading attributes")
+        self.body.append((content + ("\n" if end else ""), number in self.code))
+
+    def _close_section(self) -> None:
+        """Turn the body read so far into a section, if there is text in it."""
+        text = "".join(
+            piece if is_code else self._clean_prose(piece)
+            for is_code, piece in (
+                (is_code, "".join(line for line, _ in lines)) for is_code, lines in groupby(self.body, itemgetter(1))
+            )
+        )
+        self.body = []
+        text = self._keep(text.strip("\n"), text, "white space")
+        if text:
+            heading = self.heading or Heading(0, "")
+            self.out.sections.append(ParsedSection(heading.title, heading.level, tuple(self.lead), text))
+            self.lead, self.heading = [], None
+
+    def _clean_prose(self, text: str) -> str:
+        """Without HTML comments, blank space at line ends, and more than one blank line in a row."""
+        if "<!--" in text:
+            text = self._keep(_COMMENT.sub(lambda match: match["code"] or "", text), text, "HTML comment")
+        return self._keep(_BLANK_LINES.sub("\n\n", _LINE_END_SPACE.sub("", text)), text, "white space")
+
+    def _keep(self, shorter: str, text: str, reason: str) -> str:
+        """`shorter`, which is `text` after deletions; what was deleted is counted under the reason."""
+        self.out.left_out[reason] += byte_length(text) - byte_length(shorter)
+        return shorter

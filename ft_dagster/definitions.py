@@ -1,0 +1,37 @@
+"""All that `dagster dev` loads, put together in one place."""
+
+import dagster as dg
+
+from ft_dagster.defs.adapter_evaluation import adapter_evaluation
+from ft_dagster.defs.child_process import ChildProcess
+from ft_dagster.defs.external import base_model, report_files
+from ft_dagster.defs.lora_adapter import lora_adapter
+from ft_dagster.defs.raw_chapters import raw_chapters
+from ft_dagster.defs.released_adapter import released_adapter
+from ft_dagster.defs.sections import sections
+from ft_dagster.defs.tokenized_dataset import tokenized_dataset
+from ft_dagster.defs.workspace import Workspace
+
+BRING_UP_TO_DATE = "bring_up_to_date"
+
+defs = dg.Definitions(
+    assets=[
+        report_files,
+        base_model,
+        raw_chapters,
+        sections,
+        tokenized_dataset,
+        lora_adapter,
+        adapter_evaluation,
+        released_adapter,
+    ],
+    jobs=[
+        dg.define_asset_job(
+            BRING_UP_TO_DATE,
+            selection=dg.AssetSelection.all(),
+            description="Every stage, in order. A stage whose inputs have not changed costs nothing.",
+        )
+    ],
+    resources={"workspace": Workspace(), "child_process": ChildProcess()},
+    executor=dg.in_process_executor,  # light steps run here; training starts a process of its own
+)

@@ -1,0 +1,1 @@
+"""The Dagster shell: a thin module for each asset, and what they share."""

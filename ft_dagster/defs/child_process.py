@@ -1,0 +1,144 @@
+"""Heavy steps run in a process of their own, through Dagster Pipes.
+
+The stock subprocess client leaves the children of a cancelled child alive, and a child alive when its own parent
+is killed. Here the child leads a process group, dies with its parent, and its group is signalled SIGINT, SIGTERM,
+SIGKILL, in that order, whenever the step ends without it.
+"""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import IO
+
+import dagster as dg
+
+_PR_SET_PDEATHSIG = 1
+_POLL_SECONDS = 0.25
+_TAIL = 2000
+_SECRETS = ("HUGGINGFACE_TOKEN", "HF_TOKEN")
+"""Not handed to children: models are downloaded before they start."""
+
+
+class ChildProcess(dg.ConfigurableResource):
+    """Starts `python -m MODULE REQUEST` for a step and follows it to its end."""
+
+    grace_seconds: float = 60.0
+    """How long a child may take after SIGINT to save a checkpoint."""
+
+    def run(
+        self, context: dg.AssetExecutionContext, module: str, request: Path, log_path: Path
+    ) -> Iterator[dg.AssetObservation]:
+        """Run a module on a request file; what it reports while it runs comes out as observations.
+
+        Args:
+            context: of the step.
+            module: with a `__main__` that takes the request's path.
+            request: a JSON file.
+            log_path: takes the child's output; the end of it goes into the error if the child fails.
+
+        Raises:
+            Failure: the child ended with another exit code than 0.
+        """
+        log_path.parent.mkdir(parents=True, exist_ok=True)
+        with (
+            log_path.open("ab") as output,
+            dg.open_pipes_session(
+                context=context,
+                context_injector=dg.PipesEnvContextInjector(),
+                message_reader=dg.PipesTempFileMessageReader(),
+            ) as session,
+        ):
+            began = output.tell()
+            process = self._start(module, request, session.get_bootstrap_env_vars(), output)
+            context.log.info(f"{module} runs as process {process.pid}; its output goes to {log_path}")
+            told = 0
+            try:
+                while process.poll() is None:
+                    time.sleep(_POLL_SECONDS)
+                    messages = session.get_custom_messages()
+                    for message in messages[told:]:
+                        yield dg.AssetObservation(context.asset_key, metadata=_numbers(message))
+                    told = len(messages)
+            finally:
+                self._end_group(process, context.log.info)
+            for message in session.get_custom_messages()[told:]:
+                yield dg.AssetObservation(context.asset_key, metadata=_numbers(message))
+        if process.returncode:
+            raise dg.Failure(
+                f"{module} ended with exit code {process.returncode}. The end of {log_path}:\n{_tail(log_path, began)}"
+            )
+
+    def _start(
+        self, module: str, request: Path, pipes: Mapping[str, str], output: IO[bytes]
+    ) -> subprocess.Popen[bytes]:
+        environment = {name: value for name, value in os.environ.items() if name not in _SECRETS}
+        environment |= {"PYTHONHASHSEED": "0", "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false", **pipes}
+        return subprocess.Popen(
+            [sys.executable, "-m", module, str(request)],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
+            preexec_fn=_die_with(os.getpid()),  # the only way to set it before the child runs
+        )
+
+    def _end_group(self, process: subprocess.Popen[bytes], log: Callable[[str], None]) -> None:
+        """Leave no process of the child's group behind."""
+        running = process.poll() is None
+        for number, wait in (
+            (signal.SIGINT, self.grace_seconds if running else 0.0),
+            (signal.SIGTERM, 5.0 if running else 0.0),
+            (signal.SIGKILL, 5.0),
+        ):
+            if not _alive(process):
+                return
+            log(f"sending {number.name} to process group {process.pid}")
+            os.killpg(process.pid, number)
+            until = time.monotonic() + wait
+            while _alive(process) and time.monotonic() < until:
+                time.sleep(0.1)
+
+
+def _die_with(parent: int) -> Callable[[], None]:
+    library = ctypes.CDLL(None, use_errno=True)
+
+    def set_up() -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a parent in the background may ignore it
+        if hasattr(library, "prctl"):
+            library.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # the parent died before the line above
+            os._exit(1)
+
+    return set_up
+
+
+def _alive(process: subprocess.Popen[bytes]) -> bool:
+    """Whether any process of the group is left. The child itself is reaped on the way."""
+    process.poll()
+    try:
+        os.killpg(process.pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _numbers(message: object) -> dict[str, dg.MetadataValue]:
+    """Metadata that the UI plots: the numbers of a message."""
+    content = message if isinstance(message, dict) else {}
+    return {
+        name: dg.MetadataValue.int(value) if isinstance(value, int) else dg.MetadataValue.float(float(value))
+        for name, value in content.items()
+        if isinstance(value, (int, float))
+    }
+
+
+def _tail(path: Path, start: int) -> str:
+    with path.open("rb") as file:
+        file.seek(start)
+        return file.read().decode("utf-8", "replace").strip()[-_TAIL:]

@@ -1,0 +1,145 @@
+"""The asset lora_adapter."""
+
+import json
+import math
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from ft_dagster.base import PreparedBase, prepare_base
+from ft_dagster.defs.child_process import ChildProcess
+from ft_dagster.defs.pictures import loss_curve, table
+from ft_dagster.defs.stages import LORA_ADAPTER, TOKENIZED_DATASET, describe, input_artifact
+from ft_dagster.defs.workspace import GROUP, OWNERS, Workspace
+from ft_dagster.recipe import Recipe
+from ft_dagster.settings import Settings
+from ft_dagster.store import Artifact, Store
+from ft_dagster.tokens.dataset import read_documents
+from ft_dagster.training.request import RESULT, TrainingRequest, training_key
+
+WEIGHTS = "adapter_model.safetensors"
+FINITE = dg.AssetCheckSpec(
+    "loss_is_finite",
+    asset=LORA_ADAPTER.key,
+    blocking=True,
+    description="The loss of every step is a number.",
+)
+RELOADS = dg.AssetCheckSpec(
+    "adapter_reloads_and_differs_from_base",
+    asset=LORA_ADAPTER.key,
+    blocking=True,
+    description="The saved weights, loaded again, are those that were trained, and they change the base's output.",
+)
+
+
+@dg.asset(
+    deps=LORA_ADAPTER.parents,
+    code_version=LORA_ADAPTER.code_version,
+    group_name=GROUP,
+    owners=OWNERS,
+    kinds={"pytorch", "huggingface"},
+    check_specs=[FINITE, RELOADS],
+    pool="gpu",
+)
+def lora_adapter(
+    context: dg.AssetExecutionContext, workspace: Workspace, child_process: ChildProcess
+) -> Iterator[dg.AssetObservation | dg.MaterializeResult]:
+    """LoRA weights for the base model, trained on the train side of the dataset, with the manifest of their making.
+
+    An adapter that was made for the same dataset, base, recipe and code is used again, not trained again.
+    """
+    settings, store, recipe = workspace.settings, workspace.store, workspace.recipe
+    dataset = input_artifact(context, TOKENIZED_DATASET, store)
+    base = prepare_base(recipe.base, settings.cache, token=settings.token)
+    key = training_key(dataset.about["version"], base.identity, recipe)
+    artifact = store.find(LORA_ADAPTER.name, key)
+    reused = artifact is not None
+    if artifact is None:
+        attempt = settings.state / "attempts" / key
+        if not (attempt / RESULT).exists():  # a finished attempt is only waiting to be taken in
+            request = _request(key, dataset, base, recipe, settings, attempt).write(attempt / "request.json")
+            yield from child_process.run(context, "ft_dagster.training", request, settings.logs / f"{key[:12]}.log")
+        artifact = _take_in(store, key, attempt)
+    else:
+        context.log.info(f"adapter {key[:12]} was made before; used again")
+    artifact.verify()
+    yield _describe(artifact, recipe, reused, read_documents(dataset.path))
+
+
+def _request(
+    key: str, dataset: Artifact, base: PreparedBase, recipe: Recipe, settings: Settings, attempt: Path
+) -> TrainingRequest:
+    trained_on = [
+        {"chapter": d.chapter, "title": d.title, "source": d.source, "section": d.section}
+        for d in read_documents(dataset.path)
+        if d.split == "train"
+    ]
+    return TrainingRequest(
+        key=key,
+        base=base.to_json(),
+        dataset=str(dataset.path),
+        recipe=recipe.model_dump(mode="json"),
+        attempt=str(attempt),
+        logs=str(settings.logs),
+        offload=str(settings.offload),
+        locks=str(settings.cache / "locks"),
+        lineage={
+            "dataset": dataset.about["version"],
+            "made_from": dataset.about["made_from"] | {TOKENIZED_DATASET.name: dataset.key},
+            "held_out": dataset.about["held_out"],
+            "trained_on": trained_on,
+        },
+        threads=settings.threads,
+    )
+
+
+def _take_in(store: Store, key: str, attempt: Path) -> Artifact:
+    result = json.loads((attempt / RESULT).read_bytes())
+    artifact = store.take_in(LORA_ADAPTER.name, key, attempt / "adapter", result)
+    shutil.rmtree(attempt)  # its checkpoints are of no use any more
+    return artifact
+
+
+def _describe(artifact: Artifact, recipe: Recipe, reused: bool, documents: list[Any]) -> dg.MaterializeResult:
+    about = artifact.about
+    losses = [row["loss"] for row in about["history"]]
+    chapters = sorted({document.chapter for document in documents if document.split == "train"})
+    return describe(
+        LORA_ADAPTER,
+        artifact,
+        recipe,
+        artifact.files[WEIGHTS],
+        {
+            "reused": reused,
+            "loss curve": loss_curve(about["history"]),
+            "final loss": about["final_loss"],
+            "steps": about["steps"],
+            "resumed from step": about["resumed_from"],
+            "tokens": about["tokens"],
+            "tokens per second": float(about["tokens_per_second"] or 0.0),
+            "training seconds": about["seconds"],
+            "peak memory (GiB)": about["peak_memory_bytes"] / 2**30,
+            "trainable parameters": about["trainable_parameters"],
+            "device": about["device"],
+            "base": recipe.base.model,
+            "folder": dg.MetadataValue.path(artifact.path),
+            "chapters trained on": table([{"chapter": chapter} for chapter in chapters]),
+        },
+        [
+            dg.AssetCheckResult(
+                check_name=FINITE.name,
+                asset_key=LORA_ADAPTER.key,
+                passed=bool(losses) and all(math.isfinite(loss) for loss in losses),
+                metadata={"steps": len(losses)},
+            ),
+            dg.AssetCheckResult(
+                check_name=RELOADS.name,
+                asset_key=LORA_ADAPTER.key,
+                passed=about["reloads"] and about["largest_logit_change"] > 0,
+                metadata={"largest change of a logit": about["largest_logit_change"], "reloads": about["reloads"]},
+            ),
+        ],
+    )

@@ -1,0 +1,52 @@
+"""Pictures and tables for the metadata that people look at."""
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import dagster as dg
+
+
+def loss_curve(history: Sequence[Mapping[str, float]]) -> dg.MarkdownMetadataValue:
+    """Loss and learning rate over steps, as a picture in Markdown; below 100 kB, so that the UI shows it."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    steps = [row["step"] for row in history]
+    figure, loss_axis = pyplot.subplots(figsize=(6, 3), dpi=90)
+    loss_axis.plot(steps, [row["loss"] for row in history], color="#2b6cb0")
+    loss_axis.set_xlabel("optimizer step")
+    loss_axis.set_ylabel("loss (nats a token)", color="#2b6cb0")
+    rate_axis = loss_axis.twinx()
+    rate_axis.plot(steps, [row["learning_rate"] for row in history], color="#a0aec0", linewidth=1)
+    rate_axis.set_ylabel("learning rate", color="#718096")
+    figure.tight_layout()
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png")
+    pyplot.close(figure)
+    encoded = base64.b64encode(picture.getvalue()).decode()
+    return dg.MetadataValue.md(f"![loss by step](data:image/png;base64,{encoded})")
+
+
+def table(rows: Sequence[Mapping[str, Any]], most: int = 100) -> dg.MarkdownMetadataValue:
+    """Rows as a Markdown table; at most `most` of them, and then how many there are."""
+    if not rows:
+        return dg.MetadataValue.md("none")
+    columns = list(rows[0])
+    lines = [_line(columns), _line(["---"] * len(columns))]
+    lines += [_line([_cell(row[column]) for column in columns]) for row in rows[:most]]
+    if len(rows) > most:
+        lines.append(f"\n{len(rows) - most} more of {len(rows)}")
+    return dg.MetadataValue.md("\n".join(lines))
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _cell(value: Any) -> str:
+    text = f"{value:.4f}" if isinstance(value, float) else str(value)
+    return text.replace("|", "\\|").replace("\n", " ")

@@ -1,0 +1,136 @@
+"""Bringing the graph up to date from a terminal: one run of the stale stages, with progress."""
+
+import json
+import threading
+import uuid
+from pathlib import Path
+
+import dagster as dg
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+from ft_dagster.defs.external import changed
+from ft_dagster.defs.stages import stale_stages
+from ft_dagster.recipe import Recipe
+from ft_dagster.settings import Settings
+from ft_dagster.training.request import PROGRESS
+
+_POLL_SECONDS = 0.5
+_QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+
+
+def bring_up_to_date(
+    job: dg.JobDefinition, instance: dg.DagsterInstance, settings: Settings, recipe: Recipe, console: Console
+) -> bool:
+    """Look at the reports, and run the stages that are stale, in one run. True if all is up to date afterwards."""
+    for event in changed(instance, settings):
+        instance.report_runless_asset_event(event)
+    stale = stale_stages(instance, recipe)
+    if not stale:
+        console.print("[green]Nothing to do:[/] no report, recipe, base model or code changed since the last run.")
+        return True
+    for stage, reason in stale:
+        console.print(f"[cyan]{stage.name}[/]: {reason}", highlight=False)
+    run_id = str(uuid.uuid4())
+    with _Follower(instance, run_id, settings, console):
+        result = job.execute_in_process(
+            instance=instance,
+            run_id=run_id,
+            asset_selection=[stage.key for stage, _ in stale],
+            run_config=_QUIET,
+            raise_on_error=False,
+        )
+    if not result.success:
+        _print_failures(result, console)
+    return bool(result.success)
+
+
+def _print_failures(result: dg.ExecuteInProcessResult, console: Console) -> None:
+    for check in result.get_asset_check_evaluations():
+        if not check.passed:
+            console.print(f"[bold red]{check.asset_key.to_user_string()}: {check.check_name} failed.[/]")
+            console.print(check.description or "", highlight=False, soft_wrap=True)
+    for event in result.get_step_failure_events():
+        failure = event.step_failure_data
+        error = failure.error
+        while error is not None and error.cause is not None:
+            error = error.cause
+        given = failure.user_failure_data.description if failure.user_failure_data else None
+        message = given or (error.message if error else "failed")
+        if error is not None and error.cls_name == "DagsterAssetCheckFailedError":
+            continue  # said above
+        console.print(f"[bold red]{event.step_key} failed.[/]")
+        console.print(message.strip(), highlight=False, soft_wrap=True, markup=False)
+
+
+class _Follower:
+    """Shows, from a thread of its own, which stage runs and how far training is, until the run has ended."""
+
+    def __init__(self, instance: dg.DagsterInstance, run_id: str, settings: Settings, console: Console) -> None:
+        self._instance = instance
+        self._run_id = run_id
+        self._attempts = settings.state / "attempts"
+        self._ended = threading.Event()
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=console,
+        )
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+
+    def __enter__(self) -> None:
+        self._progress.start()
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+        self._progress.stop()
+
+    def _follow(self) -> None:
+        tasks: dict[str, TaskID] = {}
+        cursor: str | None = None
+        while True:
+            ended = self._ended.wait(_POLL_SECONDS)
+            connection = self._instance.get_records_for_run(self._run_id, cursor=cursor)
+            cursor = connection.cursor
+            for record in connection.records:
+                event = record.event_log_entry.dagster_event
+                if event is None or event.step_key is None:
+                    continue
+                step = event.step_key
+                if event.is_step_start:
+                    tasks[step] = self._progress.add_task(step, total=None, note="")
+                elif step in tasks and (event.is_step_success or event.is_step_failure):
+                    mark = "[green]✓[/]" if event.is_step_success else "[red]✗[/]"
+                    self._progress.update(tasks[step], total=1, completed=1, description=f"{mark} {step}")
+            if "lora_adapter" in tasks:
+                self._show_training(tasks["lora_adapter"])
+            if ended:
+                return
+
+    def _show_training(self, task: TaskID) -> None:
+        for path in self._attempts.glob(f"*/{PROGRESS}"):
+            content = _read(path)
+            if content and content["step"] < content["steps"]:
+                loss = f"loss {content['loss']:.3f}" if "loss" in content else ""
+                self._progress.update(task, total=content["steps"], completed=content["step"], note=loss)
+
+
+def _read(path: Path) -> dict[str, float]:
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:  # training has just ended and its attempt was taken in
+        return {}

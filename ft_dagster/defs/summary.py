@@ -1,0 +1,66 @@
+"""What stands at the end of a run: text read, quality before and after, where the adapter is."""
+
+import os
+from typing import Any
+
+import dagster as dg
+from rich.console import Console
+from rich.table import Table
+
+from ft_dagster.defs.sections import SECTIONS
+from ft_dagster.defs.stages import ADAPTER_EVALUATION, ARTIFACT, TOKENIZED_DATASET, Stage, latest_materialization
+from ft_dagster.settings import Settings
+from ft_dagster.store import Artifact, Store
+
+
+def summarize(instance: dg.DagsterInstance, settings: Settings) -> dict[str, Any]:
+    """The state of the workspace as plain data."""
+    store = Store(settings.store_root)
+    dataset = _latest(instance, store, TOKENIZED_DATASET).about
+    evaluation = _latest(instance, store, ADAPTER_EVALUATION).about
+    sections = latest_materialization(instance, SECTIONS.key)
+    ledger = dataset["ledger"]
+    models = evaluation["models"]
+    used = ledger["train"] + ledger["held_out"]
+    return {
+        "chapters": sections.metadata["chapters"].value if sections else 0,
+        "tokens": sum(side["tokens"] for side in dataset["splits"].values()),
+        "usable_bytes": used + ledger["left_out"].get("not in the tokenizer's vocabulary", 0),
+        "used_bytes": used,
+        "held_out": dataset["held_out"],
+        "bits_per_byte": {name: model["bits_per_byte"] for name, model in models.items()},
+        "sample": {name: model["samples"][0] for name, model in models.items() if model["samples"]},
+        "verdict": evaluation["verdict"],
+        "adapter": str(settings.fine_tuned_model) if settings.fine_tuned_model.exists() else None,
+        "workspace": str(settings.workspace),
+    }
+
+
+def print_summary(summary: dict[str, Any], console: Console) -> None:
+    """The summary as a short table."""
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    share = summary["used_bytes"] / summary["usable_bytes"]
+    table.add_row("chapters, tokens", f"{summary['chapters']}, {summary['tokens']:,}")
+    table.add_row("usable text trained on or held out", f"{share:.1%}")
+    table.add_row("held out", ", ".join(summary["held_out"]))
+    for name, value in summary["bits_per_byte"].items():
+        table.add_row(f"bits per byte, {_LABELS[name]}", f"{value:.4f}")
+    table.add_row("verdict", f"{summary['verdict']['decision']}: {summary['verdict']['reason']}")
+    for name, sample in summary["sample"].items():
+        table.add_row(f"{_LABELS[name]} writes", f"{sample['prompt']}[bold]{sample['text']}[/]")
+    table.add_row("released adapter", summary["adapter"] or "none yet")
+    table.add_row("see it", f"FT_WORKSPACE={os.path.relpath(summary['workspace'])} make dev")
+    console.print()
+    console.print(table, highlight=False)
+
+
+_LABELS = {"base": "base", "released": "released before", "new": "adapter"}
+
+
+def _latest(instance: dg.DagsterInstance, store: Store, stage: Stage) -> Artifact:
+    found = latest_materialization(instance, stage.key)
+    if found is None:
+        raise dg.Failure(f"{stage.name} has not been materialized.")
+    return store.get(stage.name, str(found.metadata[ARTIFACT].value))

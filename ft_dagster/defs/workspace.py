@@ -1,0 +1,34 @@
+"""The workspace as a Dagster resource: settings, recipe, store, releases."""
+
+import dagster as dg
+
+from ft_dagster.recipe import Recipe, load_recipe
+from ft_dagster.release.released import Releases
+from ft_dagster.settings import Settings, load_settings
+from ft_dagster.store import Store
+
+GROUP = "ft_dagster"
+"""One group for all assets: the UI draws several groups collapsed."""
+OWNERS = ["team:reports"]
+
+
+class Workspace(dg.ConfigurableResource):
+    """Where one body of reports is, and what is made of it. Read anew by each step: FT_WORKSPACE and `.env`."""
+
+    @property
+    def settings(self) -> Settings:
+        return load_settings()
+
+    @property
+    def recipe(self) -> Recipe:
+        settings = self.settings
+        return load_recipe(settings.recipe, settings.workspace)
+
+    @property
+    def store(self) -> Store:
+        return Store(self.settings.store_root)
+
+    @property
+    def releases(self) -> Releases:
+        settings = self.settings
+        return Releases(settings.fine_tuned_model, settings.state)

@@ -1,0 +1,76 @@
+"""Measure a base model and adapters on it, loading the base once."""
+
+import json
+import time
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import load_from_disk
+from peft import PeftModel
+from transformers import AutoTokenizer
+
+from ft_dagster.evaluation.request import RESULT, EvaluationRequest
+from ft_dagster.evaluation.samples import continue_prompt
+from ft_dagster.evaluation.scoring import document_nats, summarize
+from ft_dagster.store import write_atomically
+from ft_dagster.tokens.dataset import read_documents
+from ft_dagster.training.model import load_base
+
+BASE = "base"
+
+
+def evaluate(request: EvaluationRequest) -> dict[str, Any]:
+    """Bits per byte on the held-out chapters and samples, for the base and for each adapter.
+
+    Writes `<output>/evaluation.json` last, and returns what it holds: `models` by name, and `seconds`.
+    """
+    if request.threads:
+        torch.set_num_threads(request.threads)
+    began = time.monotonic()
+    recipe = request.resolved_recipe()
+    base = request.prepared_base()
+    dataset = Path(request.dataset)
+    rows = load_from_disk(str(dataset / "held_out"))
+    documents = read_documents(dataset)
+    tokenizer = AutoTokenizer.from_pretrained(base.folder)
+    model = _with_adapters(load_base(base, recipe, Path(request.offload)), request.adapters)
+    models: dict[str, Any] = {}
+    for name in (BASE, *request.adapters):
+        with _as(model, name):
+            nats = document_nats(
+                model, rows, tokenizer.eos_token_id, recipe.training.rows_per_device, recipe.base.dtype
+            )
+            models[name] = summarize(nats, documents)
+    if recipe.base.quantization == "none" and not torch.cuda.is_available():
+        model.float()  # decoding one token at a time is several times slower in bfloat16 on a CPU
+    for name in (BASE, *request.adapters):
+        with _as(model, name):
+            models[name]["samples"] = [
+                {
+                    "prompt": prompt,
+                    "text": continue_prompt(model, tokenizer, prompt, recipe.evaluation.sample_tokens),
+                }
+                for prompt in recipe.evaluation.prompts
+            ]
+    result = {"models": models, "seconds": time.monotonic() - began}
+    output = Path(request.output)
+    write_atomically(output / RESULT, json.dumps(result, indent=1, ensure_ascii=False))
+    return result
+
+
+def _with_adapters(model: Any, adapters: dict[str, str]) -> PeftModel:
+    (first, folder), *others = adapters.items()
+    tuned = PeftModel.from_pretrained(model, folder, adapter_name=first)
+    for name, other in others:
+        tuned.load_adapter(other, adapter_name=name)
+    return tuned
+
+
+def _as(model: PeftModel, name: str) -> AbstractContextManager[Any]:
+    """The model as the base, or with one of its adapters."""
+    if name == BASE:
+        return model.disable_adapter()
+    model.set_adapter(name)
+    return nullcontext()

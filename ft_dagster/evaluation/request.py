@@ -1,0 +1,60 @@
+"""What an evaluation process is asked to measure, as one JSON file, and what it measured."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ft_dagster.base import PreparedBase
+from ft_dagster.recipe import Recipe, resolve_recipe
+from ft_dagster.store import digest, write_atomically
+
+CODE_VERSION = "1"
+"""Raised by hand when the same request would give other numbers."""
+RESULT = "evaluation.json"
+
+
+def evaluation_key(adapter: str, dataset_version: str, released: str | None, recipe: Recipe) -> str:
+    """The key of an evaluation: what was compared, on what, how."""
+    return digest(
+        {
+            "adapter": adapter,
+            "dataset": dataset_version,
+            "released": released,
+            "recipe": recipe.part("evaluation", "release"),
+            "code": CODE_VERSION,
+        }
+    )
+
+
+@dataclass(frozen=True)
+class EvaluationRequest:
+    """Models to compare: the base, and adapters on it."""
+
+    base: dict[str, str]
+    """A PreparedBase."""
+    dataset: str
+    """Folder that holds `held_out/` and `documents.jsonl`."""
+    recipe: dict[str, Any]
+    """The resolved recipe."""
+    adapters: dict[str, str]
+    """Name -> folder; `new`, and `released` where there is one on the same base."""
+    output: str
+    """Folder for evaluation.json."""
+    offload: str
+    threads: int | None = None
+
+    def prepared_base(self) -> PreparedBase:
+        return PreparedBase(**self.base)
+
+    def resolved_recipe(self) -> Recipe:
+        return resolve_recipe(self.recipe)
+
+    def write(self, path: Path) -> Path:
+        """Write the request where the evaluation process will read it."""
+        write_atomically(path, json.dumps(asdict(self), indent=1, ensure_ascii=False))
+        return path
+
+    @classmethod
+    def read(cls, path: Path) -> "EvaluationRequest":
+        return cls(**json.loads(path.read_bytes()))

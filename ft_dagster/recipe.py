@@ -1,0 +1,198 @@
+"""What to train and how: one typed recipe, read from YAML.
+
+A recipe has one part for each room that reads it. Whatever changes what a room makes is in that room's part, so
+that the part's hash can stand in the key of what the room made.
+"""
+
+import difflib
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+DEFAULT_RECIPE = "smollm2-135m"
+
+
+class RecipeError(Exception):
+    """A recipe that cannot be used; the message names the field and what to do."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Base(_Part):
+    """The pretrained model that is tuned."""
+
+    source: Literal["embedded", "hub", "folder"]
+    """Where it comes from: the package that ships with the project, a Hugging Face hub, or a local folder."""
+    model: str
+    """Its name there: `smollm2-135m-instruct`, a repository id, or a path."""
+    revision: str | None = None
+    """The commit to pin, for a hub; required there, so that the base cannot change under an adapter."""
+    quantization: Literal["none", "nf4", "int8"] = "none"
+    """How the frozen weights are held: as they are, 4-bit NF4 with double quantization (QLoRA), or 8-bit."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    """What frozen weights are held in, and what matrix products are computed in."""
+
+    @model_validator(mode="after")
+    def _pinned(self) -> "Base":
+        if self.source == "hub" and not self.revision:
+            raise ValueError("base.revision is needed with base.source: hub (the commit hash of the repository)")
+        return self
+
+
+class Corpus(_Part):
+    """Which text of the reports counts."""
+
+    unreadable: Literal["fail", "skip"] = "fail"
+    """What a file that cannot be read does: stop before training, or be left out and listed."""
+    drafts: bool = False
+    """Whether first drafts (JSON sections that are plain strings) are used where no improved text exists."""
+    bibliographies: bool = False
+    """Whether bibliographies are kept as text."""
+    review_blocks: bool = False
+    """Whether the generator's citation review blocks are kept as text."""
+    minimum_score: float | None = Field(default=None, ge=0, le=1)
+    """Reviewed sections whose last mean panel score is lower are left out; sections without scores are kept."""
+
+
+class Tokens(_Part):
+    """How sections become blocks of tokens."""
+
+    block_length: int = Field(default=512, ge=16)
+    """Tokens in a packed row."""
+    held_out: float = Field(default=0.1, gt=0, lt=1)
+    """Share of chapters kept for evaluation, chosen by a hash of the chapter's identity."""
+
+
+class Lora(_Part):
+    """The adapter. Defaults: all linear layers and alpha = 2 r (QLoRA, arXiv 2305.14314)."""
+
+    rank: int = Field(default=16, ge=1)
+    alpha: float = Field(default=32, gt=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    targets: Literal["all-linear"] | list[str] = "all-linear"
+    """Which layers: all linear ones but the output head, or names such as [q_proj, v_proj]."""
+
+
+class Training(_Part):
+    """How the adapter is fitted."""
+
+    epochs: float = Field(default=1.0, gt=0)
+    learning_rate: float = Field(default=2e-4, gt=0)
+    schedule: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
+    warmup: float = Field(default=0.03, ge=0, lt=1)
+    """Share of the steps over which the learning rate rises."""
+    rows_per_device: int = Field(default=2, ge=1)
+    """Packed rows in one forward pass."""
+    rows_per_step: int = Field(default=4, ge=1)
+    """Packed rows in one optimizer step; gradients are accumulated to reach it."""
+    optimizer: Literal["adamw_torch", "adamw_bnb_8bit", "paged_adamw_8bit"] = "adamw_torch"
+    weight_decay: float = Field(default=0.0, ge=0)
+    gradient_clip: float = Field(default=1.0, gt=0)
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    attention: Literal["sdpa", "eager"] = "sdpa"
+    save_every: int = Field(default=50, ge=1)
+    """Optimizer steps between checkpoints; two are kept."""
+    seed: int = 17
+
+    @model_validator(mode="after")
+    def _whole_steps(self) -> "Training":
+        if self.rows_per_step % self.rows_per_device:
+            raise ValueError(
+                f"training.rows_per_step ({self.rows_per_step}) must be a multiple of "
+                f"training.rows_per_device ({self.rows_per_device})"
+            )
+        return self
+
+
+class Evaluation(_Part):
+    """What is measured on a new adapter."""
+
+    prompts: tuple[str, ...] = ("The main difference between the two approaches is",)
+    """Beginnings that base and adapter continue, shown side by side."""
+    sample_tokens: int = Field(default=48, ge=0)
+    """Tokens generated for each prompt."""
+
+
+class Release(_Part):
+    """What the gate asks of a new adapter."""
+
+    minimum_gain: float = Field(default=0.0, ge=0)
+    """Bits per byte by which it must beat the base, and the released adapter, on held-out chapters."""
+
+
+class Recipe(_Part):
+    """One resolved recipe: every field has its value."""
+
+    name: str
+    base: Base
+    corpus: Corpus = Corpus()
+    tokens: Tokens = Tokens()
+    lora: Lora = Lora()
+    training: Training = Training()
+    evaluation: Evaluation = Evaluation()
+    release: Release = Release()
+
+    def part(self, *names: str) -> dict[str, Any]:
+        """The named parts as plain JSON: what a room's key is made of."""
+        return {name: getattr(self, name).model_dump(mode="json") for name in names}
+
+
+def shipped_recipes() -> list[str]:
+    """Names of the recipes that come with the package."""
+    folder = resources.files("ft_dagster") / "recipes"
+    return sorted(Path(item.name).stem for item in folder.iterdir() if item.name.endswith(".yaml"))
+
+
+def load_recipe(name_or_path: str, workspace: Path | None = None) -> Recipe:
+    """Read a shipped recipe by name, or a YAML file by path (relative to the workspace).
+
+    Raises:
+        RecipeError: the recipe does not exist, is not YAML, or has an unknown, missing or contradictory field.
+    """
+    if name_or_path in shipped_recipes():
+        text = (resources.files("ft_dagster") / "recipes" / f"{name_or_path}.yaml").read_text("utf-8")
+    else:
+        path = (workspace or Path.cwd()) / Path(name_or_path).expanduser()
+        try:
+            text = path.read_text("utf-8")
+        except OSError as error:
+            raise RecipeError(
+                f"There is no recipe {name_or_path!r}: {error.strerror} ({path}). "
+                f"Shipped recipes: {', '.join(shipped_recipes())}; or set FT_RECIPE to a YAML file."
+            ) from error
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"The recipe {name_or_path} is not YAML: {error}") from error
+    return resolve_recipe(content, origin=name_or_path)
+
+
+def resolve_recipe(content: Any, origin: str = "recipe") -> Recipe:
+    """A recipe from plain data, every default filled in. Raises RecipeError, naming fields, if it does not fit."""
+    if not isinstance(content, dict):
+        raise RecipeError(f"The recipe {origin} must be a mapping with the fields {', '.join(Recipe.model_fields)}.")
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        problems = "; ".join(_describe(problem) for problem in error.errors())
+        raise RecipeError(f"The recipe {origin} cannot be used: {problems}.") from error
+
+
+def _describe(problem: Any) -> str:
+    where = ".".join(str(step) for step in problem["loc"])
+    if problem["type"] != "extra_forbidden":
+        message = problem["msg"].removeprefix("Value error, ")
+        return f"{where}: {message}" if where and where not in message else message
+    *parents, unknown = problem["loc"]
+    part: Any = Recipe
+    for parent in parents:
+        part = part.model_fields[parent].annotation
+    nearest = difflib.get_close_matches(str(unknown), part.model_fields, n=1, cutoff=0.5)
+    known = f"did you mean {nearest[0]}?" if nearest else f"known here: {', '.join(part.model_fields)}"
+    return f"{where} is not a field of a recipe ({known})"

@@ -1,0 +1,118 @@
+"""`./fine_tuned_model/`: a symbolic link to one complete released adapter, replaced in one step.
+
+Each release is a folder of its own under `.ft/released/`, complete before the link points to it and never changed
+afterwards, so that a reader finds a whole adapter at every instant and may keep reading one that was replaced.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from ft_dagster.store import Artifact, write_atomically
+
+CODE_VERSION = "1"
+"""Raised by hand when the same verdict would leave another released adapter."""
+
+
+class ReleaseError(Exception):
+    """The released adapter cannot be switched; the message says what to do."""
+
+
+class Releases:
+    """What is released in one workspace, and what was before."""
+
+    def __init__(self, link: Path, state: Path) -> None:
+        """`link`: `fine_tuned_model` of the workspace. `state`: its `.ft/` folder."""
+        self.link = link
+        self.folder = state / "released"
+        self._history = self.folder / "history.jsonl"
+
+    def current(self) -> str | None:
+        """Key of the released adapter; None when there is none, or what is there is not a release of ours."""
+        if not self.link.is_symlink():
+            return None
+        target = self.link.resolve()
+        return target.name if target.parent == self.folder.resolve() and target.is_dir() else None
+
+    def current_folder(self) -> Path | None:
+        """Folder of the released adapter."""
+        key = self.current()
+        return self.folder / key if key else None
+
+    def release(self, adapter: Artifact, why: Mapping[str, Any]) -> Path | None:
+        """Make an adapter the released one. Releasing what is released changes nothing.
+
+        Args:
+            adapter: verified here before anything is switched.
+            why: the verdict, for the history.
+
+        Returns:
+            Where a folder that stood at `fine_tuned_model` was moved to, if one did (the original script's output).
+
+        Raises:
+            StoreError: a byte of the adapter is not what was stored.
+            ReleaseError: the workspace's file system has no symbolic links.
+        """
+        if self.current() == adapter.key:
+            return None
+        adapter.verify()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        target = self.folder / adapter.key
+        if not target.exists():
+            unfinished = self.folder / f".{adapter.key}.{os.getpid()}"
+            shutil.rmtree(unfinished, ignore_errors=True)
+            shutil.copytree(adapter.path, unfinished)
+            _sync(unfinished)
+            unfinished.rename(target)
+        aside = self._make_way()
+        self._switch(target)
+        self._record(adapter.key, why)
+        return aside
+
+    def history(self) -> list[dict[str, Any]]:
+        """Every release, oldest first: `adapter`, `at` (UTC), `why`."""
+        if not self._history.exists():
+            return []
+        return [json.loads(line) for line in self._history.read_text("utf-8").splitlines()]
+
+    def _make_way(self) -> Path | None:
+        """A real folder or a foreign link at our place is kept under another name, never written over."""
+        if self.link.is_symlink() and self.link.readlink().parts[:2] == (self.folder.parent.name, self.folder.name):
+            return None
+        if not self.link.exists() and not self.link.is_symlink():
+            return None
+        number = 1
+        while (aside := self.link.with_name(f"{self.link.name}.before-{number}")).exists():
+            number += 1
+        self.link.rename(aside)
+        return aside
+
+    def _switch(self, target: Path) -> None:
+        """Point the link at `target` by renaming a new link over it: the one atomic step of a release."""
+        fresh = self.link.with_name(f".{self.link.name}.{os.getpid()}")
+        fresh.unlink(missing_ok=True)
+        try:
+            fresh.symlink_to(os.path.relpath(target, self.link.parent), target_is_directory=True)
+        except OSError as error:
+            raise ReleaseError(
+                f"{self.link.parent} cannot hold symbolic links ({error.strerror}), which an atomic release needs. "
+                "Put the workspace on another file system."
+            ) from error
+        fresh.replace(self.link)
+
+    def _record(self, key: str, why: Mapping[str, Any]) -> None:
+        entry = {"adapter": key, "at": datetime.now(UTC).isoformat(timespec="seconds"), "why": dict(why)}
+        lines = [json.dumps(item, ensure_ascii=False) for item in (*self.history(), entry)]
+        write_atomically(self._history, "\n".join(lines) + "\n")
+
+
+def _sync(folder: Path) -> None:
+    """Have the folder's files on disk before anything points to them."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())

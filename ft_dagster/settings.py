@@ -1,0 +1,87 @@
+"""Where things are, and secrets: read from the environment and from the workspace's `.env`."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from ft_dagster.recipe import DEFAULT_RECIPE
+
+
+class Settings(BaseSettings):
+    """One workspace and where its parts are. Build it with `load_settings`."""
+
+    model_config = SettingsConfigDict(env_prefix="FT_", extra="ignore", frozen=True)
+
+    workspace: Path = Field(default_factory=Path.cwd)
+    """The folder that holds one body of reports and what is made of them."""
+    recipe: str = DEFAULT_RECIPE
+    """What to train and how: the name of a shipped recipe, or the path of a YAML file."""
+    cache: Path = Path("~/.cache/ft_dagster")
+    """Where base models are kept, shared by all workspaces."""
+    store: Path = Path(".ft/store")
+    """Where artifacts are kept; relative to the workspace."""
+    threads: int | None = Field(default=None, ge=1)
+    """Threads that training and evaluation use on a CPU; all cores when not set."""
+    huggingface_token: Annotated[SecretStr | None, NoDecode] = Field(default=None, validation_alias="HUGGINGFACE_TOKEN")
+    """For gated base models. Handed to the hub client in the child process and to nothing else."""
+
+    @field_validator("workspace", "cache", mode="after")
+    @classmethod
+    def _absolute(cls, path: Path) -> Path:
+        return Path(os.path.abspath(path.expanduser()))  # noqa: PTH100 - keeps symbolic links as the user wrote them
+
+    @field_validator("huggingface_token", "threads", mode="before")
+    @classmethod
+    def _empty_is_unset(cls, value: Any) -> Any:
+        return None if value == "" else value
+
+    @property
+    def token(self) -> str | None:
+        """The hub token in the clear, for the hub client only."""
+        return self.huggingface_token.get_secret_value() if self.huggingface_token else None
+
+    @property
+    def chapter_markdowns(self) -> Path:
+        return self.workspace / "chapter_markdowns"
+
+    @property
+    def consolidated(self) -> Path:
+        return self.workspace / "outputs" / "consolidated"
+
+    @property
+    def fine_tuned_model(self) -> Path:
+        return self.workspace / "fine_tuned_model"
+
+    @property
+    def logs(self) -> Path:
+        return self.workspace / "logs"
+
+    @property
+    def offload(self) -> Path:
+        return self.workspace / "offload"
+
+    @property
+    def state(self) -> Path:
+        """`.ft/`: the store, attempts, locks, released adapters."""
+        return self.workspace / ".ft"
+
+    @property
+    def store_root(self) -> Path:
+        return self.workspace / self.store.expanduser()
+
+    @property
+    def dagster_home(self) -> Path:
+        """DAGSTER_HOME where it is set, else the workspace's `.dagster/`."""
+        return Path(os.environ.get("DAGSTER_HOME") or self.workspace / ".dagster").expanduser()
+
+
+def load_settings() -> Settings:
+    """Settings of the workspace that FT_WORKSPACE names (the current folder without it), `.env` included.
+
+    A variable of the environment wins over the same line in `.env`.
+    """
+    workspace = Path(os.environ.get("FT_WORKSPACE") or Path.cwd()).expanduser()
+    return Settings(_env_file=workspace / ".env", workspace=workspace)  # type: ignore[call-arg]

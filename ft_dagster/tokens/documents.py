@@ -1,0 +1,59 @@
+"""Sections as documents: the text a model reads, and the places where it may be cut."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ft_dagster.corpus.sections import Section
+
+_FENCE = re.compile(r" {0,3}(```+|~~~+)")
+_HEADING = re.compile(r" {0,3}#{1,6}[ \t]")
+
+
+@dataclass(frozen=True)
+class Breaks:
+    """Character positions where a document may be cut, best first: before headings, paragraphs, lines."""
+
+    headings: list[int]
+    paragraphs: list[int]
+    lines: list[int]
+
+
+def render(section: Section) -> str:
+    """The text of a section as a document: headings above it, its own heading, and its text, as Markdown.
+
+    >>> render(Section("a", "Costs", 2, ("# Report",), 0, "They fell.", "a.md", ""))
+    '# Report\\n\\n## Costs\\n\\nThey fell.'
+    """
+    own = [f"{'#' * section.level} {section.title}"] if section.level else []
+    return "\n\n".join([*section.lead, *own, section.text])
+
+
+def find_breaks(text: str) -> Breaks:
+    """Where a document may be cut. Inside a code fence only line starts count."""
+    breaks = Breaks([], [], [])
+    after_blank = False
+    for start, line, fenced in _lines(text):
+        if start:
+            if not fenced and _HEADING.match(line):
+                breaks.headings.append(start)
+            elif not fenced and after_blank and line.strip():
+                breaks.paragraphs.append(start)
+            else:
+                breaks.lines.append(start)
+        after_blank = not line.strip()
+    return breaks
+
+
+def _lines(text: str) -> Iterator[tuple[int, str, bool]]:
+    """Lines with their position and whether they stand inside a code fence."""
+    start = 0
+    fence = ""
+    for line in text.splitlines(keepends=True):
+        match = _FENCE.match(line)
+        yield start, line, bool(fence)
+        if match and not fence:
+            fence = match[1]
+        elif match and match[1][0] == fence[0] and len(match[1]) >= len(fence) and line.strip() == match[1]:
+            fence = ""
+        start += len(line)

@@ -1,0 +1,103 @@
+"""Which chapters are held out for evaluation: decided by the hash of a chapter's identity, once and for all."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ft_dagster.corpus.files import CorpusError
+from ft_dagster.store import write_atomically
+
+
+@dataclass(frozen=True)
+class Pinned:
+    """Decisions the hash alone could not make, kept so that nothing changes sides as the reports grow."""
+
+    held_out: frozenset[str] = frozenset()
+    """Units held out though their hash alone would not say so."""
+    train: frozenset[str] = frozenset()
+    """Units trained on though their hash alone would hold them out."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which units are held out, and the pinned decisions to remember."""
+
+    held_out: frozenset[str]
+    pinned: Pinned
+
+    def holds_out(self, chapter: str, section: str) -> bool:
+        """Whether a section of a chapter is held out."""
+        return chapter in self.held_out or section_unit(chapter, section) in self.held_out
+
+
+def section_unit(chapter: str, section: str) -> str:
+    """Name of one section as a unit; used only where the reports are a single chapter."""
+    return f"{chapter}#{section}"
+
+
+def position(unit: str) -> float:
+    """Where a unit's name falls in 0..1: below the held-out share it is held out."""
+    return int.from_bytes(hashlib.sha256(f"held-out:{unit}".encode()).digest()[:8]) / 2**64
+
+
+def choose_held_out(sections: Iterable[tuple[str, str, int]], share: float, pinned: Pinned) -> Split:
+    """Split units into train and held out.
+
+    A chapter is held out when its position is below `share`; what was decided otherwise before stays so. Should
+    that hold out nothing, the chapter whose part of the text is nearest to `share` is held out; should it hold
+    out everything, the chapter with the highest position is trained on; either is pinned. When there is one
+    chapter only, its sections are the units.
+
+    Args:
+        sections: (chapter, title, bytes) of every section.
+        share: of chapters to hold out, between 0 and 1.
+        pinned: earlier decisions.
+
+    Raises:
+        CorpusError: a single section cannot be split.
+    """
+    by_chapter: Counter[str] = Counter()
+    by_section: Counter[str] = Counter()
+    for chapter, title, size in sections:
+        by_chapter[chapter] += size
+        by_section[section_unit(chapter, title)] += size
+    chapters, named = set(by_chapter), set(by_section)
+    sizes = by_chapter if len(chapters) > 1 else by_section
+    units = set(sizes)
+    if len(units) < 2:
+        raise CorpusError(
+            "The reports are one chapter with one section, so nothing can be held out to measure the adapter on. "
+            "Add a chapter, or headings (`## ...`) to this one."
+        )
+    below = {unit for unit in units if position(unit) < share} | (units & pinned.held_out)
+    held_out = below - pinned.train
+    if not held_out and not named & pinned.held_out:
+        wanted = share * sizes.total()
+        held_out = {min(units, key=lambda unit: (abs(sizes[unit] - wanted), position(unit)))}
+        pinned = Pinned(pinned.held_out | held_out, pinned.train - held_out)
+    elif held_out == units:
+        last = max(units, key=position)
+        held_out = held_out - {last}
+        pinned = Pinned(pinned.held_out - {last}, pinned.train | {last})
+    if len(chapters) == 1:  # the chapter and its held-out sections stay where they are when others come
+        return Split(frozenset(held_out), Pinned(pinned.held_out | held_out, pinned.train | chapters))
+    return Split(frozenset(held_out | (named & pinned.held_out)), pinned)
+
+
+def read_pinned(path: Path) -> Pinned:
+    """Earlier decisions of a workspace; none where the file is not there."""
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return Pinned()
+    return Pinned(frozenset(content["held_out"]), frozenset(content["train"]))
+
+
+def write_pinned(path: Path, pinned: Pinned) -> None:
+    """Remember decisions; nothing is written while there are none."""
+    if pinned.held_out or pinned.train:
+        content = {"held_out": sorted(pinned.held_out), "train": sorted(pinned.train)}
+        write_atomically(path, json.dumps(content, indent=1, ensure_ascii=False))

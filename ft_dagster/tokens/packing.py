@@ -1,0 +1,40 @@
+"""Packing pieces into rows: best-fit decreasing (Ding et al. 2024, arXiv 2404.10830), without cutting any."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+
+def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Rows of indices such that each row's lengths sum to at most `capacity` and every index is in one row.
+
+    Pieces are taken in the order given, longest first, ties by position; each goes into the fullest row that has
+    room for it. A bit mask of the free sizes finds that row in constant time, so the whole is linear in pieces.
+
+    >>> pack([2, 3, 4, 1], 5)
+    [[2, 3], [1, 0]]
+
+    Raises:
+        ValueError: a length is not in 1..capacity.
+    """
+    if any(not 0 < length <= capacity for length in lengths):
+        raise ValueError(f"every length must be in 1..{capacity}: {[n for n in lengths if not 0 < n <= capacity][:3]}")
+    rows: list[list[int]] = []
+    with_room: dict[int, list[int]] = defaultdict(list)  # free tokens -> rows
+    free_sizes = 0  # bit n is set when a row has n tokens free
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        length = lengths[index]
+        fitting = free_sizes >> length
+        if fitting:
+            free = length + ((fitting & -fitting).bit_length() - 1)
+            row = with_room[free].pop()
+            if not with_room[free]:
+                free_sizes &= ~(1 << free)
+        else:
+            free, row = capacity, len(rows)
+            rows.append([])
+        rows[row].append(index)
+        left = free - length
+        if left:
+            with_room[left].append(row)
+            free_sizes |= 1 << left
+    return rows

@@ -1,0 +1,43 @@
+"""`python -m ft_dagster.training REQUEST.json`: make one adapter. Exit codes: 0 made, 1 failed, 130 interrupted."""
+
+import logging
+import os
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from dagster_pipes import PipesContext, open_dagster_pipes
+
+from ft_dagster.training.request import TrainingRequest
+
+FAILED, INTERRUPTED = 1, 130
+
+
+def main(request_path: Path) -> int:
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    request = TrainingRequest.read(request_path)
+    started_by_a_run = "DAGSTER_PIPES_CONTEXT" in os.environ
+    with open_dagster_pipes() if started_by_a_run else nullcontext() as pipes:
+        from ft_dagster.training.progress import TrainingError
+        from ft_dagster.training.train import InterruptedTrainingError, train
+
+        def tell(metrics: dict[str, Any]) -> None:
+            if isinstance(pipes, PipesContext):
+                pipes.report_custom_message(metrics)
+
+        try:
+            train(request, tell)
+        except InterruptedTrainingError as stopped:
+            print(f"Training {stopped}; the next run goes on from there.", file=sys.stderr)  # noqa: T201
+            return INTERRUPTED
+        except TrainingError as error:
+            print(error, file=sys.stderr)  # noqa: T201
+            return FAILED
+    return 0
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m ft_dagster.training REQUEST.json")
+    sys.exit(main(Path(sys.argv[1])))

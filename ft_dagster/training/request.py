@@ -1,0 +1,68 @@
+"""What a training process is asked to do, as one JSON file."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ft_dagster.base import PreparedBase
+from ft_dagster.recipe import Recipe, resolve_recipe
+from ft_dagster.store import digest, write_atomically
+
+CODE_VERSION = "1"
+"""Raised by hand when the same request would give other weights."""
+RESULT = "result.json"
+"""Written last into an attempt's folder: without it the attempt is not finished."""
+PROGRESS = "progress.json"
+"""Replaced at every step while training runs."""
+
+
+def training_key(dataset_version: str, base: dict[str, str], recipe: Recipe) -> str:
+    """The key of an adapter: everything that decides its weights, and nothing else."""
+    return digest(
+        {
+            "dataset": dataset_version,
+            "base": base,
+            "recipe": recipe.part("base", "lora", "training"),
+            "code": CODE_VERSION,
+        }
+    )
+
+
+@dataclass(frozen=True)
+class TrainingRequest:
+    """One adapter to make."""
+
+    key: str
+    base: dict[str, str]
+    """A PreparedBase."""
+    dataset: str
+    """Folder that holds `train/` and `held_out/`."""
+    recipe: dict[str, Any]
+    """The resolved recipe."""
+    attempt: str
+    """Folder for checkpoints and results; the same for every attempt at one key, so that a rerun resumes."""
+    logs: str
+    """Folder for TensorBoard files."""
+    offload: str
+    """Folder for layers that fit neither GPU nor memory while a large model loads."""
+    locks: str
+    """Folder for the lock that keeps one training a device."""
+    lineage: dict[str, Any] = field(default_factory=dict)
+    """What the adapter's manifest says of its data: dataset version, chapters and sections with hashes."""
+    threads: int | None = None
+
+    def prepared_base(self) -> PreparedBase:
+        return PreparedBase(**self.base)
+
+    def resolved_recipe(self) -> Recipe:
+        return resolve_recipe(self.recipe)
+
+    def write(self, path: Path) -> Path:
+        """Write the request where the training process will read it."""
+        write_atomically(path, json.dumps(asdict(self), indent=1, ensure_ascii=False))
+        return path
+
+    @classmethod
+    def read(cls, path: Path) -> "TrainingRequest":
+        return cls(**json.loads(path.read_bytes()))

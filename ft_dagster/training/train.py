@@ -1,0 +1,216 @@
+"""One adapter, from packed rows: load, train or resume, save, prove that what was saved is what was trained."""
+
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset, load_from_disk
+from filelock import FileLock, Timeout
+from peft import PeftModel, get_peft_model_state_dict
+from peft.utils.save_and_load import load_peft_weights, set_peft_model_state_dict
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, Trainer, TrainingArguments
+
+from ft_dagster.recipe import Recipe
+from ft_dagster.store import write_atomically
+from ft_dagster.training.checkpoints import CompleteCheckpoints, StopOnSignal, last_complete
+from ft_dagster.training.model import add_adapter, device, load_base
+from ft_dagster.training.progress import Progress, TrainingError, peak_memory
+from ft_dagster.training.request import CODE_VERSION, RESULT, TrainingRequest
+from ft_dagster.training.rows import collate
+
+log = logging.getLogger(__name__)
+MANIFEST = "manifest.json"
+LIBRARIES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "datasets", "tokenizers")
+
+
+class InterruptedTrainingError(Exception):
+    """A signal asked to stop. A checkpoint has been saved."""
+
+
+class _Rows:
+    """Collates rows and counts the tokens that went by."""
+
+    def __init__(self, pad_id: int) -> None:
+        self.pad_id = pad_id
+        self.tokens = 0
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        self.tokens += sum(len(row["input_ids"]) for row in rows)
+        return collate(rows, self.pad_id)
+
+
+def train(request: TrainingRequest, tell: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """Make the adapter that is asked for, or go on from its last checkpoint.
+
+    Writes `<attempt>/adapter/` (weights, configuration, tokenizer, manifest) and, last, `<attempt>/result.json`.
+
+    Args:
+        request: what to make.
+        tell: takes a line of metrics from time to time.
+
+    Returns:
+        What result.json holds: steps, tokens, loss by step, seconds, memory, and the facts checks are made of.
+
+    Raises:
+        TrainingError: there is nothing to learn from, or the loss is not finite.
+        InterruptedTrainingError: a signal asked to stop.
+    """
+    if request.threads:
+        torch.set_num_threads(request.threads)
+    with one_training_a_device(Path(request.locks)):
+        return _Training(request, tell).run()
+
+
+def one_training_a_device(locks: Path) -> FileLock:
+    """A lock that the process holds while it computes on its device; it goes with the process, however that ends."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").replace(",", "-")
+    name = f"cuda-{visible or 'all'}" if torch.cuda.is_available() else "cpu"
+    locks.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(locks / f"{name}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        log.warning("Another training holds the device %s; waiting for it to end.", name)
+        lock.acquire()
+    return lock
+
+
+class _Training:
+    """The steps of one training; each method is one of them."""
+
+    def __init__(self, request: TrainingRequest, tell: Callable[[dict[str, Any]], None]) -> None:
+        self.request = request
+        self.tell = tell
+        self.recipe: Recipe = request.resolved_recipe()
+        self.base = request.prepared_base()
+        self.attempt = Path(request.attempt)
+        self.rows: Dataset = load_from_disk(str(Path(request.dataset) / "train"))
+        self.stop = StopOnSignal()
+
+    def run(self) -> dict[str, Any]:
+        if sum(len(row["input_ids"]) - len(row["lengths"]) for row in self.rows) == 0:
+            raise TrainingError("No token of the dataset is supervised, so there is nothing to learn from.")
+        began = time.monotonic()
+        tokenizer = AutoTokenizer.from_pretrained(self.base.folder)
+        model = add_adapter(load_base(self.base, self.recipe, Path(self.request.offload)), self.base, self.recipe)
+        rows = _Rows(tokenizer.eos_token_id)
+        progress = Progress(self.attempt, lambda: rows.tokens, self.tell)
+        trainer = self._trainer(model, tokenizer, rows, progress)
+        checkpoint = last_complete(self.attempt)
+        if checkpoint:
+            log.info("Going on from %s", checkpoint.name)
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if self.stop.received is not None and trainer.state.global_step < trainer.state.max_steps:
+            raise InterruptedTrainingError(f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}")
+        history = self._history(trainer)
+        adapter = self._save(model, tokenizer)
+        result = {
+            "key": self.request.key,
+            "steps": trainer.state.global_step,
+            "resumed_from": int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0,
+            "history": history,
+            "final_loss": history[-1]["loss"],
+            "tokens": rows.tokens,
+            "seconds": time.monotonic() - began,
+            "tokens_per_second": progress.history[-1]["tokens_per_second"] if progress.history else None,
+            "peak_memory_bytes": peak_memory(),
+            "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+            **self._prove(model, adapter),
+        }
+        write_atomically(self.attempt / RESULT, json.dumps(result, indent=1))
+        return result
+
+    def _trainer(
+        self, model: PeftModel, tokenizer: PreTrainedTokenizerBase, rows: _Rows, progress: Progress
+    ) -> Trainer:
+        options = self.recipe.training
+        os.environ["TENSORBOARD_LOGGING_DIR"] = str(Path(self.request.logs) / self.request.key[:12])
+        on_cpu = device().type == "cpu"
+        unquantized_checkpointing = options.gradient_checkpointing and self.recipe.base.quantization == "none"
+        if unquantized_checkpointing:
+            model.enable_input_require_grads()
+        arguments = TrainingArguments(
+            output_dir=str(self.attempt),
+            num_train_epochs=options.epochs,
+            per_device_train_batch_size=options.rows_per_device,
+            gradient_accumulation_steps=options.rows_per_step // options.rows_per_device,
+            learning_rate=options.learning_rate,
+            lr_scheduler_type=options.schedule,
+            warmup_steps=options.warmup,
+            optim=options.optimizer,
+            weight_decay=options.weight_decay,
+            max_grad_norm=options.gradient_clip,
+            gradient_checkpointing=options.gradient_checkpointing,
+            gradient_checkpointing_kwargs={"use_reentrant": False} if options.gradient_checkpointing else None,
+            bf16=self.recipe.base.dtype == "bfloat16",
+            fp16=self.recipe.base.dtype == "float16",
+            use_cpu=on_cpu,
+            seed=options.seed,
+            data_seed=options.seed,
+            save_strategy="steps",
+            save_steps=options.save_every,
+            save_total_limit=2,
+            logging_strategy="steps",
+            logging_steps=1,
+            logging_nan_inf_filter=False,  # a loss that is not a number must be seen
+            report_to=["tensorboard"],
+            remove_unused_columns=False,
+            dataloader_pin_memory=not on_cpu,
+            label_names=["labels"],
+            disable_tqdm=True,
+        )
+        return Trainer(
+            model=model,
+            args=arguments,
+            train_dataset=self.rows,
+            data_collator=rows,
+            processing_class=tokenizer,
+            callbacks=[progress, CompleteCheckpoints(), self.stop],
+        )
+
+    def _history(self, trainer: Trainer) -> list[dict[str, float]]:
+        """Loss and learning rate of every step, those before a resume included."""
+        rows = [row for row in trainer.state.log_history if "loss" in row]
+        return [{"step": row["step"], "loss": row["loss"], "learning_rate": row["learning_rate"]} for row in rows]
+
+    def _save(self, model: PeftModel, tokenizer: PreTrainedTokenizerBase) -> Path:
+        adapter = self.attempt / "adapter"
+        shutil.rmtree(adapter, ignore_errors=True)
+        model.save_pretrained(str(adapter))
+        (adapter / "README.md").unlink(missing_ok=True)  # a template with blanks; the manifest says it
+        tokenizer.save_pretrained(str(adapter))
+        manifest = {
+            "key": self.request.key,
+            "base": self.base.identity,
+            "recipe": self.request.recipe,
+            "code": CODE_VERSION,
+            "libraries": {name: version(name) for name in LIBRARIES},
+            **self.request.lineage,
+        }
+        write_atomically(adapter / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False, sort_keys=True))
+        return adapter
+
+    def _prove(self, model: PeftModel, adapter: Path) -> dict[str, Any]:
+        """Load what was saved back into the model, and compare: the same weights, and not the base's output."""
+        saved = load_peft_weights(str(adapter), device="cpu")
+        trained = get_peft_model_state_dict(model)
+        same = saved.keys() == trained.keys() and all(
+            torch.equal(saved[name], trained[name].detach().cpu()) for name in saved
+        )
+        set_peft_model_state_dict(model, saved)
+        model.eval()
+        batch = collate([self.rows[0]], 0)
+        inputs = {name: tensor.to(device()) for name, tensor in batch.items() if name != "labels"}
+        with torch.no_grad():
+            tuned = model(**inputs, use_cache=False).logits
+            with model.disable_adapter():
+                untuned = model(**inputs, use_cache=False).logits
+        return {"reloads": same, "largest_logit_change": (tuned - untuned).abs().max().item()}

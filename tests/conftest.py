@@ -1,0 +1,113 @@
+"""What all tests share: a tiny base model made in the session, and workspaces to work in."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+PROSE = (
+    "The committee met on Tuesday and read the report from the first page to the last. ",
+    "Rivers carry sediment downstream, and the delta grows by a hand's breadth each year. ",
+    "A ledger that balances to the byte is worth more than a promise that nothing was lost. ",
+    "Costs fell in the second year because the office stopped printing what nobody read. ",
+    "Each measurement was repeated three times, by people who did not know the earlier result. ",
+)
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Mistral of about half a million parameters with a byte-level tokenizer of its own, as a folder."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("tiny-mistral")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=512,
+        special_tokens=["<unk>", "<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(PROSE, trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="</s>"
+    )
+    fast.chat_template = "{% for m in messages %}[{{ m.role }}] {{ m.content }}{{ eos_token }}{% endfor %}"
+    fast.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = MistralConfig(
+        vocab_size=len(fast),
+        hidden_size=96,
+        intermediate_size=192,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=24,
+        sliding_window=None,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+    )
+    MistralForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def tiny_recipe(tiny_base: Path) -> dict[str, Any]:
+    """A recipe, as plain data, that trains on the tiny base within seconds."""
+    return {
+        "name": "tiny",
+        "base": {"source": "folder", "model": str(tiny_base)},
+        "tokens": {"block_length": 64, "held_out": 0.2},
+        "lora": {"rank": 4, "alpha": 8, "dropout": 0.1},
+        "training": {
+            "epochs": 3,
+            "learning_rate": 0.02,
+            "rows_per_device": 2,
+            "rows_per_step": 4,
+            "save_every": 2,
+        },
+        "evaluation": {"prompts": ["The committee"], "sample_tokens": 4},
+    }
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, tiny_recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty workspace that FT_WORKSPACE names, with a recipe for the tiny base and a cache of its own."""
+    folder = tmp_path / "workspace"
+    (folder / "chapter_markdowns").mkdir(parents=True)
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(tiny_recipe), "utf-8")
+    for name in ("HUGGINGFACE_TOKEN", "DAGSTER_HOME", "FT_STORE", "FT_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("FT_WORKSPACE", str(folder))
+    monkeypatch.setenv("FT_RECIPE", "recipe.yaml")
+    monkeypatch.setenv("FT_CACHE", str(tmp_path / "cache"))
+    return folder
+
+
+@pytest.fixture
+def write_chapter(workspace: Path) -> Callable[..., Path]:
+    """Writes a chapter of plain prose into the workspace: `write_chapter(3)`, `write_chapter(3, "other text")`."""
+
+    def write(number: int, text: str | None = None) -> Path:
+        path = workspace / "chapter_markdowns" / f"chapter_{number}.md"
+        body = text or "".join(PROSE[(number + i) % len(PROSE)] + f"It was item {number * 10 + i}. " for i in range(8))
+        path.write_text(f"# Chapter {number}\n\n## BACKGROUND KNOWLEDGE\n\n{body}\n", "utf-8")
+        return path
+
+    return write
+
+
+@pytest.fixture
+def example_reports(workspace: Path) -> Path:
+    """The workspace, filled with the report that ships with the project."""
+    examples = Path(__file__).parents[1] / "examples"
+    for name in ("chapter_markdowns", "outputs"):
+        shutil.copytree(examples / name, workspace / name, dirs_exist_ok=True)
+    return workspace
