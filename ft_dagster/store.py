@@ -7,11 +7,13 @@ Two kinds of things live in a store:
   its `artifact.json` has been written with the hash of every file, so that a reader sees it whole or not at all.
 """
 
+import errno
 import hashlib
 import json
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -50,15 +52,15 @@ def write_atomically(path: Path, content: bytes | str) -> None:
     """Replace `path` by `content` in one step: a reader sees the old file or the new one, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     data = content.encode() if isinstance(content, str) else content
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    fresh = path.with_name(f".{path.name}.{uuid.uuid4().hex}")  # not mkstemp, whose files others may not read
     try:
-        with os.fdopen(handle, "wb") as file:
+        with fresh.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        Path(name).replace(path)
+        fresh.replace(path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        fresh.unlink(missing_ok=True)
         raise
 
 
@@ -124,11 +126,16 @@ class Store:
         folder = self._artifact_path(kind, key)
         try:
             manifest = json.loads((folder / MANIFEST).read_bytes())
+            about, files, recorded = manifest["about"], manifest["files"], manifest["hash"]
         except FileNotFoundError:
             return None
-        except ValueError as error:
-            raise StoreError(f"{folder / MANIFEST} is damaged ({error}). {_REPAIR.format(folder)}") from error
-        return Artifact(kind, key, folder, manifest["about"], manifest["files"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise StoreError(f"{folder / MANIFEST} is damaged ({error!r}). {_REPAIR.format(folder)}") from error
+        if recorded != digest([kind, key, about, files]):
+            raise StoreError(
+                f"{folder / MANIFEST} is damaged: its hash is not the one recorded. {_REPAIR.format(folder)}"
+            )
+        return Artifact(kind, key, folder, about, files)
 
     def get(self, kind: str, key: str) -> Artifact:
         """The artifact of this kind and key, its bytes checked. Raises StoreError if missing or damaged."""
@@ -139,7 +146,11 @@ class Store:
         return artifact
 
     def take_in(self, kind: str, key: str, folder: Path, about: Mapping[str, Any]) -> Artifact:
-        """Move a finished folder into the store, whole. What is there already under this key is kept."""
+        """Move a finished folder into the store, whole. What is there already under this key is kept.
+
+        Raises:
+            StoreError: what is there is damaged.
+        """
         target = self._artifact_path(kind, key)
         if (existing := self.find(kind, key)) is not None:
             shutil.rmtree(folder)
@@ -147,18 +158,32 @@ class Store:
         files = {
             path.relative_to(folder).as_posix(): file_digest(path)
             for path in sorted(folder.rglob("*"))
-            if path.is_file() and path.name != MANIFEST
+            if path.is_file() and path != folder / MANIFEST
         }
-        manifest = {"kind": kind, "key": key, "about": dict(about), "files": files}
+        plain = json.loads(json.dumps(dict(about)))  # as it will be read back
+        manifest = {"kind": kind, "key": key, "about": plain, "files": files}
+        manifest["hash"] = digest([kind, key, plain, files])
         write_atomically(folder / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False))
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             folder.rename(target)
-        except OSError:
-            if self.find(kind, key) is None:  # not another process that finished the same work first
+        except OSError as error:
+            if error.errno == errno.EXDEV:  # an attempt's folder, and a store on another disk
+                return self._take_in_copy(kind, key, folder, plain)
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
+            if (existing := self.find(kind, key)) is None:  # not another process that finished the same work first
+                raise StoreError(f"{target} is in the way, without a manifest. {_REPAIR.format(target)}") from error
             shutil.rmtree(folder)
-        return Artifact(kind, key, target, about, files)
+            return existing
+        return Artifact(kind, key, target, plain, files)
+
+    def _take_in_copy(self, kind: str, key: str, folder: Path, about: Mapping[str, Any]) -> Artifact:
+        with self.staging() as copy:
+            shutil.copytree(folder, copy, dirs_exist_ok=True)
+            artifact = self.take_in(kind, key, copy, about)
+        shutil.rmtree(folder)
+        return artifact
 
     @contextmanager
     def staging(self) -> Iterator[Path]:

@@ -43,12 +43,12 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     config = MistralConfig(
         vocab_size=len(fast),
-        hidden_size=96,
-        intermediate_size=192,
-        num_hidden_layers=3,
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        head_dim=24,
+        head_dim=32,
         sliding_window=None,
         bos_token_id=1,
         eos_token_id=2,
@@ -58,12 +58,11 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def tiny_recipe(tiny_base: Path) -> dict[str, Any]:
+def recipe_for(base: Path) -> dict[str, Any]:
     """A recipe, as plain data, that trains on the tiny base within seconds."""
     return {
         "name": "tiny",
-        "base": {"source": "folder", "model": str(tiny_base)},
+        "base": {"source": "folder", "model": str(base)},
         "tokens": {"block_length": 64, "held_out": 0.2},
         "lora": {"rank": 4, "alpha": 8, "dropout": 0.1},
         "training": {
@@ -75,6 +74,18 @@ def tiny_recipe(tiny_base: Path) -> dict[str, Any]:
         },
         "evaluation": {"prompts": ["The committee"], "sample_tokens": 4},
     }
+
+
+def chapter_text(number: int) -> str:
+    """A chapter of plain prose, different for every number."""
+    items = (PROSE[(number + i) % len(PROSE)] + f"It was item {number * 10 + i}. " for i in range(8))
+    return f"# Chapter {number}\n\n## BACKGROUND KNOWLEDGE\n\n{''.join(items)}\n"
+
+
+@pytest.fixture
+def tiny_recipe(tiny_base: Path) -> dict[str, Any]:
+    """The recipe for the tiny base, to be changed."""
+    return recipe_for(tiny_base)
 
 
 @pytest.fixture
@@ -92,16 +103,12 @@ def workspace(tmp_path: Path, tiny_recipe: dict[str, Any], monkeypatch: pytest.M
 
 
 @pytest.fixture
-def write_chapter(workspace: Path) -> Callable[..., Path]:
-    """Writes a chapter of plain prose into the workspace: `write_chapter(3)`, `write_chapter(3, "other text")`."""
-
-    def write(number: int, text: str | None = None) -> Path:
-        path = workspace / "chapter_markdowns" / f"chapter_{number}.md"
-        body = text or "".join(PROSE[(number + i) % len(PROSE)] + f"It was item {number * 10 + i}. " for i in range(8))
-        path.write_text(f"# Chapter {number}\n\n## BACKGROUND KNOWLEDGE\n\n{body}\n", "utf-8")
-        return path
-
-    return write
+def chapters(workspace: Path) -> list[Path]:
+    """Six chapters of plain prose in the workspace."""
+    paths = [workspace / "chapter_markdowns" / f"chapter_{number}.md" for number in range(1, 7)]
+    for number, path in enumerate(paths, start=1):
+        path.write_text(chapter_text(number), "utf-8")
+    return paths
 
 
 @pytest.fixture
@@ -111,3 +118,46 @@ def example_reports(workspace: Path) -> Path:
     for name in ("chapter_markdowns", "outputs"):
         shutil.copytree(examples / name, workspace / name, dirs_exist_ok=True)
     return workspace
+
+
+@pytest.fixture
+def make_dataset(tiny_base: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Builds a tokenized dataset from texts: `make_dataset({"a": "text", "b": "text"}, held_out=["b"])`."""
+    from ft_dagster.corpus.sections import Section
+    from ft_dagster.recipe import Tokens
+    from ft_dagster.store import digest
+    from ft_dagster.tokens.dataset import prepare_dataset
+    from ft_dagster.tokens.held_out import Pinned, Split
+    from ft_dagster.tokens.tokenizer import DocumentTokenizer
+
+    def make(texts: dict[str, str], held_out: list[str], block_length: int = 64) -> Path:
+        sections = [
+            Section(name, "", 0, (), 0, text, f"chapter_markdowns/{name}.md", digest(text))
+            for name, text in texts.items()
+        ]
+        files = [{"size": section.used_bytes, "left_out": {}} for section in sections]
+        folder = tmp_path / "dataset"
+        folder.mkdir()
+        prepare_dataset(
+            sections,
+            DocumentTokenizer(tiny_base),
+            Tokens(block_length=block_length),
+            Split(frozenset(held_out), Pinned()),
+            {"files": files},
+            folder,
+        )
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def prose() -> Callable[[int, int], str]:
+    """`prose(seed, sentences)`: plain text, different for every seed."""
+
+    def write(seed: int, sentences: int) -> str:
+        return "".join(
+            PROSE[(seed + i) % len(PROSE)] + f"It was item {seed * 100 + i}. " for i in range(sentences)
+        ).strip()
+
+    return write

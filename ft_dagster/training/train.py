@@ -15,7 +15,7 @@ from datasets import Dataset, load_from_disk
 from filelock import FileLock, Timeout
 from peft import PeftModel, get_peft_model_state_dict
 from peft.utils.save_and_load import load_peft_weights, set_peft_model_state_dict
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainingArguments
 
 from ft_dagster.recipe import Recipe
 from ft_dagster.store import write_atomically
@@ -167,7 +167,7 @@ class _Training:
             label_names=["labels"],
             disable_tqdm=True,
         )
-        return Trainer(
+        trainer = Trainer(
             model=model,
             args=arguments,
             train_dataset=self.rows,
@@ -175,6 +175,8 @@ class _Training:
             processing_class=tokenizer,
             callbacks=[progress, CompleteCheckpoints(), self.stop],
         )
+        trainer.remove_callback(PrinterCallback)  # progress says the same
+        return trainer
 
     def _history(self, trainer: Trainer) -> list[dict[str, float]]:
         """Loss and learning rate of every step, those before a resume included."""

@@ -1,0 +1,131 @@
+"""Heavy steps run in a process group that never outlives the step."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import dagster as dg
+import psutil
+import pytest
+
+from ft_dagster.defs.child_process import ChildProcess
+
+SLEEPER = """
+    import os, subprocess, sys, time
+    from pathlib import Path
+    grandchild = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    Path(sys.argv[1]).with_suffix(".pids").write_text(str(os.getpid()) + " " + str(grandchild.pid))
+    {before}
+    time.sleep(600)
+"""
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
+    """Makes a module that a child can run; gives its name."""
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+    def write(body: str) -> str:
+        (tmp_path / "child_module.py").write_text(textwrap.dedent(body))
+        return "child_module"
+
+    return write
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "the condition did not come true in time"
+        time.sleep(0.02)
+
+
+def gone(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def run_child(name: str, folder: Path, grace: float = 60.0) -> dg.ExecuteInProcessResult:
+    request = folder / "request.json"
+    request.write_text("{}")
+
+    @dg.asset
+    def stage(context: dg.AssetExecutionContext) -> Iterator[dg.AssetObservation | dg.MaterializeResult]:
+        yield from ChildProcess(grace_seconds=grace).run(context, name, request, folder / "logs" / "child.log")
+        yield dg.MaterializeResult()
+
+    return dg.materialize([stage], raise_on_error=False, instance=dg.DagsterInstance.ephemeral())
+
+
+def test_numbers_that_the_child_tells_are_observed(module: Callable[[str], str], tmp_path: Path) -> None:
+    name = module("""
+        from dagster_pipes import open_dagster_pipes
+        with open_dagster_pipes() as pipes:
+            pipes.report_custom_message({"step": 1, "loss": 0.5, "text": "left out"})
+    """)
+    result = run_child(name, tmp_path)
+    (event,) = result.get_asset_observation_events()
+    observed = event.asset_observation_data.asset_observation.metadata
+    assert {key: value.value for key, value in observed.items()} == {"step": 1, "loss": 0.5}
+
+
+def test_a_child_that_fails_fails_the_step_with_the_end_of_its_output(
+    module: Callable[[str], str], tmp_path: Path
+) -> None:
+    result = run_child(module("import sys; print('the reason'); sys.exit(3)"), tmp_path)
+    (failure,) = result.get_step_failure_events()
+    message = failure.step_failure_data.user_failure_data.description
+    assert "exit code 3" in message and message.endswith("the reason")
+
+
+def test_what_a_crashed_child_leaves_behind_is_ended(module: Callable[[str], str], tmp_path: Path) -> None:
+    run_child(module(SLEEPER.format(before="sys.exit(1)")), tmp_path)
+    pids = [int(pid) for pid in (tmp_path / "request.pids").read_text().split()]
+    wait_until(lambda: all(gone(pid) for pid in pids))
+
+
+def test_secrets_are_not_handed_to_the_child(
+    module: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HUGGINGFACE_TOKEN", "canary")
+    monkeypatch.setenv("HF_TOKEN", "canary")
+    result = run_child(module("import os, sys; sys.exit('canary' in os.environ.values())"), tmp_path)
+    assert result.success
+
+
+PARENT = """
+    import sys
+    from pathlib import Path
+    sys.path.insert(0, {tests!r})
+    from test_child_process import run_child
+    run_child("child_module", Path({folder!r}), grace=2.0)
+"""
+
+
+@pytest.mark.parametrize("ignores", ["", "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_child_ends_with_the_process_that_started_it(
+    module: Callable[[str], str], tmp_path: Path, number: signal.Signals, ignores: str
+) -> None:
+    module(SLEEPER.format(before=ignores))
+    script = textwrap.dedent(PARENT.format(tests=str(Path(__file__).parent), folder=str(tmp_path)))
+    parent = subprocess.Popen([sys.executable, "-c", script], env=os.environ.copy())
+    try:
+        wait_until((tmp_path / "request.pids").exists)
+        wait_until(lambda: bool((tmp_path / "request.pids").read_text()))
+        child, grandchild = (int(pid) for pid in (tmp_path / "request.pids").read_text().split())
+        parent.send_signal(number)
+        parent.wait(30)
+        wait_until(lambda: gone(child))
+        if number == signal.SIGINT:  # a killed parent cannot end the grandchild; the child's own code must
+            wait_until(lambda: gone(grandchild))
+        elif not gone(grandchild):
+            os.kill(grandchild, signal.SIGKILL)
+    finally:
+        parent.kill()

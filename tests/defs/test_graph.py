@@ -1,0 +1,265 @@
+"""The whole graph on a tiny base: what runs, what is used again, what is held back, what is released."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+import yaml
+from conftest import chapter_text, recipe_for
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from ft_dagster.definitions import BRING_UP_TO_DATE, defs
+from ft_dagster.defs.external import changed
+from ft_dagster.defs.stages import STAGES, reason_stale, stale_stages
+from ft_dagster.defs.workspace import Workspace
+from ft_dagster.settings import load_settings
+from ft_dagster.training.request import CODE_VERSION
+
+
+@pytest.fixture
+def instance() -> Iterator[dg.DagsterInstance]:
+    with dg.DagsterInstance.ephemeral() as instance:
+        yield instance
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
+    """A folder with a `workspace` that is up to date and the `home` of the instance that brought it there."""
+    folder = tmp_path_factory.mktemp("finished")
+    chapters = folder / "workspace" / "chapter_markdowns"
+    chapters.mkdir(parents=True)
+    for number in range(1, 7):
+        (chapters / f"chapter_{number}.md").write_text(chapter_text(number), "utf-8")
+    (folder / "workspace" / "recipe.yaml").write_text(yaml.safe_dump(recipe_for(tiny_base)), "utf-8")
+    (folder / "home").mkdir()
+    with pytest.MonkeyPatch.context() as patch, dg.DagsterInstance.local_temp(str(folder / "home")) as instance:
+        patch.setenv("FT_WORKSPACE", str(folder / "workspace"))
+        patch.setenv("FT_RECIPE", "recipe.yaml")
+        patch.setenv("FT_CACHE", str(folder / "cache"))
+        assert run(instance).success
+    return folder
+
+
+@pytest.fixture
+def up_to_date(finished: Path, workspace: Path, tmp_path: Path) -> Iterator[dg.DagsterInstance]:
+    """The instance of a workspace that is up to date: copies of both, to be changed."""
+    shutil.copytree(finished / "workspace", workspace, dirs_exist_ok=True, symlinks=True)
+    shutil.copytree(finished / "home", tmp_path / "home")
+    with dg.DagsterInstance.local_temp(str(tmp_path / "home")) as instance:
+        yield instance
+
+
+def run(instance: dg.DagsterInstance, *names: str) -> dg.ExecuteInProcessResult:
+    """Look at the reports, then materialize these assets, or all."""
+    for event in changed(instance, load_settings()):
+        instance.report_runless_asset_event(event)
+    return defs.resolve_job_def(BRING_UP_TO_DATE).execute_in_process(
+        instance=instance,
+        asset_selection=[dg.AssetKey(name) for name in names] or None,
+        raise_on_error=False,
+        run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+    )
+
+
+def metadata(result: dg.ExecuteInProcessResult, name: str) -> dict[str, Any]:
+    (event,) = (e for e in result.get_asset_materialization_events() if e.asset_key == dg.AssetKey(name))
+    return {key: value.value for key, value in event.materialization.metadata.items()}
+
+
+def materialized(result: dg.ExecuteInProcessResult) -> set[str]:
+    return {e.asset_key.to_user_string() for e in result.get_asset_materialization_events() if e.asset_key}
+
+
+def test_chapters_become_a_released_adapter_that_loads_plainly(
+    instance: dg.DagsterInstance, workspace: Path, chapters: list[Path], tiny_base: Path
+) -> None:
+    result = run(instance)
+    assert result.success
+    assert materialized(result) == {stage.name for stage in STAGES}
+    assert all(check.passed for check in result.get_asset_check_evaluations())
+    assert {check.check_name for check in result.get_asset_check_evaluations()} == {
+        "every_file_is_readable",
+        "ledger_balances",
+        "no_held_out_text_in_train",
+        "loss_is_finite",
+        "adapter_reloads_and_differs_from_base",
+    }
+    evaluation = metadata(result, "adapter_evaluation")
+    assert evaluation["bits per byte: new"] < evaluation["bits per byte: base"]
+    assert metadata(result, "released_adapter")["decision"] == "release"
+    observed = [e.asset_observation_data.asset_observation for e in result.get_asset_observation_events()]
+    steps = [o.metadata["step"].value for o in observed if o.asset_key == dg.AssetKey("lora_adapter")]
+    assert steps == list(range(1, metadata(result, "lora_adapter")["steps"] + 1)), "metrics come while it trains"
+    assert {"loss", "learning_rate", "tokens_per_second", "peak_memory_bytes"} <= observed[0].metadata.keys()
+    folder = workspace / "fine_tuned_model"
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_base), str(folder))
+    inputs = AutoTokenizer.from_pretrained(folder)("The committee", return_tensors="pt")
+    with model.disable_adapter():
+        base = model(**inputs).logits
+    assert not base.equal(model(**inputs).logits)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    trained_on = {row["chapter"] for row in manifest["trained_on"]}
+    assert trained_on | set(manifest["held_out"]) == {path.stem for path in chapters}
+    assert not trained_on & set(manifest["held_out"])
+
+
+def test_when_nothing_changed_nothing_is_stale_and_a_run_trains_nothing(
+    up_to_date: dg.DagsterInstance, workspace: Path
+) -> None:
+    recipe = Workspace().recipe
+    assert stale_stages(up_to_date, recipe) == []
+    logs = sorted((workspace / "logs").glob("*.log"))
+    again = run(up_to_date)
+    assert metadata(again, "lora_adapter")["reused"] is True
+    assert sorted((workspace / "logs").glob("*.log")) == logs, "no process was started"
+    assert stale_stages(up_to_date, recipe) == []
+
+
+def test_an_edit_trains_again_and_its_reversal_brings_the_earlier_adapter_back(
+    up_to_date: dg.DagsterInstance, workspace: Path
+) -> None:
+    first = (workspace / "fine_tuned_model").resolve().name
+    held_out = json.loads((workspace / "fine_tuned_model" / "manifest.json").read_text())["held_out"]
+    chapters = sorted((workspace / "chapter_markdowns").iterdir())
+    edited = next(path for path in chapters if path.stem not in held_out)
+    before = edited.read_text()
+    edited.write_text(before + "\nA sentence that was not there before.\n")
+    for event in changed(up_to_date, load_settings()):
+        up_to_date.report_runless_asset_event(event)
+    reasons = {stage.name: reason for stage, reason in stale_stages(up_to_date, Workspace().recipe)}
+    assert reasons["raw_chapters"] == "report_files has new content"
+    second = metadata(run(up_to_date), "lora_adapter")
+    assert second["reused"] is False and second["artifact"] != first
+    edited.write_text(before)
+    third = metadata(run(up_to_date), "lora_adapter")
+    assert third["reused"] is True and third["artifact"] == first
+
+
+def test_an_edit_that_leaves_the_sections_equal_stops_there(up_to_date: dg.DagsterInstance, workspace: Path) -> None:
+    chapter = workspace / "chapter_markdowns" / "chapter_1.md"
+    text = chapter.read_text()
+    chapter.write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode() + b"\r\n\r\n")
+    result = run(up_to_date, "raw_chapters", "sections")
+    assert result.success
+    assert stale_stages(up_to_date, Workspace().recipe) == []
+
+
+def test_a_recipe_change_is_the_reason_given(
+    up_to_date: dg.DagsterInstance, workspace: Path, tiny_recipe: dict[str, Any]
+) -> None:
+    tiny_recipe["lora"]["rank"] = 2
+    (workspace / "recipe.yaml").write_text(yaml.safe_dump(tiny_recipe))
+    stale = {stage.name: reason for stage, reason in stale_stages(up_to_date, Workspace().recipe)}
+    assert stale["lora_adapter"] == "the recipe changed (base, lora, training)"
+    assert "tokenized_dataset" not in stale and "sections" not in stale
+    result = run(up_to_date, *stale)
+    assert result.success and metadata(result, "lora_adapter")["reused"] is False
+
+
+def test_a_code_change_and_a_changed_base_are_the_reasons_given(
+    up_to_date: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = Workspace().recipe
+    adapter = next(stage for stage in STAGES if stage.name == "lora_adapter")
+    object.__setattr__(adapter, "code_version", CODE_VERSION + "-next")
+    try:
+        assert reason_stale(up_to_date, adapter, recipe) == "its code changed"
+    finally:
+        object.__setattr__(adapter, "code_version", CODE_VERSION)
+    up_to_date.report_runless_asset_event(
+        dg.AssetMaterialization("base_model", tags={"dagster/data_version": "another"})
+    )
+    assert reason_stale(up_to_date, adapter, recipe) == "base_model has new content"
+
+
+def test_a_file_that_cannot_be_read_stops_the_run_before_training_and_is_named(
+    instance: dg.DagsterInstance, workspace: Path, chapters: list[Path]
+) -> None:
+    (workspace / "chapter_markdowns" / "latin.md").write_bytes("# Café\n".encode("latin-1"))
+    result = run(instance)
+    assert not result.success
+    assert materialized(result) == {"raw_chapters", "sections"}
+    (check,) = (c for c in result.get_asset_check_evaluations() if not c.passed)
+    assert (
+        check.description is not None and "chapter_markdowns/latin.md: byte 5 (0xe9) is not UTF-8" in check.description
+    )
+    assert reason_stale(instance, STAGES[1], Workspace().recipe) == "a blocking check failed"
+    alone = run(instance, "tokenized_dataset")
+    assert not alone.success, "the check cannot be stepped around by materializing what comes after it"
+
+
+def test_a_recipe_may_leave_unreadable_files_out_and_they_are_counted(
+    instance: dg.DagsterInstance, workspace: Path, chapters: list[Path], tiny_recipe: dict[str, Any]
+) -> None:
+    (workspace / "recipe.yaml").write_text(yaml.safe_dump(tiny_recipe | {"corpus": {"unreadable": "skip"}}))
+    (workspace / "chapter_markdowns" / "latin.md").write_bytes("# Café\n".encode("latin-1"))
+    result = run(instance, "raw_chapters", "sections", "tokenized_dataset")
+    assert result.success
+    assert "left out: unreadable file | 7" in metadata(result, "tokenized_dataset")["ledger"]
+
+
+def test_an_adapter_that_does_not_beat_the_released_one_is_kept_back_with_the_reason(
+    up_to_date: dg.DagsterInstance, workspace: Path, tiny_recipe: dict[str, Any]
+) -> None:
+    released = load_file(workspace / "fine_tuned_model" / "adapter_model.safetensors")
+    tiny_recipe["training"] |= {"epochs": 0.3, "learning_rate": 2e-3}
+    (workspace / "recipe.yaml").write_text(yaml.safe_dump(tiny_recipe))
+    result = run(up_to_date)
+    kept = metadata(result, "released_adapter")
+    assert kept["decision"] == "keep" and "is not better than the released's" in kept["reason"]
+    now = load_file(workspace / "fine_tuned_model" / "adapter_model.safetensors")
+    assert all(now[name].equal(released[name]) for name in released)
+
+
+def test_training_that_fails_says_why_in_the_run(
+    instance: dg.DagsterInstance, workspace: Path, chapters: list[Path], tiny_recipe: dict[str, Any]
+) -> None:
+    tiny_recipe["training"] |= {"learning_rate": 1e30, "warmup": 0.0}
+    (workspace / "recipe.yaml").write_text(yaml.safe_dump(tiny_recipe))
+    result = run(instance)
+    (failure,) = result.get_step_failure_events()
+    assert failure.step_key == "lora_adapter"
+    message = failure.step_failure_data.user_failure_data.description
+    assert "ended with exit code 1" in message and "Lower training.learning_rate" in message
+
+
+def test_an_asset_without_its_input_says_what_to_materialize(
+    instance: dg.DagsterInstance, chapters: list[Path]
+) -> None:
+    result = run(instance, "sections")
+    (failure,) = result.get_step_failure_events()
+    assert "raw_chapters has not been materialized" in failure.step_failure_data.user_failure_data.description
+
+
+def test_a_damaged_artifact_is_noticed_before_it_is_used(
+    instance: dg.DagsterInstance, workspace: Path, chapters: list[Path]
+) -> None:
+    assert run(instance, "raw_chapters", "sections").success
+    (lines,) = (workspace / ".ft" / "store" / "sections").glob("*/sections.jsonl")
+    data = bytearray(lines.read_bytes())
+    data[10] ^= 1
+    lines.write_bytes(data)
+    result = run(instance, "tokenized_dataset")
+    (failure,) = result.get_step_failure_events()
+    assert "sections.jsonl is damaged" in str(failure.step_failure_data.error)
+
+
+def test_the_hub_token_is_in_nothing_that_was_written(
+    instance: dg.DagsterInstance, workspace: Path, chapters: list[Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    (workspace / ".env").write_text("HUGGINGFACE_TOKEN=hf_canary_1234567890\n")
+    result = run(instance)
+    assert result.success
+    assert load_settings().token == "hf_canary_1234567890"
+    written = [path for path in workspace.rglob("*") if path.is_file() and path.name != ".env"]
+    assert len(written) > 20
+    assert not [path for path in written if b"hf_canary" in path.read_bytes()]
+    events = "".join(str(record.event_log_entry) for record in instance.get_records_for_run(result.run_id).records)
+    assert "lora_adapter" in events and "hf_canary" not in events
+    assert "hf_canary" not in "".join(capfd.readouterr())

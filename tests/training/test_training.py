@@ -1,0 +1,243 @@
+"""From packed rows to an adapter: what is supervised, that it repeats, resumes, and is what was saved."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset, load_from_disk
+from filelock import FileLock
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from ft_dagster.base import BaseModelError, prepare_base
+from ft_dagster.recipe import Recipe, resolve_recipe
+from ft_dagster.tokens.dataset import read_documents
+from ft_dagster.training.checkpoints import last_complete
+from ft_dagster.training.progress import TrainingError
+from ft_dagster.training.request import RESULT, TrainingRequest, training_key
+from ft_dagster.training.rows import IGNORED, collate
+from ft_dagster.training.train import train
+
+WEIGHTS = "adapter/adapter_model.safetensors"
+
+
+@pytest.fixture
+def dataset(make_dataset: Callable[..., Path], prose: Callable[[int, int], str]) -> Path:
+    return make_dataset({f"chapter_{n}": prose(n, 9 + n) for n in range(6)}, held_out=["chapter_5"])
+
+
+@pytest.fixture
+def request_for(dataset: Path, tiny_recipe: dict[str, Any], tmp_path: Path) -> Callable[..., TrainingRequest]:
+    """Builds a request; keyword arguments change the recipe's parts."""
+
+    def build(attempt: str = "attempt", **parts: dict[str, Any]) -> TrainingRequest:
+        content = tiny_recipe | {name: tiny_recipe.get(name, {}) | fields for name, fields in parts.items()}
+        recipe = resolve_recipe(content)
+        base = prepare_base(recipe.base, tmp_path / "cache")
+        version = json.loads((dataset / "dataset.json").read_text())["version"]
+        return TrainingRequest(
+            key=training_key(version, base.identity, recipe),
+            base=base.to_json(),
+            dataset=str(dataset),
+            recipe=recipe.model_dump(mode="json"),
+            attempt=str(tmp_path / attempt),
+            logs=str(tmp_path / "logs"),
+            offload=str(tmp_path / "offload"),
+            locks=str(tmp_path / "locks"),
+            lineage={"dataset": version},
+        )
+
+    return build
+
+
+def start(request: TrainingRequest) -> subprocess.Popen[str]:
+    """The training process, as the asset starts it but without Dagster."""
+    path = request.write(Path(request.attempt) / "request.json")
+    environment = os.environ | {"PYTHONHASHSEED": "0"}
+    command = [sys.executable, "-m", "ft_dagster.training", str(path)]
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 120) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < until, "the condition did not come true in time"
+        time.sleep(0.01)
+
+
+def weights(request: TrainingRequest) -> bytes:
+    return (Path(request.attempt) / WEIGHTS).read_bytes()
+
+
+def test_rows_become_tensors_with_positions_and_labels_by_piece() -> None:
+    rows = [{"input_ids": [5, 6, 7, 8, 9], "lengths": [2, 3]}, {"input_ids": [4, 3], "lengths": [2]}]
+    batch = collate(rows, pad_id=2)
+    assert batch["input_ids"].tolist() == [[5, 6, 7, 8, 9], [4, 3, 2, 2, 2]]
+    assert batch["position_ids"].tolist() == [[0, 1, 0, 1, 2], [0, 1, 0, 1, 2]]
+    assert batch["labels"].tolist() == [[IGNORED, 6, IGNORED, 8, 9], [IGNORED, 3, IGNORED, IGNORED, IGNORED]]
+
+
+def test_every_token_of_every_train_document_but_its_first_is_supervised_once(dataset: Path) -> None:
+    rows = load_from_disk(str(dataset / "train"))
+    supervised = sum(int((collate([row], 2)["labels"] != IGNORED).sum()) for row in rows)
+    documents = [d for d in read_documents(dataset) if d.split == "train"]
+    assert supervised == sum(d.tokens + 1 - 1 for d in documents)  # the end is supervised, the first token is not
+    ends = sum(int((collate([row], 2)["labels"] == 2).sum()) for row in rows)
+    assert ends == len(documents)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_documents_in_one_row_do_not_see_each_other(tiny_base: Path, dataset: Path, attention: str) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32, attn_implementation=attention)
+    rows = [row for row in load_from_disk(str(dataset / "train")) if len(row["lengths"]) > 1]
+    assert len(rows) >= 2
+    batch = collate(rows[:2], 2)
+    with torch.no_grad():
+        packed = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits
+        for index, row in enumerate(rows[:2]):
+            start = 0
+            for length in row["lengths"]:
+                alone = model(input_ids=torch.tensor([row["input_ids"][start : start + length]])).logits[0]
+                assert torch.allclose(packed[index, start : start + length], alone, atol=1e-5)
+                start += length
+
+
+def test_an_adapter_is_made_that_loads_with_plain_peft_and_transformers(
+    request_for: Callable[..., TrainingRequest], tiny_base: Path
+) -> None:
+    request = request_for()
+    told: list[dict[str, Any]] = []
+    result = train(request, told.append)
+    folder = Path(request.attempt) / "adapter"
+    assert result["reloads"] and result["largest_logit_change"] > 0
+    assert result["history"][-1]["loss"] < result["history"][0]["loss"]
+    assert [row["step"] for row in result["history"]] == list(range(1, result["steps"] + 1))
+    assert told[-1]["step"] == result["steps"] and told[-1]["tokens_per_second"] > 0
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_base), str(folder))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert model(**tokenizer("The committee", return_tensors="pt")).logits.isfinite().all()
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["base"] == request.prepared_base().identity and manifest["dataset"] == request.lineage["dataset"]
+    assert list(Path(request.logs).rglob("events.out.tfevents.*"))
+
+
+def test_the_same_request_gives_the_same_bytes(request_for: Callable[..., TrainingRequest]) -> None:
+    first, second = request_for("first"), request_for("second")
+    train(first, lambda _: None)
+    train(second, lambda _: None)
+    assert weights(first) == weights(second)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_stopped_training_goes_on_and_ends_with_the_bytes_of_one_never_stopped(
+    request_for: Callable[..., TrainingRequest], number: signal.Signals
+) -> None:
+    stopped = request_for("stopped", training={"epochs": 12})
+    undisturbed = request_for("undisturbed", training={"epochs": 12})
+    process = start(stopped)
+    wait_until(lambda: last_complete_exists(Path(stopped.attempt)), process)
+    process.send_signal(number)
+    process.communicate()
+    assert process.returncode == (-number if number == signal.SIGKILL else 130)
+    assert not (Path(stopped.attempt) / RESULT).exists()
+    assert train(stopped, lambda _: None)["resumed_from"] > 0
+    train(undisturbed, lambda _: None)
+    assert weights(stopped) == weights(undisturbed)
+
+
+def last_complete_exists(attempt: Path) -> bool:
+    return any(attempt.glob("checkpoint-*/complete"))
+
+
+def test_a_half_written_checkpoint_is_not_seen(tmp_path: Path) -> None:
+    for step in (2, 10):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    (tmp_path / "checkpoint-2" / "complete").touch()
+    assert last_complete(tmp_path) == tmp_path / "checkpoint-2"
+    assert not (tmp_path / "checkpoint-10").exists()
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"base": {"quantization": "nf4"}},
+        {"base": {"quantization": "nf4"}, "training": {"gradient_checkpointing": True}},
+        {"training": {"gradient_checkpointing": True}},
+        {"training": {"attention": "eager", "optimizer": "adamw_bnb_8bit"}, "lora": {"targets": ["q_proj", "v_proj"]}},
+        {"base": {"dtype": "float32"}},
+    ],
+    ids=["nf4", "nf4-checkpointing", "bf16-checkpointing", "eager-8bit-adam", "float32"],
+)
+def test_recipes_of_other_kinds_go_through_the_same_code(
+    request_for: Callable[..., TrainingRequest], parts: dict[str, dict[str, Any]]
+) -> None:
+    request = request_for(**parts)
+    result = train(request, lambda _: None)
+    assert result["reloads"] and result["largest_logit_change"] > 0
+    assert result["history"][-1]["loss"] < result["history"][0]["loss"]
+    trained = load_file(Path(request.attempt) / WEIGHTS)
+    targets = parts.get("lora", {}).get("targets")
+    assert targets is None or {name.split(".")[-3] for name in trained} == set(targets)
+    assert all(tensor.dtype == torch.float32 for tensor in trained.values())
+
+
+def test_a_loss_that_is_not_a_number_ends_training_and_says_what_to_change(
+    request_for: Callable[..., TrainingRequest],
+) -> None:
+    with pytest.raises(TrainingError, match=r"step \d+\. Lower training.learning_rate"):
+        train(request_for(training={"learning_rate": 1e30, "warmup": 0.0}), lambda _: None)
+
+
+def test_a_dataset_without_a_supervised_token_is_refused_before_the_model_is_loaded(
+    request_for: Callable[..., TrainingRequest], tmp_path: Path
+) -> None:
+    Dataset.from_dict({"input_ids": [[5, 6]], "lengths": [[1, 1]]}).save_to_disk(tmp_path / "single" / "train")
+    with pytest.raises(TrainingError, match="nothing to learn"):
+        train(TrainingRequest(**{**vars(request_for()), "dataset": str(tmp_path / "single")}), lambda _: None)
+
+
+def test_a_base_whose_weights_changed_is_refused(request_for: Callable[..., TrainingRequest]) -> None:
+    request = request_for()
+    other = TrainingRequest(**{**vars(request), "base": request.base | {"weights": "0" * 64}})
+    with pytest.raises(BaseModelError, match="have changed"):
+        train(other, lambda _: None)
+
+
+def test_the_key_changes_with_whatever_decides_the_weights_and_with_nothing_else(tiny_recipe: dict[str, Any]) -> None:
+    recipe: Recipe = resolve_recipe(tiny_recipe)
+    key = training_key("dataset", {"weights": "w"}, recipe)
+    assert key != training_key("other dataset", {"weights": "w"}, recipe)
+    assert key != training_key("dataset", {"weights": "v"}, recipe)
+    assert key != training_key("dataset", {"weights": "w"}, resolve_recipe(tiny_recipe | {"lora": {"rank": 5}}))
+    elsewhere = tiny_recipe | {"name": "other", "evaluation": {"sample_tokens": 1}, "release": {"minimum_gain": 0.5}}
+    assert key == training_key("dataset", {"weights": "w"}, resolve_recipe(elsewhere))
+
+
+def test_one_training_a_device_the_second_waits_and_says_so(request_for: Callable[..., TrainingRequest]) -> None:
+    request = request_for()
+    with FileLock(Path(request.locks) / "cpu.lock"):
+        process = start(request)
+        assert process.stderr is not None
+        waiting = next(line for line in process.stderr if "waiting" in line)
+        assert "Another training holds the device cpu" in waiting
+        assert not (Path(request.attempt) / RESULT).exists()
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert (Path(request.attempt) / RESULT).exists()
+
+
+def test_a_failed_training_ends_with_code_1_and_its_reason(request_for: Callable[..., TrainingRequest]) -> None:
+    process = start(request_for(training={"learning_rate": 1e30, "warmup": 0.0}))
+    _, errors = process.communicate()
+    assert process.returncode == 1
+    assert "Lower training.learning_rate" in errors
