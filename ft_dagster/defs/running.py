@@ -30,7 +30,14 @@ _QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 def bring_up_to_date(
     job: dg.JobDefinition, instance: dg.DagsterInstance, settings: Settings, recipe: Recipe, console: Console
 ) -> bool:
-    """Look at the reports, and run the stages that are stale, in one run. True if all is up to date afterwards."""
+    """Look at the reports, and run the stages that are stale, in one run.
+
+    Returns:
+        True if all is up to date afterwards; False if a stage failed, which has then been said on the console.
+
+    Raises:
+        KeyboardInterrupt: a signal ended the run; its children have been stopped.
+    """
     for event in changed(instance, settings):
         instance.report_runless_asset_event(event)
     stale = stale_stages(instance, recipe)
@@ -49,8 +56,15 @@ def bring_up_to_date(
             raise_on_error=False,
         )
     if not result.success:
+        if _was_interrupted(result):
+            raise KeyboardInterrupt
         _print_failures(result, console)
     return bool(result.success)
+
+
+def _was_interrupted(result: dg.ExecuteInProcessResult) -> bool:
+    errors = [event.step_failure_data.error for event in result.get_step_failure_events()]
+    return any(error is not None and error.cls_name == "DagsterExecutionInterruptedError" for error in errors)
 
 
 def _print_failures(result: dg.ExecuteInProcessResult, console: Console) -> None:

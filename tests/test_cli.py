@@ -1,0 +1,112 @@
+"""`ft-dagster` as people type it."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ft_dagster.training.request import PROGRESS
+
+COMMAND = [sys.executable, "-m", "ft_dagster.cli"]
+
+
+def ft_dagster(*arguments: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, check=False, cwd=folder)
+
+
+def on_one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def test_without_chapters_the_error_says_what_to_put_where_and_names_the_demo(workspace: Path) -> None:
+    done = ft_dagster("run")
+    assert done.returncode == 2
+    said = on_one_line(done.stderr)
+    assert f"{workspace}/chapter_markdowns" in said and "outputs/consolidated" in said and "`make demo`" in said
+    assert not (workspace / ".ft").exists() and not (workspace / ".dagster").exists()
+
+
+def test_without_ft_workspace_the_current_folder_is_the_workspace(
+    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("FT_WORKSPACE")
+    done = ft_dagster("run", folder=tmp_path)
+    assert done.returncode == 2 and f"No chapters in the workspace {tmp_path}." in on_one_line(done.stderr)
+
+
+def test_a_recipe_that_does_not_fit_is_refused_before_anything_is_made(workspace: Path, chapters: list[Path]) -> None:
+    (workspace / "recipe.yaml").write_text("name: x\nbase: {source: embedded, model: x}\ntraining: {learning_rat: 1}\n")
+    done = ft_dagster("run")
+    assert done.returncode == 2
+    assert "training.learning_rat is not a field of a recipe (did you mean learning_rate?)" in on_one_line(done.stderr)
+
+
+def test_a_file_that_cannot_be_read_is_named_and_the_run_fails(workspace: Path, chapters: list[Path]) -> None:
+    (workspace / "outputs" / "consolidated").mkdir(parents=True)
+    (workspace / "outputs" / "consolidated" / "cut.json").write_text('{"sections": {')
+    done = ft_dagster("run")
+    assert done.returncode == 1
+    assert "outputs/consolidated/cut.json: it is not JSON" in on_one_line(done.stderr)
+    assert "sections: every_file_is_readable failed" in on_one_line(done.stderr)
+
+
+def test_a_run_ends_with_a_summary_and_the_next_one_has_nothing_to_do(workspace: Path, chapters: list[Path]) -> None:
+    done = ft_dagster("run", "--json")
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)
+    assert summary["chapters"] == 6 and summary["used_bytes"] == summary["usable_bytes"]
+    assert summary["bits_per_byte"]["new"] < summary["bits_per_byte"]["base"]
+    assert summary["adapter"] == str(workspace / "fine_tuned_model")
+    said = on_one_line(done.stderr)
+    assert "lora_adapter: never materialized" in said and "100.0%" in said
+    again = ft_dagster("run", "--json")
+    assert again.returncode == 0 and "Nothing to do" in again.stderr
+    assert json.loads(again.stdout) == summary
+
+
+def test_an_interrupted_run_leaves_nothing_behind_and_the_next_one_goes_on(
+    workspace: Path, chapters: list[Path]
+) -> None:
+    recipe = workspace / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("epochs: 3", "epochs: 60"))
+    process = subprocess.Popen([*COMMAND, "run"], stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + 120
+    while not list(workspace.glob(".ft/attempts/*/checkpoint-*/complete")):
+        assert process.poll() is None and time.monotonic() < until
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=90)
+    assert process.returncode == 130, said
+    assert "goes on from its last checkpoint" in on_one_line(said)
+    assert not [line for line in running_commands() if str(workspace) in line]
+    done = ft_dagster("run", "--json")
+    assert done.returncode == 0, done.stderr
+    (adapter,) = (workspace / ".ft" / "store" / "lora_adapter").iterdir()
+    assert json.loads((adapter / "artifact.json").read_text())["about"]["resumed_from"] > 0
+    assert not list(workspace.rglob(PROGRESS))
+
+
+def running_commands() -> list[str]:
+    paths = Path("/proc").glob("[0-9]*/cmdline")
+    return [_read(path).replace("\0", " ") for path in paths]
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""
+
+
+def test_help_and_version_are_there() -> None:
+    assert "Bring everything up to date" in on_one_line(ft_dagster("--help").stdout)
+    assert "Exit codes" in on_one_line(ft_dagster("run", "--help").stdout)
+    assert ft_dagster("--version").stdout.startswith("ft_dagster 0.")
+    assert shutil.which("ft-dagster", path=str(Path(sys.executable).parent)) is not None
+    assert os.path.sep in COMMAND[0]
