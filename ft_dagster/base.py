@@ -42,7 +42,7 @@ EMBEDDED = {
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
     )
 }
-_WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+_WEIGHTS = ("model*.safetensors", "model*.safetensors.index.json")
 _TOKENIZER = ("tokenizer*", "special_tokens_map.json", "chat_template*", "config.json", "generation_config.json")
 
 
@@ -54,9 +54,9 @@ class PreparedBase:
     """What people call it: `smollm2-135m-instruct`, or `repository@revision`."""
     folder: str
     weights: str
-    """Hash over the weight files; empty while only the tokenizer has been fetched."""
+    """Hash over the weight files and the model's configuration; empty while only the tokenizer has been fetched."""
     tokenizer: str
-    """SHA-256 of tokenizer.json."""
+    """Hash over tokenizer.json and the special tokens that tokenizer_config.json names."""
     template: str
     """SHA-256 of the chat template; that of nothing where there is none."""
 
@@ -78,7 +78,7 @@ def base_version(base: Base) -> str:
     folder = Path(base.model).expanduser()
     files = [path for pattern in (*_WEIGHTS, *_TOKENIZER) for path in sorted(folder.glob(pattern))]
     if not files:
-        raise BaseModelError(f"base.model: {folder} holds no model (config.json, tokenizer.json, *.safetensors).")
+        raise BaseModelError(f"base.model: {folder} holds no model (config.json, tokenizer.json, model*.safetensors).")
     return digest([[path.name, _known_digest(path)] for path in files])
 
 
@@ -100,7 +100,8 @@ def prepare_base(base: Base, cache: Path, *, token: str | None = None, weights: 
         folder = _download(base, cache, token, weights)
         return _describe(f"{base.model}@{base.revision}", folder, weights)
     base_version(base)
-    return _describe(base.model, Path(base.model).expanduser(), weights)
+    folder = Path(base.model).expanduser()
+    return _describe(folder.name, folder, weights)
 
 
 def verify_base(base: PreparedBase) -> None:
@@ -152,7 +153,7 @@ def _convert(known: _Embedded, folder: Path) -> None:
 
 def _download(base: Base, cache: Path, token: str | None, weights: bool) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import GatedRepoError
 
     patterns = [*_TOKENIZER, *(_WEIGHTS if weights else ())]
     try:
@@ -163,7 +164,7 @@ def _download(base: Base, cache: Path, token: str | None, weights: bool) -> Path
         raise BaseModelError(
             f"{base.model} is gated. Accept its terms on the hub, then put HUGGINGFACE_TOKEN into the workspace's .env."
         ) from error
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except Exception as error:  # the client lets its transport's errors through, which share no class of its own
         raise BaseModelError(
             f"{base.model} at {base.revision} cannot be downloaded: {type(error).__name__}. Check the connection, or "
             "use `base: {source: folder}` with a copy, or the recipe smollm2-135m, which needs no hub."
@@ -179,7 +180,7 @@ def _describe(name: str, folder: Path, weights: bool) -> PreparedBase:
         name=name,
         folder=str(folder),
         weights=_weights_hash(folder) if weights else "",
-        tokenizer=_known_digest(tokenizer),
+        tokenizer=digest([_known_digest(tokenizer), _special_tokens(folder)]),
         template=digest(chat_template(folder).encode()),
     )
 
@@ -198,11 +199,20 @@ def tokenizer_config(folder: Path) -> Mapping[str, Any]:
     return json.loads(file.read_bytes()) if file.is_file() else {}
 
 
+def _special_tokens(folder: Path) -> dict[str, Any]:
+    return {name: value for name, value in tokenizer_config(folder).items() if name.endswith("_token")}
+
+
 def _weights_hash(folder: Path) -> str:
-    files = sorted(folder.glob("*.safetensors"))
+    files = sorted(folder.glob("model*.safetensors"))
     if not files:
-        raise BaseModelError(f"{folder} holds no *.safetensors weights.")
-    return digest([[path.name, _known_digest(path)] for path in files])
+        raise BaseModelError(f"{folder} holds no model*.safetensors weights.")
+    if not (folder / "config.json").is_file():
+        raise BaseModelError(f"{folder} has no config.json.")
+    config = json.loads((folder / "config.json").read_bytes())
+    for noise in ("transformers_version", "_name_or_path"):  # who wrote it and where, not what the model computes
+        config.pop(noise, None)
+    return digest([config, *([path.name, _known_digest(path)] for path in files)])
 
 
 def _read_card(folder: Path) -> dict[str, str] | None:

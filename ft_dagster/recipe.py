@@ -166,6 +166,8 @@ def load_recipe(name_or_path: str, workspace: Path | None = None) -> Recipe:
                 f"There is no recipe {name_or_path!r}: {error.strerror} ({path}). "
                 f"Shipped recipes: {', '.join(shipped_recipes())}; or set FT_RECIPE to a YAML file."
             ) from error
+        except UnicodeDecodeError as error:
+            raise RecipeError(f"The recipe {name_or_path} is not UTF-8 text: {error}") from error
     try:
         content = yaml.safe_load(text)
     except yaml.YAMLError as error:

@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -13,7 +13,7 @@ from ft_dagster.recipe import DEFAULT_RECIPE
 class Settings(BaseSettings):
     """One workspace and where its parts are. Build it with `load_settings`."""
 
-    model_config = SettingsConfigDict(env_prefix="FT_", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="FT_", env_ignore_empty=True, extra="ignore", frozen=True)
 
     workspace: Path = Field(default_factory=Path.cwd)
     """The folder that holds one body of reports and what is made of them."""
@@ -32,11 +32,6 @@ class Settings(BaseSettings):
     @classmethod
     def _absolute(cls, path: Path) -> Path:
         return Path(os.path.abspath(path.expanduser()))  # noqa: PTH100 - keeps symbolic links as the user wrote them
-
-    @field_validator("huggingface_token", "threads", mode="before")
-    @classmethod
-    def _empty_is_unset(cls, value: Any) -> Any:
-        return None if value == "" else value
 
     @property
     def token(self) -> str | None:
@@ -81,7 +76,7 @@ class Settings(BaseSettings):
 def load_settings() -> Settings:
     """Settings of the workspace that FT_WORKSPACE names (the current folder without it), `.env` included.
 
-    A variable of the environment wins over the same line in `.env`.
+    A variable of the environment wins over the same line in `.env`; an empty one counts as not set.
     """
     workspace = Path(os.environ.get("FT_WORKSPACE") or Path.cwd()).expanduser()
     return Settings(_env_file=workspace / ".env", workspace=workspace)  # type: ignore[call-arg]

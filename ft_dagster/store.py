@@ -89,6 +89,12 @@ class Artifact:
 _REPAIR = "Delete {} and run `ft-dagster run`: it is made again from what it was made of."
 
 
+def _manifest(kind: str, key: str, about: Mapping[str, Any], files: Mapping[str, str]) -> dict[str, Any]:
+    """What artifact.json holds. Its own hash is in it: the other files' hashes are only worth what it is."""
+    content = {"kind": kind, "key": key, "about": about, "files": files}
+    return content | {"hash": digest(content)}
+
+
 class Store:
     """A store in a local folder."""
 
@@ -126,16 +132,16 @@ class Store:
         folder = self._artifact_path(kind, key)
         try:
             manifest = json.loads((folder / MANIFEST).read_bytes())
-            about, files, recorded = manifest["about"], manifest["files"], manifest["hash"]
+            expected = _manifest(kind, key, manifest["about"], manifest["files"])
         except FileNotFoundError:
             return None
         except (ValueError, KeyError, TypeError) as error:
             raise StoreError(f"{folder / MANIFEST} is damaged ({error!r}). {_REPAIR.format(folder)}") from error
-        if recorded != digest([kind, key, about, files]):
+        if manifest != expected:
             raise StoreError(
                 f"{folder / MANIFEST} is damaged: its hash is not the one recorded. {_REPAIR.format(folder)}"
             )
-        return Artifact(kind, key, folder, about, files)
+        return Artifact(kind, key, folder, manifest["about"], manifest["files"])
 
     def get(self, kind: str, key: str) -> Artifact:
         """The artifact of this kind and key, its bytes checked. Raises StoreError if missing or damaged."""
@@ -161,9 +167,8 @@ class Store:
             if path.is_file() and path != folder / MANIFEST
         }
         plain = json.loads(json.dumps(dict(about)))  # as it will be read back
-        manifest = {"kind": kind, "key": key, "about": plain, "files": files}
-        manifest["hash"] = digest([kind, key, plain, files])
-        write_atomically(folder / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False))
+        content = json.dumps(_manifest(kind, key, plain, files), indent=1, ensure_ascii=False)
+        write_atomically(folder / MANIFEST, content)
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             folder.rename(target)

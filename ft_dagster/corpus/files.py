@@ -50,10 +50,11 @@ def find_reports(workspace: Path) -> Iterator[tuple[Kind, Path, Path] | Unreadab
     """Every report file under the workspace, in a fixed order, as (kind, report folder, path).
 
     Hidden files and folders are not reports. A symbolic link that leads out of its report folder, a link to a
-    folder, and what is not a regular file (never opened) come back as Unreadable.
+    folder, what is not a regular file (never opened), and a folder that cannot be listed come back as Unreadable.
     """
     for kind, folder in report_folders(workspace):
-        for parent, folders, names in os.walk(folder):
+        problems: list[OSError] = []
+        for parent, folders, names in os.walk(folder, onerror=problems.append):
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             here = Path(parent)
             for name in folders:
@@ -66,15 +67,15 @@ def find_reports(workspace: Path) -> Iterator[tuple[Kind, Path, Path] | Unreadab
                 path = here / name
                 if name.startswith(".") or not name.lower().endswith(SUFFIXES[kind]):
                     continue
-                if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
-                    yield Unreadable(
-                        _relative(path, workspace),
-                        "a symbolic link that leads out of the report folder is not followed; copy the file here",
-                    )
-                elif not _is_regular(path):
-                    yield Unreadable(_relative(path, workspace), "not a regular file, so it is not opened")
+                if reason := _why_not_opened(path, folder):
+                    yield Unreadable(_relative(path, workspace), reason)
                 else:
                     yield kind, folder, path
+        for problem in problems:
+            if not isinstance(problem, FileNotFoundError):  # a workspace need not have both kinds of reports
+                yield Unreadable(
+                    _relative(Path(problem.filename), workspace), f"the folder cannot be listed: {problem.strerror}"
+                )
 
 
 def read_reports(workspace: Path) -> Iterator[tuple[SourceFile, bytes] | Unreadable]:
@@ -158,8 +159,8 @@ def _read_folder(folder: Path, kind: Kind) -> list[tuple[Path, str]]:
     texts, problems = [], []
     for path in paths:
         try:
-            if not _is_regular(path):
-                raise ValueError("not a regular file, so it is not opened")
+            if reason := _why_not_opened(path, folder):
+                raise ValueError(reason)
             texts.append((path, decode(path.read_bytes())))
         except (OSError, ValueError) as error:
             problems.append(f"{path}: {error}")
@@ -179,12 +180,26 @@ def _read_settled(path: Path, attempts: int = 5) -> bytes:
     raise OSError(0, "it kept changing while it was read; try again when it has been written")
 
 
-def _is_regular(path: Path) -> bool:
+def _why_not_opened(path: Path, folder: Path) -> str | None:
+    """Why a path within a report folder is not even opened, if so."""
     try:
-        return stat.S_ISREG(path.stat().st_mode)
-    except OSError:
-        return False
+        is_regular = stat.S_ISREG(path.stat().st_mode)
+    except OSError as error:
+        return f"it cannot be opened: {error.strerror}"  # among others, a link that leads nowhere or to itself
+    if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
+        return "a symbolic link that leads out of the report folder is not followed; copy the file here"
+    if not is_regular:
+        return "not a regular file, so it is not opened"
+    name = str(path.relative_to(folder))
+    if _printable(name) != name:
+        return "its name is not UTF-8; rename it"
+    return None
 
 
 def _relative(path: Path, workspace: Path) -> str:
-    return path.relative_to(workspace).as_posix()
+    return _printable(path.relative_to(workspace).as_posix())
+
+
+def _printable(name: str) -> str:
+    """A file's name as text that can be written anywhere: bytes of it that are not UTF-8 become `\\xe9`."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")

@@ -5,6 +5,7 @@ So the bytes of the source are the bytes of the sections plus those counted unde
 """
 
 import re
+from bisect import bisect
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import cache
@@ -23,13 +24,17 @@ REVIEW_TITLE = "citation accuracy analysis"
 _SECTION_LEVEL = 2
 """Headings down to this level begin a section; deeper ones are part of its text."""
 _LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n|\Z)")
-_ATTRIBUTES = re.compile(r"[ \t]*\{[#.][^{}]*\}[ \t]*$")
-_COMMENT = re.compile(r"(?P<code>`[^`\n]+`)|<!--(?!-?>).*?-->", re.DOTALL)
-"""An HTML comment; or a code span, which may hold what looks like one."""
-_LINE_END_SPACE = re.compile(r"[ \t]+$", re.MULTILINE)
-_BLANK_LINES = re.compile(r"\n{3,}")
+_CARRIAGE_RETURN = re.compile(r"\r\n?")
+_ATTRIBUTES = re.compile(r"(?<![ \t])[ \t]*\{[#.][^{}]*\}[ \t]*$")
+_COMMENT = re.compile(r"(?P<code>`[^`\n]+`)|<!--(?!-?>).*?(?:-->|(?P<open>\Z))", re.DOTALL)
+"""An HTML comment; or what is no comment: a code span, which may hold what looks like one, or one without an end."""
+_LINE_END_SPACE = re.compile(r"(?<![ \t])[ \t]+$", re.MULTILINE)
+"""The look-behind here and above: a long run of blanks is tried once, not from each of its characters."""
+_BLANK_LINES = re.compile(r"(\A\n|\n\n)\n+")
+"""More than one blank line: in the middle, or at the start, where the line before is code."""
 _CHAPTER_NUMBER = re.compile(r"chapter[ \t]+\d+\.?", re.IGNORECASE)
-_NUMBERING = re.compile(r"^[\d.]+[ \t]+")
+_NUMBERING = re.compile(r"^(?:\d{1,2}\.)*\d{0,2}[ \t]+")
+"""`7`, `7.`, `2.10`; a year belongs to the title."""
 
 
 def byte_length(text: str) -> int:
@@ -111,10 +116,12 @@ def parse_markdown(
 
 
 @cache
-def _block_parser() -> MarkdownIt:
+def _block_parser(front_matter: bool) -> MarkdownIt:
     """markdown-it without its inline rules: only the block structure and its line numbers are needed."""
-    parser = MarkdownIt("commonmark").enable("table").use(front_matter_plugin)
-    parser.core.ruler.enableOnly(["normalize", "block"])
+    parser = MarkdownIt("commonmark").enable("table")
+    if front_matter:
+        parser.use(front_matter_plugin)
+    parser.core.ruler.enableOnly(["block"])
     return parser
 
 
@@ -127,12 +134,14 @@ class _Reader:
             self._leave(BOM, "byte-order mark")
             source = source[1:]
         self.lines = [line for line in _LINE.findall(source) if line]
-        tokens = _block_parser().parse("".join(self.lines))
+        # Only a file has front matter, and a `---` with a blank line below it is a rule, not the start of one.
+        front_matter = under is None and bool("".join(self.lines[1:2]).strip())
+        tokens = _block_parser(front_matter).parse(_CARRIAGE_RETURN.sub("\n", source))
         self.headings: dict[int, tuple[int, Heading]] = {}  # first line -> (line after the last, heading)
         self.code: set[int] = set()  # lines of code, where blank space and comments are text
         self.dropped: dict[int, str] = {}  # line -> reason
-        self._find_blocks(tokens, keep_bibliographies, keep_review)
         self.under = under
+        self._find_blocks(tokens, keep_bibliographies, keep_review)
         self.lead: list[Heading] = []
         self.heading: Heading | None = under
         self.body: list[tuple[str, bool]] = []  # (line, whether it is code)
@@ -158,25 +167,34 @@ class _Reader:
             self._find_bibliographies()
 
     def _find_review_blocks(self, rules: list[int]) -> None:
-        """From its heading to its `---`; without one before the next section it is not known to be a review."""
-        for first, (_, heading) in self.headings.items():
+        """From its heading to its `---`; without one before the next heading of its level it is not known to be one."""
+        for first, heading, end in self._parts():
             if heading.level > _SECTION_LEVEL and normal_title(heading.title) == REVIEW_TITLE:
-                section_end = self._next_heading(first, _SECTION_LEVEL)
-                rule = next((line for line in rules if first < line < section_end), None)
-                if rule is not None:
-                    self._drop(first, rule + 1, "review block")
+                rule = bisect(rules, first)
+                if rule < len(rules) and rules[rule] < end:
+                    self._drop(first, rules[rule] + 1, "review block")
 
     def _find_bibliographies(self) -> None:
-        for first, (_, heading) in self.headings.items():
+        for first, heading, end in self._parts():
             if first not in self.dropped and normal_title(heading.title) in BIBLIOGRAPHY_TITLES:
-                self._drop(first, self._next_heading(first, heading.level), "bibliography")
+                self._drop(max(first, 0), end, "bibliography")
 
-    def _next_heading(self, after: int, level: int) -> int:
-        later = (line for line, (_, heading) in self.headings.items() if line > after and heading.level <= level)
-        return min(later, default=len(self.lines))
+    def _parts(self) -> list[tuple[int, Heading, int]]:
+        """(first line, heading, line where the next heading of its level or a higher one begins), in order.
+
+        The heading that stands above the text has line -1.
+        """
+        headings = [(-1, self.under)] if self.under else []
+        headings += [(first, heading) for first, (_, heading) in self.headings.items()]
+        parts = []
+        after = [len(self.lines)] * 7  # level -> where the next heading of this level or a higher one begins
+        for first, heading in reversed(headings):
+            parts.append((first, heading, after[heading.level]))
+            after[heading.level :] = [first] * (7 - heading.level)
+        return parts[::-1]
 
     def _drop(self, first: int, after: int, reason: str) -> None:
-        for line in range(first, min(after, len(self.lines))):
+        for line in range(first, after):
             self.dropped.setdefault(line, reason)
 
     def _leave(self, text: str, reason: str) -> None:
@@ -249,10 +267,14 @@ class _Reader:
     def _clean_prose(self, text: str) -> str:
         """Without HTML comments, blank space at line ends, and more than one blank line in a row."""
         if "<!--" in text:
-            text = self._keep(_COMMENT.sub(lambda match: match["code"] or "", text), text, "HTML comment")
-        return self._keep(_BLANK_LINES.sub("\n\n", _LINE_END_SPACE.sub("", text)), text, "white space")
+            text = self._keep(_COMMENT.sub(_without_comment, text), text, "HTML comment")
+        return self._keep(_BLANK_LINES.sub(r"\1", _LINE_END_SPACE.sub("", text)), text, "white space")
 
     def _keep(self, shorter: str, text: str, reason: str) -> str:
         """`shorter`, which is `text` after deletions; what was deleted is counted under the reason."""
         self.out.left_out[reason] += byte_length(text) - byte_length(shorter)
         return shorter
+
+
+def _without_comment(match: re.Match[str]) -> str:
+    return match[0] if match["code"] or match["open"] is not None else ""

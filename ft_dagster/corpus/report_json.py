@@ -23,6 +23,8 @@ _SECTION_ORDER = (
     "REFERENCES",
 )
 """The generator's own order: sections that come in files of their own do not say where they stand."""
+_NOT_TEXT = re.compile(r"[\x00\ud800-\udfff]")
+"""What a JSON escape can write and no text file can hold."""
 _CHAPTER_STEM = re.compile(r"(?P<chapter>chapter_\d+)(?:_.*)?")
 
 
@@ -38,7 +40,7 @@ class JsonText:
     timestamp: str = ""
     """As the generator wrote it; the later one of two versions counts."""
     score: float | None = None
-    """Mean of the last panel scores, where there are any."""
+    """Mean of the last panel scores, from 0 to 1, where there are any."""
 
 
 @dataclass
@@ -125,7 +127,7 @@ def _load(text: str) -> Any:
     try:
         return json.loads(text.removeprefix(BOM), object_pairs_hook=unique)
     except json.JSONDecodeError as error:
-        raise ValueError(f"it is not JSON: {error.msg} at line {error.lineno}, column {error.colno}") from error
+        raise ValueError(f"it is not JSON: {error.msg}: line {error.lineno} column {error.colno}") from error
     except RecursionError as error:
         raise ValueError("it is nested too deeply to be a report") from error
 
@@ -135,6 +137,7 @@ def _sections(content: dict[str, Any], name: str) -> JsonReport:
     report = JsonReport(chapter_of(name))
     timestamp = content.get("timestamp")
     for place, (title, value) in enumerate(content["sections"].items()):
+        _text(title, "the name of a section")
         kind: Literal["improved", "draft"] = "draft"
         text = value
         if isinstance(value, dict):
@@ -163,7 +166,8 @@ def _reviewed_section(content: dict[str, Any], name: str) -> JsonReport:
     chapter = metadata.get("chapter")
     if isinstance(chapter, bool) or not isinstance(chapter, (int, str)) or chapter == "":
         raise ValueError(f"metadata.chapter is {_json_type(chapter)}, a chapter's number or name is due")
-    chapter_name = f"chapter_{chapter}" if str(chapter).isdigit() else str(chapter)
+    chapter = _text(str(chapter), "metadata.chapter")
+    chapter_name = f"chapter_{chapter}" if chapter.isdecimal() else chapter
     report = JsonReport((Path(name).parent / chapter_name).as_posix())
     title = _text(metadata.get("section"), "metadata.section")
     iterations = content.get("iterations")
@@ -197,13 +201,16 @@ def _usual_place(title: str) -> int:
 def _last_score(iterations: Any) -> float | None:
     last = iterations[-1] if isinstance(iterations, list) and iterations else None
     scores = last.get("panel_scores") if isinstance(last, dict) else None
-    numbers = [x for x in scores.values() if isinstance(x, (int, float))] if isinstance(scores, dict) else []
+    values = scores.values() if isinstance(scores, dict) else ()
+    numbers = [value for value in values if isinstance(value, (int, float)) and 0 <= value <= 1]
     return sum(numbers) / len(numbers) if numbers else None
 
 
 def _text(value: Any, where: str) -> str:
     if not isinstance(value, str):
         raise ValueError(f"{where} is {_json_type(value)} where text is due")
+    if match := _NOT_TEXT.search(value):
+        raise ValueError(f"{where} holds \\u{ord(match[0]):04x}, which is not text; remove it")
     return value
 
 
@@ -213,14 +220,15 @@ def _leave(report: JsonReport, value: Any, reason: str) -> None:
 
 
 def _strings(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _strings(item)
-    elif isinstance(value, list):
-        for item in value:
-            yield from _strings(item)
+    values = [value]  # not a recursion: JSON may be nested more deeply than functions may be called
+    while values:
+        item = values.pop()
+        if isinstance(item, str):
+            yield item
+        elif isinstance(item, dict):
+            values.extend(item.values())
+        elif isinstance(item, list):
+            values.extend(item)
 
 
 def _json_type(value: Any) -> str:

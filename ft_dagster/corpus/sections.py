@@ -65,6 +65,10 @@ class _Candidate:
     rank: tuple[int, str]
     """Which of two versions counts: the higher one. Improved JSON over Markdown over drafts, later over earlier."""
     place: int
+    json_title: str | None = None
+    """For comparison, the name of the JSON section whose text this is (a part of)."""
+    unwanted: str | None = None
+    """Why it is not used even if no other version replaces it."""
 
 
 @dataclass
@@ -108,9 +112,13 @@ def read_sections(
         report.files.append(_unreadable_ledger(item))
     seen: set[str] = set()
     for chapter, members in sorted(_group(files, read).items(), key=lambda item: natural_key(item[0])):
+        members.sort(key=lambda file: natural_key(file.path))
         candidates = [c for file in members for c in _read_file(file, read(file), options, report)]
         used = 0
-        for candidate in _one_version_each(candidates, report):
+        for candidate in _one_version_each(_newest_in_json(candidates, report), report):
+            if candidate.unwanted:
+                _remove(candidate, report, candidate.unwanted)
+                continue
             section = _section(chapter, used, candidate, report.files[candidate.file].path)
             if (fingerprint := digest(section.text.encode())) in seen:
                 _remove(candidate, report, "exact duplicate")
@@ -140,9 +148,11 @@ def content_version(sections: Iterable[Section]) -> str:
     return digest([[section.chapter, section.order, section.hash] for section in sections])
 
 
-def natural_key(name: str) -> list[tuple[int, int, str]]:
-    """Sorts chapter_2 before chapter_10."""
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"([0-9]+)", name)]
+def natural_key(name: str) -> tuple[list[tuple[int, str]], str]:
+    """Sorts chapter_2 before chapter_10; different names have different keys."""
+    parts = [part.lstrip("0") if i % 2 else part for i, part in enumerate(re.split(r"([0-9]+)", name))]
+    # Of two numbers, the one with more digits is the larger one.
+    return [(len(part) if i % 2 else 0, part) for i, part in enumerate(parts)], name
 
 
 def _group(files: Iterable[SourceFile], read: ReadBytes) -> dict[str, list[SourceFile]]:
@@ -183,34 +193,65 @@ def _candidates(file: SourceFile, data: bytes, options: Corpus, ledger: FileLedg
     report = parse_report_json(data, file.name)
     ledger.left_out.update(report.left_out)
     for text in report.texts:
-        reason = _why_not(text.kind, text.score, options)
-        if reason:
-            ledger.left_out[reason] += byte_length(text.title) + byte_length(text.text)
+        if text.kind == "draft" and not options.drafts:
+            ledger.left_out["draft"] += byte_length(text.title) + byte_length(text.text)
             continue
         parsed = parse_markdown(text.text, under=Heading(2, text.title), **keep)
         ledger.left_out.update(parsed.left_out)
         rank = (2 if text.kind == "improved" else 0, text.timestamp)
         for section in parsed.sections:
-            yield _Candidate(section, index, rank, text.place)
+            yield _Candidate(section, index, rank, text.place, normal_title(text.title), _unwanted(text.score, options))
 
 
-def _why_not(kind: str, score: float | None, options: Corpus) -> str | None:
-    if kind == "draft" and not options.drafts:
-        return "draft"
+def _unwanted(score: float | None, options: Corpus) -> str | None:
+    """The text stays a candidate, or its copy in Markdown, which has no score, would be used."""
     if options.minimum_score is not None and score is not None and score < options.minimum_score:
         return "score below the recipe's minimum"
     return None
 
 
+def _newest_in_json(candidates: list[_Candidate], report: SectionsReport) -> list[_Candidate]:
+    """Without older versions of whole JSON sections, which may have had headings that the newest no longer has."""
+
+    def version(candidate: _Candidate) -> tuple[tuple[int, str], str]:
+        return candidate.rank, report.files[candidate.file].path
+
+    newest: dict[str, _Candidate] = {}
+    for candidate in candidates:
+        if candidate.json_title is not None:
+            other = newest.setdefault(candidate.json_title, candidate)
+            newest[candidate.json_title] = max(other, candidate, key=version)
+    kept = []
+    for candidate in candidates:
+        winner = candidate if candidate.json_title is None else newest[candidate.json_title]
+        if winner.file == candidate.file and winner.rank == candidate.rank:
+            kept.append(candidate)
+        else:
+            _remove(candidate, report, _REPLACED[(candidate.rank[0], winner.rank[0])])
+    return kept
+
+
 def _one_version_each(candidates: list[_Candidate], report: SectionsReport) -> list[_Candidate]:
-    """The candidates that are used, in reading order: the first version's place is the section's place."""
-    versions: dict[tuple[str, int], _Candidate] = {}
-    nth: Counter[tuple[int, tuple[int, str], str]] = Counter()
+    """The candidates that are used, in reading order: the first version's place is the section's place.
+
+    Versions of one section have the same title in the same part of the chapter. A JSON section is a part; Markdown
+    does not tell such parts from headings within them, so there a part begins at a heading that a JSON section has.
+    """
+    names = {candidate.json_title for candidate in candidates}
+    parts: dict[int, str] = {}  # Markdown file -> part that is being read
+    versions: dict[tuple[str, str, int], _Candidate] = {}
+    nth: Counter[tuple[int, str, str]] = Counter()
     for candidate in sorted(candidates, key=lambda c: (c.rank[0] != 1, c.place)):  # Markdown knows the order best
         title = normal_title(candidate.parsed.title)
-        occurrence = (candidate.file, candidate.rank, title)
-        key = (title, nth[occurrence])  # a chapter may use one title twice
-        nth[occurrence] += 1
+        if candidate.json_title is None:
+            for above in (*(normal_title(heading.title) for heading in candidate.parsed.lead), title):
+                if above in names:
+                    parts[candidate.file] = above
+            source, part = candidate.file, parts.get(candidate.file, "")
+        else:
+            source, part = -1, candidate.json_title  # all JSON files together are one version of the chapter
+        key = (part, title, nth[source, part, title])  # a part may use one title twice
+        nth[source, part, title] += 1
         other = versions.setdefault(key, candidate)
         if other is not candidate:
             loser, winner = sorted((other, candidate), key=lambda c: (c.rank, report.files[c.file].path))

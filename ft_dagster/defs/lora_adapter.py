@@ -5,11 +5,11 @@ import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import dagster as dg
 
 from ft_dagster.base import PreparedBase, prepare_base
+from ft_dagster.corpus.sections import natural_key
 from ft_dagster.defs.child_process import ChildProcess
 from ft_dagster.defs.pictures import loss_curve, table
 from ft_dagster.defs.stages import LORA_ADAPTER, TOKENIZED_DATASET, describe, input_artifact
@@ -17,7 +17,7 @@ from ft_dagster.defs.workspace import GROUP, OWNERS, Workspace
 from ft_dagster.recipe import Recipe
 from ft_dagster.settings import Settings
 from ft_dagster.store import Artifact, Store
-from ft_dagster.tokens.dataset import read_documents
+from ft_dagster.tokens.dataset import Document, read_documents
 from ft_dagster.training.request import RESULT, TrainingRequest, training_key
 
 WEIGHTS = "adapter_model.safetensors"
@@ -103,10 +103,10 @@ def _take_in(store: Store, key: str, attempt: Path) -> Artifact:
     return artifact
 
 
-def _describe(artifact: Artifact, recipe: Recipe, reused: bool, documents: list[Any]) -> dg.MaterializeResult:
+def _describe(artifact: Artifact, recipe: Recipe, reused: bool, documents: list[Document]) -> dg.MaterializeResult:
     about = artifact.about
     losses = [row["loss"] for row in about["history"]]
-    chapters = sorted({document.chapter for document in documents if document.split == "train"})
+    chapters = sorted({document.chapter for document in documents if document.split == "train"}, key=natural_key)
     return describe(
         LORA_ADAPTER,
         artifact,

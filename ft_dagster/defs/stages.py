@@ -147,6 +147,7 @@ def describe(
         asset_key=stage.key,
         data_version=dg.DataVersion(version),
         metadata={
+            "recipe name": recipe.name,
             **metadata,
             ARTIFACT: artifact.key,
             RECIPE: stage.recipe_hash(recipe),

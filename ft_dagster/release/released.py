@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,7 @@ class Releases:
             Where a folder that stood at `fine_tuned_model` was moved to, if one did (the original script's output).
 
         Raises:
-            StoreError: a byte of the adapter is not what was stored.
+            StoreError: a byte of the adapter, or of the copy that was released before, is not what was stored.
             ReleaseError: the workspace's file system has no symbolic links.
         """
         if self.current() == adapter.key:
@@ -68,8 +69,8 @@ class Releases:
             shutil.copytree(adapter.path, unfinished)
             _sync(unfinished)
             unfinished.rename(target)
-        aside = self._make_way()
-        self._switch(target)
+        replace(adapter, path=target).verify()  # an earlier release may have been damaged since
+        aside = self._switch(target)
         self._record(adapter.key, why)
         return aside
 
@@ -77,22 +78,27 @@ class Releases:
         """Every release, oldest first: `adapter`, `at` (UTC), `why`."""
         if not self._history.exists():
             return []
-        return [json.loads(line) for line in self._history.read_text("utf-8").splitlines()]
+        with self._history.open(encoding="utf-8") as lines:
+            return [json.loads(line) for line in lines]
 
     def _make_way(self) -> Path | None:
         """A real folder or a foreign link at our place is kept under another name, never written over."""
         if self.link.is_symlink() and self.link.readlink().parts[:2] == (self.folder.parent.name, self.folder.name):
             return None
-        if not self.link.exists() and not self.link.is_symlink():
+        if not os.path.lexists(self.link):
             return None
         number = 1
-        while (aside := self.link.with_name(f"{self.link.name}.before-{number}")).exists():
+        while os.path.lexists(aside := self.link.with_name(f"{self.link.name}.before-{number}")):
             number += 1
         self.link.rename(aside)
         return aside
 
-    def _switch(self, target: Path) -> None:
-        """Point the link at `target` by renaming a new link over it: the one atomic step of a release."""
+    def _switch(self, target: Path) -> Path | None:
+        """Point the link at `target` by renaming a new link over it: the one atomic step of a release.
+
+        The new link is made first, so that where there can be none nothing else is touched. Returns where what
+        stood in the way was moved to.
+        """
         fresh = self.link.with_name(f".{self.link.name}.{os.getpid()}")
         fresh.unlink(missing_ok=True)
         try:
@@ -102,7 +108,9 @@ class Releases:
                 f"{self.link.parent} cannot hold symbolic links ({error.strerror}), which an atomic release needs. "
                 "Put the workspace on another file system."
             ) from error
+        aside = self._make_way()
         fresh.replace(self.link)
+        return aside
 
     def _record(self, key: str, why: Mapping[str, Any]) -> None:
         entry = {"adapter": key, "at": datetime.now(UTC).isoformat(timespec="seconds"), "why": dict(why)}

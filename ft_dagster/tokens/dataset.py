@@ -18,7 +18,7 @@ from ft_dagster.corpus.ledger import LedgerError
 from ft_dagster.corpus.markdown import byte_length
 from ft_dagster.corpus.sections import Section
 from ft_dagster.recipe import Tokens
-from ft_dagster.tokens.documents import find_breaks, render
+from ft_dagster.tokens.documents import find_breaks, render, source_spans
 from ft_dagster.tokens.held_out import Split
 from ft_dagster.tokens.packing import pack
 from ft_dagster.tokens.splitting import cut_positions, split_document
@@ -81,7 +81,7 @@ class _Side:
         """Packed rows; what they are does not depend on names or order of files."""
         self.spool.flush()
         items = sorted(self.items, key=lambda item: item.order)
-        tokens = np.memmap(self.spool.name, dtype=np.int32, mode="r") if self.written else np.empty(0, np.int32)
+        tokens = np.memmap(self.spool.name, dtype=np.int32, mode="r")
         for row in pack([item.length for item in items], block_length):
             chosen = [items[index] for index in row]
             yield {
@@ -119,7 +119,7 @@ def prepare_dataset(
         Plain data: `version` (hash of token ids and boundaries), `splits`, `ledger`, `held_out`.
 
     Raises:
-        CorpusError: there is no text to train on.
+        CorpusError: a side of the split has no text.
         LedgerError: bytes or tokens do not add up.
     """
     used: Counter[str] = Counter()
@@ -134,11 +134,15 @@ def prepare_dataset(
             offset = len(tokenizer.prefix)
             cuts = [[at + offset for at in kind] for kind in cut_positions(encoded.starts, find_breaks(text))]
             sides[side].add(ids, cuts, options.block_length, section.hash, len(documents))
-            used[side] += section.used_bytes - encoded.lost_bytes
-            lost["not in the tokenizer's vocabulary"] += encoded.lost_bytes
+            lost_bytes = _lost_bytes(section, text, encoded)
+            used[side] += section.used_bytes - lost_bytes
+            lost["not in the tokenizer's vocabulary"] += lost_bytes
             documents.append(_document(section, side, text, encoded, bool(tokenizer.prefix)))
-        if not sides["train"].items:
-            raise CorpusError("The reports hold no text to train on. `left out` in the ledger says where it went.")
+        for name, purpose in zip(SPLITS, ("train on", "measure the adapter on"), strict=True):
+            if not sides[name].items:
+                raise CorpusError(
+                    f"The reports hold no text to {purpose}. `left out` in the ledger says where it went."
+                )
         version = hashlib.sha256(b"%d" % options.block_length)
         splits = {name: _write_rows(sides[name], name, options.block_length, folder, version) for name in SPLITS}
     _check_tokens(documents, splits, len(tokenizer.prefix) + 1)
@@ -184,6 +188,15 @@ def _encoded(sections: Iterable[Section], tokenizer: DocumentTokenizer) -> Itera
         yield from zip(batch, texts, tokenizer.encode(texts), strict=True)
 
 
+def _lost_bytes(section: Section, text: str, encoded: EncodedText) -> int:
+    """Bytes of the source that the vocabulary lacks; heading marks it lacks are counted as marks already."""
+    return sum(
+        byte_length(text[max(start, first) : min(end, after)])
+        for start, end in encoded.lost
+        for first, after in source_spans(section)
+    )
+
+
 def _document(section: Section, split: str, text: str, encoded: EncodedText, prefixed: bool) -> Document:
     first_scored = 0 if prefixed else (encoded.starts[1] if len(encoded.starts) > 1 else len(text))
     return Document(
@@ -227,7 +240,7 @@ def _write_rows(side: _Side, name: str, block_length: int, folder: Path, version
         "pieces": count["pieces"],
         "tokens": count["tokens"] - count["context"],
         "supervised_tokens": count["supervised"],
-        "fill": count["tokens"] / (count["rows"] * block_length) if count["rows"] else 0.0,
+        "fill": count["tokens"] / (count["rows"] * block_length),
     }
 
 

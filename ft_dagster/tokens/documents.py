@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ft_dagster.corpus.sections import Section
 
-_FENCE = re.compile(r" {0,3}(```+|~~~+)")
+_FENCE = re.compile(r" {0,3}(```+(?!.*`)|~~~+)")  # backticks later in the line: a code span, not a fence
 _HEADING = re.compile(r" {0,3}#{1,6}[ \t]")
 
 
@@ -27,6 +27,20 @@ def render(section: Section) -> str:
     """
     own = [f"{'#' * section.level} {section.title}"] if section.level else []
     return "\n\n".join([*section.lead, *own, section.text])
+
+
+def source_spans(section: Section) -> list[tuple[int, int]]:
+    """Where, in the rendered text, the titles and the text stand: all but heading marks and the lines between.
+
+    >>> source_spans(Section("a", "Costs", 2, ("# Report",), 0, "They fell.", "a.md", ""))
+    [(2, 8), (13, 18), (20, 30)]
+    """
+    spans = []
+    start = 0
+    for heading in (*section.lead, *([f"{'#' * section.level} {section.title}"] if section.level else [])):
+        spans.append((start + heading.index(" ") + 1, start + len(heading)))
+        start += len(heading) + len("\n\n")
+    return [*spans, (start, start + len(section.text))]
 
 
 def find_breaks(text: str) -> Breaks:

@@ -1,9 +1,10 @@
 """The base model's tokenizer, used so that text stays text."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer
 
@@ -19,8 +20,10 @@ class EncodedText:
     ids: list[int]
     starts: list[int]
     """Character position where each token begins; as long as ids."""
+    lost: list[tuple[int, int]]
+    """Spans of characters that the vocabulary does not have."""
     lost_bytes: int
-    """Bytes of characters that the vocabulary does not have."""
+    """Bytes of these characters."""
 
 
 class DocumentTokenizer:
@@ -34,13 +37,20 @@ class DocumentTokenizer:
         self._tokenizer.no_padding()
         config = tokenizer_config(folder)
         self.eos_id = self._special(config, "eos_token", folder)
-        self._unknown_id = self._tokenizer.token_to_id(_content(config.get("unk_token"))) if config else None
-        added = self._tokenizer.encode("a").ids[: -len(self._tokenizer.encode("a", add_special_tokens=False).ids)]
-        self.prefix = added[:1]
+        self._unknown_id = self._tokenizer.token_to_id(_content(config.get("unk_token")))
+        added = self._tokenizer.get_added_tokens_decoder().items()
+        self._control_ids = {number for number, token in added if token.special} - {self._unknown_id}
+        sample = self._tokenizer.encode("a")
+        self.prefix = sample.ids[:1] if sample.special_tokens_mask[:1] == [1] else []
         """What the model expects before a text: its beginning-of-sequence token, or nothing."""
 
     def encode(self, texts: Sequence[str]) -> list[EncodedText]:
-        """Tokens of texts, no special token among them. Raises LedgerError if a text cannot be read back."""
+        """Tokens of texts, no control token among them.
+
+        Raises:
+            LedgerError: a text cannot be read back (but for blank space and what is listed as lost), or part of it
+                can only be read as a control token.
+        """
         encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
         return [self._checked(text, encoding) for text, encoding in zip(texts, encodings, strict=True)]
 
@@ -50,26 +60,34 @@ class DocumentTokenizer:
 
     def _checked(self, text: str, encoding) -> EncodedText:  # type: ignore[no-untyped-def] # tokenizers has no stubs
         starts = [start for start, _ in encoding.offsets]
-        if (back := self.decode(encoding.ids)) == text:
-            return EncodedText(encoding.ids, starts, 0)
-        unknown = [
-            text[start:end]
-            for token, (start, end) in zip(encoding.ids, encoding.offsets, strict=True)
-            if token == self._unknown_id
-        ]
-        covered = "".join(back.split())
-        if not unknown and covered != "".join(text.split()):
-            raise LedgerError(f"The tokenizer does not give this text back: {text[:80]!r} became {back[:80]!r}")
-        return EncodedText(encoding.ids, starts, sum(byte_length(piece) for piece in unknown))
+        if not self._control_ids.isdisjoint(encoding.ids):  # a vocabulary of whole pieces has them as ordinary ones
+            control = next(token for token in encoding.ids if token in self._control_ids)
+            raise LedgerError(f"The tokenizer reads {self.decode([control])!r} as a control token in {text[:80]!r}")
+        if self.decode(encoding.ids) == text:
+            return EncodedText(encoding.ids, starts, [], 0)
+        tokens = list(zip(encoding.ids, encoding.offsets, strict=True))
+        lost = [span for token, span in tokens if token == self._unknown_id]
+        back = self.decode([token for token, _ in tokens if token != self._unknown_id])
+        kept = _without(text, lost)
+        if "".join(back.split()) != "".join(kept.split()):
+            raise LedgerError(f"The tokenizer does not give this text back: {kept[:80]!r} became {back[:80]!r}")
+        return EncodedText(encoding.ids, starts, lost, byte_length(text) - byte_length(kept))
 
-    def _special(self, config: object, name: str, folder: Path) -> int:
-        token = _content(config.get(name)) if isinstance(config, dict) else ""
+    def _special(self, config: Mapping[str, Any], name: str, folder: Path) -> int:
+        token = _content(config.get(name))
         found = self._tokenizer.token_to_id(token) if token else None
         if found is None:
             raise ValueError(
                 f"{folder / 'tokenizer_config.json'} names no {name} of the vocabulary ({json.dumps(token)})"
             )
         return found
+
+
+def _without(text: str, spans: list[tuple[int, int]]) -> str:
+    """A text after deletion of spans, given in order."""
+    starts = [0, *(end for _, end in spans)]
+    ends = [*(start for start, _ in spans), len(text)]
+    return "".join(text[start:end] for start, end in zip(starts, ends, strict=True))
 
 
 def _content(token: object) -> str:

@@ -1,0 +1,443 @@
+"""Sections of all chapters: one version of each, each text once, in order, and an account of every byte."""
+
+import json
+from collections import Counter
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ft_dagster.corpus.files import CorpusError, Kind, SourceFile, Unreadable, read_reports
+from ft_dagster.corpus.ledger import FileLedger, LedgerError, total
+from ft_dagster.corpus.sections import (
+    Section,
+    SectionsReport,
+    as_rows,
+    content_version,
+    natural_key,
+    read_sections,
+    require_readable,
+)
+from ft_dagster.recipe import Corpus
+from ft_dagster.store import digest
+
+Content = str | bytes | dict[str, Any]
+
+
+def read(files: dict[str, Content], *unreadable: Unreadable, **options: Any) -> tuple[list[Section], SectionsReport]:
+    """Sections of files given as {name with suffix: text, bytes or JSON content}."""
+    data: dict[str, bytes] = {}
+    sources = []
+    for name, content in files.items():
+        content = json.dumps(content) if isinstance(content, dict) else content
+        content = content.encode() if isinstance(content, str) else content
+        kind: Kind = "json" if name.endswith(".json") else "markdown"
+        path = ("outputs/consolidated/" if kind == "json" else "chapter_markdowns/") + name
+        stem = PurePosixPath(name).with_suffix("").as_posix()
+        sources.append(SourceFile(path, stem, kind, len(content), digest(content)))
+        data[path] = content
+    report = SectionsReport()
+    found = list(read_sections(sources, unreadable, lambda file: data[file.path], Corpus(**options), report))
+    assert sum(section.used_bytes for section in found) == total(report.files).used
+    return found, report
+
+
+def texts(files: dict[str, Content], **options: Any) -> list[tuple[str, str, str]]:
+    """(chapter, title, text) of each section."""
+    return [(section.chapter, section.title, section.text) for section in read(files, **options)[0]]
+
+
+def removed(files: dict[str, Content], **options: Any) -> dict[str, int]:
+    return dict(read(files, **options)[1].removed)
+
+
+def version(files: dict[str, Content], **options: Any) -> str:
+    return content_version(read(files, **options)[0])
+
+
+def reviewed(
+    chapter: int | str, title: str, text: str, timestamp: str = "2025", score: float | None = None
+) -> dict[str, Any]:
+    """One reviewed section, shape 2c."""
+    return {
+        "metadata": {"chapter": chapter, "section": title, "timestamp": timestamp},
+        "iterations": [] if score is None else [{"panel_scores": {"clarity": score}}],
+        "final_result": {"original_text": "was", "final_text": text, "final_status": "improved"},
+    }
+
+
+def draft(**sections: str) -> dict[str, Any]:
+    return {"question": "Why?", "timestamp": "2025", "sections": sections}
+
+
+def test_a_chapter_becomes_sections_in_its_order() -> None:
+    (first, second), report = read({"part/a b.md": "# Deltas\n\n## One\n\ntext\n\n## Two\n\nmore words\n"})
+    assert first == Section(
+        chapter="part/a b",
+        title="One",
+        level=2,
+        lead=("# Deltas",),
+        order=0,
+        text="text",
+        source="chapter_markdowns/part/a b.md",
+        hash=digest([["# Deltas"], "One", 2, "text"]),
+    )
+    assert (second.title, second.order, second.lead, second.text) == ("Two", 1, (), "more words")
+    assert (report.chapters, report.sections, report.words) == (1, 2, 3)
+
+
+def test_a_section_is_the_same_after_it_was_written_and_read() -> None:
+    (section,), _ = read({"ä.md": "# L\n\n## Ünï\n\nté\u2028xt\n\n- a"})
+    assert "\n" not in section.to_json()
+    assert Section.from_json(section.to_json()) == section
+
+
+def test_chapters_come_in_natural_order_whatever_the_order_of_files() -> None:
+    files: dict[str, Content] = {f"{name}.md": name for name in ("²", "1/x", "a10", "a2", "a02", "a9b", "9" * 250)}
+    expected = ["1/x", "9" * 250, "a02", "a2", "a9b", "a10", "²"]
+    assert [chapter for chapter, _, _ in texts(files)] == expected
+    assert [chapter for chapter, _, _ in texts(dict(reversed(files.items())))] == expected
+
+
+def test_a_chapter_number_of_any_length_can_be_sorted() -> None:
+    assert natural_key("c" + "9" * 5000) < natural_key("c1" + "0" * 5000)
+
+
+def test_a_first_draft_is_left_out_unless_the_recipe_wants_it() -> None:
+    files: dict[str, Content] = {"chapter_4_draft.json": draft(A="öne", B="two", REFERENCES="[1]")}
+    sections, report = read(files)
+    assert sections == []
+    assert report.files[0].left_out["draft"] == len("Aöne".encode()) + len("BtwoREFERENCES[1]")
+    assert report.chapters == 0
+    assert texts(files, drafts=True) == [("chapter_4", "A", "öne"), ("chapter_4", "B", "two")]
+
+
+def test_a_draft_gives_way_to_any_text_of_the_same_section() -> None:
+    files: dict[str, Content] = {
+        "chapter_1_draft.json": draft(A="draft a", B="draft b", C="draft c"),
+        "chapter_1.md": "## b\n\nmarkdown b",
+        "chapter_1_c.json": reviewed(1, "C:", "json c"),
+    }
+    assert texts(files, drafts=True) == [
+        ("chapter_1", "b", "markdown b"),
+        ("chapter_1", "A", "draft a"),
+        ("chapter_1", "C:", "json c"),
+    ]
+    assert removed(files, drafts=True) == {"draft of a section that exists": 2}
+
+
+def test_a_section_in_markdown_and_json_is_used_once_from_json_at_its_place_in_markdown() -> None:
+    files: dict[str, Content] = {
+        "chapter_3.md": "# Chapter 3\n\n## CURRENT RESEARCH\n\nold\n\n## BACKGROUND KNOWLEDGE\n\nother\n",
+        "chapter_3_current_research_consolidated.json": reviewed(3, "Current research", "new"),
+    }
+    sections, report = read(files)
+    assert [(s.chapter, s.title, s.text, s.source) for s in sections] == [
+        ("chapter_3", "Current research", "new", f"outputs/consolidated/{list(files)[1]}"),
+        ("chapter_3", "BACKGROUND KNOWLEDGE", "other", "chapter_markdowns/chapter_3.md"),
+    ]
+    assert report.removed == {"improved version in JSON": 1}
+    assert report.files[0].left_out["improved version in JSON"] == len("CURRENT RESEARCHold")
+    assert report.files[0].used == len("BACKGROUND KNOWLEDGEother")
+
+
+def test_a_chapter_that_moves_from_markdown_to_json_keeps_its_version() -> None:
+    review = "### Citation Accuracy Analysis\n\nScore: 0.5\n\n---\n\n"
+    names = {"BACKGROUND KNOWLEDGE": "one\n\n## Summary\n\n1", "CURRENT RESEARCH": "two\n\n## Summary\n\n2"}
+    markdown = "".join(f"## {name}\n\n{review}{text}\n\n" for name, text in names.items())
+    before: dict[str, Content] = {"chapter_3.md": f"# Chapter 3\n\n{markdown}## REFERENCES\n\n[1]\n"}
+    after: dict[str, Content] = {f"{i}.json": reviewed(3, *item) for i, item in enumerate(reversed(names.items()))}
+    after["9.json"] = reviewed(3, "REFERENCES", "[1]")
+    assert len(read(before)[0]) == 4
+    assert version(before) == version(after) == version(before | after)
+
+
+def test_of_two_json_versions_the_later_one_is_used_whole() -> None:
+    files: dict[str, Content] = {
+        "z.json": reviewed(1, "A", "old\n\n## Detail\n\nold detail", "2025-01-31"),
+        "y.json": reviewed(1, "a", "new\n\n## Other\n\nnew detail", "2025-02-01"),
+    }
+    assert texts(files) == [("chapter_1", "a", "new"), ("chapter_1", "Other", "new detail")]
+    assert removed(files) == {"older version": 2}
+
+
+def test_of_two_json_versions_of_one_time_the_last_name_is_used() -> None:
+    files: dict[str, Content] = {"b.json": reviewed(1, "A", "b"), "a.json": reviewed(1, "A", "a")}
+    assert texts(files) == texts(dict(reversed(files.items()))) == [("chapter_1", "A", "b")]
+
+
+def test_two_markdown_files_of_one_chapter_are_versions_of_it() -> None:
+    files: dict[str, Content] = {"a.markdown": "## A\n\none\n\n## B\n\ntwo", "a.md": "## A\n\nnew"}
+    assert texts(files) == [("a", "A", "new"), ("a", "B", "two")]
+    assert removed(files) == {"older version": 1}
+
+
+def test_titles_may_repeat_within_a_chapter() -> None:
+    markdown = "## A\n\none\n\n## Summary\n\ns1\n\n## B\n\ntwo\n\n## Summary\n\ns2\n\n## Summary\n\ns3"
+    expected = [("A", "one"), ("Summary", "s1"), ("B", "two"), ("Summary", "s2"), ("Summary", "s3")]
+    assert [found[1:] for found in texts({"chapter_1.md": markdown})] == expected
+    expected[2:4] = [("B", "two!"), ("Summary", "s2!")]
+    newer = reviewed(1, "B", "two!\n\n## Summary\n\ns2!")
+    assert [found[1:] for found in texts({"chapter_1.md": markdown, "b.json": newer})] == expected
+
+
+def test_sections_of_several_json_files_may_have_headings_of_one_name() -> None:
+    files: dict[str, Content] = {
+        "a.json": reviewed(1, "RESULTS", "## Summary\n\none"),
+        "b.json": reviewed(1, "DISCUSSION", "two\n\n## Summary\n\nthree", "2026"),
+    }
+    sections, report = read(files)
+    assert [(s.lead, s.title, s.text) for s in sections] == [
+        (("## RESULTS",), "Summary", "one"),
+        ((), "DISCUSSION", "two"),
+        ((), "Summary", "three"),
+    ]
+    markdown = "## RESULTS\n\n## Summary\n\none\n\n## DISCUSSION\n\ntwo\n\n## Summary\n\nthree"
+    assert texts(files | {"chapter_1.md": markdown}) == [(s.chapter, s.title, s.text) for s in sections]
+    assert report.removed == {}
+
+
+def test_sections_named_by_year_are_not_versions_of_each_other() -> None:
+    files: dict[str, Content] = {
+        "chapter_1.md": "## 2019 results\n\none\n\n## 2020 results\n\ntwo",
+        "a.json": reviewed(1, "2020 results", "new"),
+    }
+    assert texts(files) == [("chapter_1", "2019 results", "one"), ("chapter_1", "2020 results", "new")]
+
+
+def test_the_same_text_in_two_places_is_used_at_the_first() -> None:
+    files: dict[str, Content] = {"b.md": "## X\n\nsame", "a.md": "## Y\n\nsame\n\n## Z\n\n  same\n\n## W\n\nsame"}
+    sections, report = read(files)
+    assert [(s.chapter, s.title, s.order, s.text) for s in sections] == [
+        ("a", "Y", 0, "same"),
+        ("a", "Z", 1, "  same"),
+    ]
+    assert report.removed == {"exact duplicate": 2}
+    assert {ledger.path[-4:]: ledger.left_out["exact duplicate"] for ledger in report.files} == {"b.md": 5, "a.md": 5}
+    assert report.chapters == 1
+
+
+def test_a_section_scored_below_the_minimum_is_left_out_and_so_is_its_copy_in_markdown() -> None:
+    files: dict[str, Content] = {
+        "chapter_1.md": "## A\n\npoor\n\n## B\n\ngood\n\n## C\n\nunscored",
+        "a.json": reviewed(1, "A", "poor", score=0.49),
+        "b.json": reviewed(1, "B", "good", score=0.5),
+        "c.json": reviewed(1, "C", "unscored"),
+        "d.json": draft(A="was poor"),
+    }
+    kept = [("chapter_1", "B", "good"), ("chapter_1", "C", "unscored")]
+    assert texts(files, minimum_score=0.5) == kept
+    assert removed(files, minimum_score=0.5) == {
+        "improved version in JSON": 3,
+        "score below the recipe's minimum": 1,
+    }
+    assert texts(files) == [("chapter_1", "A", "poor"), *kept]
+
+
+def test_bibliographies_and_review_blocks_follow_the_recipe_in_markdown_and_json() -> None:
+    review = "### Citation Accuracy Analysis\n\n0.5\n\n---\n\n"
+    files: dict[str, Content] = {
+        "a.md": f"## A\n\n{review}one\n\n## References\n\n[1]",
+        "b.json": {"sections": {"B": {"improved": f"{review}two"}, "REFERENCES": {"improved": "[2]"}}},
+    }
+    assert texts(files) == [("a", "A", "one"), ("b", "B", "two")]
+    assert texts(files, bibliographies=True, review_blocks=True) == [
+        ("a", "A", f"{review}one"),
+        ("a", "References", "[1]"),
+        ("b", "B", f"{review}two"),
+        ("b", "REFERENCES", "[2]"),
+    ]
+
+
+def test_a_file_that_cannot_be_read_is_listed_and_all_its_bytes_are_accounted_for() -> None:
+    link = Unreadable("chapter_markdowns/link.md", "leads out")
+    files: dict[str, Content] = {"good.md": "text", "latin.md": b"caf\xe9", "cut.json": b'{"sections": {"A":'}
+    sections, report = read(files, link)
+    assert [section.text for section in sections] == ["text"]
+    with pytest.raises(CorpusError) as error:
+        require_readable(report)
+    assert str(error.value) == (
+        "3 report file(s) cannot be read:\n"
+        "  chapter_markdowns/link.md: leads out\n"
+        "  outputs/consolidated/cut.json: it is not JSON: Expecting value: line 1 column 19\n"
+        "  chapter_markdowns/latin.md: byte 3 (0xe9) is not UTF-8; save it again as UTF-8 "
+        "(Latin-1 and Windows-1252 files are common causes)\n"
+        "Mend or remove them, or set `corpus: {unreadable: skip}` in the recipe to go on without them."
+    )
+    whole = total(report.files)
+    assert (whole.size, whole.used, whole.left_out) == (4 + 4 + 18, 4, {"unreadable file": 22})
+
+
+def test_reports_that_can_all_be_read_pass_and_an_empty_file_is_one_of_them() -> None:
+    sections, report = read({"empty.md": "", "blank.md": "\r\n"})
+    require_readable(report)
+    assert sections == []
+    assert [ledger.row() for ledger in report.files] == [
+        {"path": "chapter_markdowns/blank.md", "size": 2, "used": 0, "left_out": {"line ends": 1, "white space": 1}},
+        {"path": "chapter_markdowns/empty.md", "size": 0, "used": 0, "left_out": {}},
+    ]
+
+
+def test_the_report_is_plain_json_in_natural_order_of_files() -> None:
+    _, report = read({"c10.md": "## A\n\ntext", "c9.md": "text", "bad.md": b"\xff\xfe"})
+    problem = "it is UTF-16, not UTF-8; save it again as UTF-8"
+    assert as_rows(report) == {
+        "chapters": 1,
+        "sections": 1,
+        "words": 1,
+        "removed": {"exact duplicate": 1},
+        "unreadable": [{"path": "chapter_markdowns/bad.md", "reason": problem, "size": 2}],
+        "files": [
+            {
+                "path": "chapter_markdowns/bad.md",
+                "size": 2,
+                "used": 0,
+                "left_out": {"unreadable file": 2},
+                "problem": problem,
+            },
+            {"path": "chapter_markdowns/c9.md", "size": 4, "used": 4, "left_out": {}},
+            {
+                "path": "chapter_markdowns/c10.md",
+                "size": 10,
+                "used": 0,
+                "left_out": {"exact duplicate": 5, "heading marks": 4, "white space": 1},
+            },
+        ],
+    }
+
+
+@pytest.mark.parametrize(
+    "ledger",
+    [
+        FileLedger("a.md", 3, used=2),
+        FileLedger("a.md", 3, used=4),
+        FileLedger("a.md", 3, used=-1, left_out=Counter(x=4)),
+        FileLedger("a.md", 3, used=4, left_out=Counter(x=-1)),
+    ],
+)
+def test_an_account_that_does_not_add_up_is_a_fault_of_the_program(ledger: FileLedger) -> None:
+    with pytest.raises(LedgerError, match=r"^a\.md: 3 bytes, but \d are accounted for"):
+        ledger.check()
+
+
+def test_reading_stops_when_the_bytes_of_a_file_are_not_all_accounted_for() -> None:
+    file = SourceFile("chapter_markdowns/a.md", "a", "markdown", 5, "")
+    sections = read_sections([file], [], lambda _: b"text", Corpus(), SectionsReport())
+    assert next(sections).text == "text"
+    with pytest.raises(LedgerError, match=r"^chapter_markdowns/a\.md: 5 bytes, but 4 are accounted for"):
+        next(sections)
+
+
+def test_sections_of_a_renamed_workspace_have_the_same_version(tmp_path: Path) -> None:
+    def version_in(workspace: Path) -> str:
+        found = [item for item in read_reports(workspace) if not isinstance(item, Unreadable)]
+        data = dict(found)
+        return content_version(read_sections(data, [], data.__getitem__, Corpus(), SectionsReport()))
+
+    folder = tmp_path / "one" / "chapter_markdowns"
+    folder.mkdir(parents=True)
+    (folder / "a.md").write_text("## A\n\ntext")
+    (folder / "b.md").write_text("## B\n\nmore")
+    before = version_in(tmp_path / "one")
+    (tmp_path / "one").rename(tmp_path / "zwei – drei")
+    assert version_in(tmp_path / "zwei – drei") == before
+    (tmp_path / "zwei – drei" / "chapter_markdowns" / "b.md").rename(tmp_path / "zwei – drei/chapter_markdowns/c.md")
+    assert version_in(tmp_path / "zwei – drei") != before  # a chapter's name is its identity
+
+
+PROSE = [
+    "Rivers carry [1] sediment.",
+    "| a | b |\n|---|---|\n| 1 | 2 |",
+    "- x\n- y",
+    "### Sub {#s}",
+    "> said",
+    "<b>x</b>",
+]
+CODE = ["```py\na = 1\n\n\nb = 2\n```", "~~~\n## no heading\n~~~"]
+CHAPTER = st.lists(
+    st.tuples(st.sampled_from("ABC"), st.booleans(), st.lists(st.sampled_from(PROSE + CODE), max_size=5)), max_size=4
+)
+
+
+def render(chapter: list[tuple[str, bool, list[str]]], blank: str = "\n\n", space: str = "", score: str = "0.5") -> str:
+    """A chapter's Markdown: sections of (title, whether reviewed, blocks)."""
+    blocks = ["# Chapter 7"]
+    for number, (title, is_reviewed, body) in enumerate(chapter):
+        blocks.append(f"## {title}")
+        if is_reviewed:
+            blocks += ["### Citation Accuracy Analysis", f"**Overall Score: {score}**", "---"]
+        blocks += [*body, f"Number {number}."]
+    return blank.join(block if block in CODE else block.replace("\n", f"{space}\n") + space for block in blocks)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.dictionaries(st.sampled_from(["a", "a b", "ä/c", "c1", "c01", "c10"]), CHAPTER),
+    st.randoms(use_true_random=False),
+    st.sampled_from(["\n", "\r\n", "\r"]),
+    st.sampled_from(["", "\ufeff"]),
+    st.sampled_from(["\n\n", "\n\n\n", "\n \n\t\n\n"]),
+    st.sampled_from(["", "  ", "\t"]),
+    st.sampled_from(["0.5", "0.1</span>\n\n#### Why\n\n- **x**: y"]),
+)
+def test_what_does_not_show_does_not_change_the_version(
+    chapters: dict[str, Any], random: Any, end: str, mark: str, blank: str, space: str, score: str
+) -> None:
+    plain: dict[str, Content] = {f"{name}.md": render(chapter) for name, chapter in chapters.items()}
+    names = list(chapters)
+    random.shuffle(names)
+    edited: dict[str, Content] = {
+        f"{name}.md": mark + (render(chapters[name], blank, space, score) + blank).replace("\n", end) for name in names
+    }
+    assert version(edited) == version(plain)
+
+
+JSON_TEXT = st.one_of(
+    st.text(max_size=20),
+    st.lists(st.sampled_from(["## A\n\n", "## Sub\n\n", "text\n\n", "é", "<!-- x -->", "```\n", "\r\n"])).map("".join),
+)
+NAME = st.sampled_from(["A", "a:", "REFERENCES", "RESULTS", "é", ""])
+EXTRA = st.dictionaries(
+    st.sampled_from(["question", "model"]), st.recursive(st.none() | st.floats() | JSON_TEXT, st.lists), max_size=2
+)
+TIME = st.sampled_from(["2024", "2025", "ä"])
+WHOLE = st.dictionaries(
+    NAME, st.one_of(JSON_TEXT, st.fixed_dictionaries({"improved": JSON_TEXT}, optional={"original": JSON_TEXT}))
+)
+REPORT = st.one_of(
+    st.builds(lambda sections, extra, time: {**extra, "timestamp": time, "sections": sections}, WHOLE, EXTRA, TIME),
+    st.builds(
+        lambda extra, *section: extra | reviewed(*section),
+        EXTRA,
+        st.one_of(st.integers(0, 2), st.sampled_from(["1", "ä"])),
+        NAME,
+        JSON_TEXT,
+        TIME,
+        st.none() | st.floats(),
+    ),
+)
+BYTES = st.builds(lambda content, plain: json.dumps(content, ensure_ascii=plain).encode(), REPORT, st.booleans())
+FILES = st.dictionaries(st.sampled_from([f"chapter_{i}{x}.json" for i in (1, 2) for x in ("", "_a", "_b")]), BYTES)
+MARKDOWN = st.dictionaries(st.sampled_from(["chapter_1.md", "chapter_2.md", "chapter_2.markdown"]), JSON_TEXT)
+
+
+@settings(max_examples=200, deadline=None)
+@given(FILES, MARKDOWN, st.booleans(), st.booleans(), st.none() | st.floats(0, 1), st.randoms(use_true_random=False))
+def test_any_reports_are_accounted_for_to_the_byte_in_any_order(
+    files: dict[str, Content],
+    markdown: dict[str, Content],
+    drafts: bool,
+    bibliographies: bool,
+    score: float | None,
+    random: Any,
+) -> None:
+    files |= markdown
+    options = {"drafts": drafts, "bibliographies": bibliographies, "minimum_score": score}
+    sections, report = read(files, **options)  # checks every account
+    assert len(report.files) == len(files)
+    assert len({section.text for section in sections}) == len(sections)
+    names = list(files)
+    random.shuffle(names)
+    assert read({name: files[name] for name in names}, **options)[0] == sections

@@ -1,0 +1,200 @@
+"""`./fine_tuned_model/` is one complete adapter at every instant."""
+
+import json
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+
+from ft_dagster.release.released import ReleaseError, Releases
+from ft_dagster.store import Artifact, Store, StoreError
+
+
+class Workspace:
+    """A workspace with a store and adapters that say in each file which one they are of."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.store = Store(folder / ".ft" / "store")
+        self.link = folder / "fine_tuned_model"
+        self.releases = Releases(self.link, folder / ".ft")
+
+    def adapter(self, key: str) -> Artifact:
+        with self.store.staging() as folder:
+            (folder / "adapter_config.json").write_text(json.dumps({"adapter": key}))
+            (folder / "adapter_model.safetensors").write_bytes(key.encode() * 2000)
+            (folder / "templates").mkdir()
+            (folder / "templates" / "chat.jinja").write_text(key)
+            return self.store.take_in("lora_adapter", key, folder, {})
+
+    def released(self) -> tuple[str | None, str]:
+        """(what is said to be released, what a reader finds)."""
+        return self.releases.current(), json.loads((self.link / "adapter_config.json").read_bytes())["adapter"]
+
+    def names(self) -> list[str]:
+        return sorted(path.name for path in self.folder.iterdir())
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Workspace:
+    return Workspace(tmp_path)
+
+
+def test_before_the_first_release_there_is_none(here: Workspace) -> None:
+    assert (here.releases.current(), here.releases.current_folder(), here.releases.history()) == (None, None, [])
+
+
+def test_a_released_adapter_is_where_the_link_points(here: Workspace) -> None:
+    assert here.releases.release(here.adapter("one"), {"decision": "release"}) is None
+    assert here.released() == ("one", "one")
+    assert here.releases.current_folder() == here.folder / ".ft" / "released" / "one"
+    assert here.link.readlink() == Path(".ft/released/one")
+    assert here.names() == [".ft", "fine_tuned_model"]
+
+
+def test_a_workspace_that_is_moved_keeps_its_release(here: Workspace, tmp_path: Path) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.mkdir()
+    Workspace(old).releases.release(Workspace(old).adapter("one"), {})
+    old.rename(new)
+    assert Workspace(new).released() == ("one", "one")
+
+
+def test_the_history_says_what_was_released_when_and_why(here: Workspace) -> None:
+    for key in ("one", "two", "one"):
+        here.releases.release(here.adapter(key), {"reason": f"{key} is better,\u2028 é\x85\nand so on"})
+    history = here.releases.history()
+    assert [(entry["adapter"], entry["why"]["reason"]) for entry in history] == [
+        (key, f"{key} is better,\u2028 é\x85\nand so on") for key in ("one", "two", "one")
+    ]
+    assert all(entry["at"].endswith("+00:00") for entry in history)
+    assert here.released() == ("one", "one")
+
+
+def test_releasing_what_is_released_changes_nothing(here: Workspace) -> None:
+    adapter = here.adapter("one")
+    here.releases.release(adapter, {})
+    before = (here.link.lstat(), here.releases.history())
+    assert here.releases.release(adapter, {"reason": "again"}) is None
+    assert (here.link.lstat(), here.releases.history()) == before
+
+
+def test_a_reader_finds_a_complete_adapter_during_every_switch(here: Workspace) -> None:
+    adapters = [here.adapter(key) for key in ("one", "two")]
+    here.releases.release(adapters[0], {})
+    seen: list[tuple[str, bytes]] = []
+    ended = threading.Event()
+
+    def read() -> None:
+        while not ended.is_set():
+            folder = here.link.resolve(strict=True)
+            config = json.loads((folder / "adapter_config.json").read_bytes())
+            seen.append((config["adapter"], (folder / "adapter_model.safetensors").read_bytes()))
+
+    def read_and_keep_error() -> None:
+        try:
+            read()
+        except Exception as error:
+            errors.append(error)
+
+    errors: list[Exception] = []
+    reader = threading.Thread(target=read_and_keep_error)
+    reader.start()
+    for number in range(1, 201):
+        here.releases.release(adapters[number % 2], {})
+    ended.set()
+    reader.join()
+    assert errors == []
+    assert set(seen) == {(key, key.encode() * 2000) for key in ("one", "two")}
+    assert len(here.releases.history()) == 201
+
+
+def test_a_damaged_adapter_is_refused_before_the_switch(here: Workspace) -> None:
+    here.releases.release(here.adapter("one"), {})
+    damaged = here.adapter("two")
+    (damaged.path / "adapter_model.safetensors").write_bytes(b"twp" * 2000)
+    with pytest.raises(StoreError, match=r"two/adapter_model\.safetensors is damaged"):
+        here.releases.release(damaged, {})
+    assert here.released() == ("one", "one")
+    assert not (here.releases.folder / "two").exists()
+    assert [entry["adapter"] for entry in here.releases.history()] == ["one"]
+
+
+def test_an_earlier_release_that_was_damaged_since_is_refused(here: Workspace) -> None:
+    for key in ("one", "two"):
+        here.releases.release(here.adapter(key), {})
+    (here.releases.folder / "one" / "adapter_config.json").unlink()
+    with pytest.raises(StoreError, match=r"released/one/adapter_config\.json is missing"):
+        here.releases.release(here.adapter("one"), {})
+    assert here.released() == ("two", "two")
+
+
+def test_a_copy_that_a_killed_process_left_is_made_anew(here: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(source: Path, target: Path) -> None:
+        target.mkdir()
+        (target / "adapter_config.json").write_text("{")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(shutil, "copytree", killed)
+        here.releases.release(here.adapter("one"), {})
+    assert here.releases.current() is None
+    here.releases.release(here.adapter("one"), {})
+    assert here.released() == ("one", "one")
+    assert sorted(path.name for path in here.releases.folder.iterdir()) == ["history.jsonl", "one"]
+
+
+def test_a_folder_in_the_way_is_moved_aside_and_kept(here: Workspace) -> None:
+    for number in (1, 2):
+        shutil.rmtree(here.folder / ".ft" / "released", ignore_errors=True)
+        here.link.unlink(missing_ok=True)
+        here.link.mkdir()
+        (here.link / "original.bin").write_bytes(bytes([number]))
+        assert here.releases.current() is None
+        aside = here.releases.release(here.adapter("one"), {})
+        assert aside == here.folder / f"fine_tuned_model.before-{number}"
+        assert (aside / "original.bin").read_bytes() == bytes([number])
+        assert here.released() == ("one", "one")
+
+
+def test_a_link_to_elsewhere_is_moved_aside_and_kept(here: Workspace) -> None:
+    elsewhere = here.folder / "elsewhere" / "one"
+    elsewhere.mkdir(parents=True)
+    here.link.symlink_to("elsewhere/one")
+    assert here.releases.current() is None
+    aside = here.releases.release(here.adapter("one"), {})
+    assert aside is not None
+    assert aside.readlink() == Path("elsewhere/one")
+    assert here.released() == ("one", "one")
+
+
+def test_a_broken_link_kept_aside_is_not_written_over(here: Workspace) -> None:
+    (here.folder / "fine_tuned_model.before-1").symlink_to("unmounted/adapter")
+    here.link.mkdir()
+    assert here.releases.release(here.adapter("one"), {}) == here.folder / "fine_tuned_model.before-2"
+    assert (here.folder / "fine_tuned_model.before-1").readlink() == Path("unmounted/adapter")
+
+
+def test_a_link_of_ours_whose_folder_was_deleted_is_replaced(here: Workspace) -> None:
+    adapter = here.adapter("one")
+    here.releases.release(adapter, {})
+    shutil.rmtree(here.releases.folder / "one")
+    assert here.releases.current() is None
+    assert here.releases.release(adapter, {}) is None
+    assert here.released() == ("one", "one")
+
+
+def test_without_symbolic_links_nothing_is_touched(here: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    here.link.mkdir()
+    (here.link / "original.bin").write_bytes(b"kept")
+
+    def refuse(link: Path, target: str, target_is_directory: bool = False) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "symlink_to", refuse)
+    with pytest.raises(ReleaseError, match=r"cannot hold symbolic links \(Operation not permitted\).*another file sys"):
+        here.releases.release(here.adapter("one"), {})
+    assert (here.link / "original.bin").read_bytes() == b"kept"
+    assert here.names() == [".ft", "fine_tuned_model"]
+    assert here.releases.history() == []
