@@ -25,7 +25,7 @@ from ft_dagster.base import (
     verify_base,
 )
 from ft_dagster.recipe import Base
-from ft_dagster.store import digest, file_digest
+from ft_dagster.store import digest
 
 TOKEN = "hf_thisIsTheSecretOfTheTests"
 HUB = Base(source="hub", model="owner/model", revision="0123abc")
