@@ -72,7 +72,8 @@ def run(
 def _bring_up_to_date(settings: Settings, console: Console) -> tuple[bool, dict[str, object]]:
     from dagster_shared.utils.warnings import PreviewWarning
 
-    from ft_dagster.definitions import BRING_UP_TO_DATE, defs
+    from ft_dagster.definitions import defs
+    from ft_dagster.defs.automation import BRING_UP_TO_DATE
     from ft_dagster.defs.instance import open_instance
     from ft_dagster.defs.running import bring_up_to_date
     from ft_dagster.defs.summary import print_summary, summarize

@@ -3,6 +3,12 @@
 import dagster as dg
 
 from ft_dagster.defs.adapter_evaluation import adapter_evaluation
+from ft_dagster.defs.automation import (
+    bring_up_to_date_job,
+    keep_up_to_date,
+    report_failures,
+    scheduled_retraining,
+)
 from ft_dagster.defs.child_process import ChildProcess
 from ft_dagster.defs.external import base_model, report_files
 from ft_dagster.defs.lora_adapter import lora_adapter
@@ -11,8 +17,6 @@ from ft_dagster.defs.released_adapter import released_adapter
 from ft_dagster.defs.sections import sections
 from ft_dagster.defs.tokenized_dataset import tokenized_dataset
 from ft_dagster.defs.workspace import Workspace
-
-BRING_UP_TO_DATE = "bring_up_to_date"
 
 defs = dg.Definitions(
     assets=[
@@ -25,13 +29,9 @@ defs = dg.Definitions(
         adapter_evaluation,
         released_adapter,
     ],
-    jobs=[
-        dg.define_asset_job(
-            BRING_UP_TO_DATE,
-            selection=dg.AssetSelection.all(),
-            description="Every stage, in order. A stage whose inputs have not changed costs nothing.",
-        )
-    ],
+    jobs=[bring_up_to_date_job],
+    sensors=[keep_up_to_date, report_failures],
+    schedules=[scheduled_retraining],
     resources={"workspace": Workspace(), "child_process": ChildProcess()},
     executor=dg.in_process_executor,  # light steps run here; training starts a process of its own
 )

@@ -23,6 +23,14 @@ class Settings(BaseSettings):
     """Where base models are kept, shared by all workspaces."""
     store: Path = Path(".ft/store")
     """Where artifacts are kept; relative to the workspace."""
+    watch_seconds: int = Field(default=15, ge=1)
+    """How often the reports are looked at, at most."""
+    settle_seconds: float = Field(default=10.0, ge=0)
+    """How long the reports must lie still before an automatic run: a burst of edits makes one training."""
+    minimum_interval_seconds: float = Field(default=0.0, ge=0)
+    """Least time from the start of one automatic run to that of the next."""
+    schedule: str | None = None
+    """A cron line for scheduled retraining; off when not set."""
     threads: int | None = Field(default=None, ge=1)
     """Threads that training and evaluation use on a CPU; all cores when not set."""
     huggingface_token: Annotated[SecretStr | None, NoDecode] = Field(default=None, validation_alias="HUGGINGFACE_TOKEN")

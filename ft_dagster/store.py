@@ -111,6 +111,10 @@ class Store:
             write_atomically(path, data)
         return name
 
+    def has_blob(self, name: str) -> bool:
+        """Whether bytes of this SHA-256 are kept."""
+        return self._blob_path(name).exists()
+
     def get_blob(self, name: str) -> bytes:
         """The bytes of this SHA-256, checked. Raises StoreError if they are missing or damaged."""
         path = self._blob_path(name)

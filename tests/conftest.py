@@ -7,14 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-
-PROSE = (
-    "The committee met on Tuesday and read the report from the first page to the last. ",
-    "Rivers carry sediment downstream, and the delta grows by a hand's breadth each year. ",
-    "A ledger that balances to the byte is worth more than a promise that nothing was lost. ",
-    "Costs fell in the second year because the office stopped printing what nobody read. ",
-    "Each measurement was repeated three times, by people who did not know the earlier result. ",
-)
+from reports import PROSE, chapter_text, recipe_for
 
 
 @pytest.fixture(scope="session")
@@ -56,30 +49,6 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     MistralForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
     return folder
-
-
-def recipe_for(base: Path) -> dict[str, Any]:
-    """A recipe, as plain data, that trains on the tiny base within seconds."""
-    return {
-        "name": "tiny",
-        "base": {"source": "folder", "model": str(base)},
-        "tokens": {"block_length": 64, "held_out": 0.2},
-        "lora": {"rank": 4, "alpha": 8, "dropout": 0.1},
-        "training": {
-            "epochs": 3,
-            "learning_rate": 0.02,
-            "rows_per_device": 2,
-            "rows_per_step": 4,
-            "save_every": 2,
-        },
-        "evaluation": {"prompts": ["The committee"], "sample_tokens": 4},
-    }
-
-
-def chapter_text(number: int) -> str:
-    """A chapter of plain prose, different for every number."""
-    items = (PROSE[(number + i) % len(PROSE)] + f"It was item {number * 10 + i}. " for i in range(8))
-    return f"# Chapter {number}\n\n## BACKGROUND KNOWLEDGE\n\n{''.join(items)}\n"
 
 
 @pytest.fixture

@@ -84,14 +84,17 @@ def read_reports(workspace: Path) -> Iterator[tuple[SourceFile, bytes] | Unreada
         if isinstance(found, Unreadable):
             yield found
             continue
-        kind, folder, path = found
-        try:
-            data = _read_settled(path)
-        except OSError as error:
-            yield Unreadable(_relative(path, workspace), error.strerror or str(error))
-            continue
-        name = path.relative_to(folder).with_suffix("").as_posix()
-        yield SourceFile(_relative(path, workspace), name, kind, len(data), digest(data)), data
+        yield read_report(*found, workspace)
+
+
+def read_report(kind: Kind, folder: Path, path: Path, workspace: Path) -> tuple[SourceFile, bytes] | Unreadable:
+    """One report file with its bytes, as it was at one instant."""
+    try:
+        data = _read_settled(path)
+    except OSError as error:
+        return Unreadable(_relative(path, workspace), error.strerror or str(error))
+    name = path.relative_to(folder).with_suffix("").as_posix()
+    return SourceFile(_relative(path, workspace), name, kind, len(data), digest(data)), data
 
 
 def content_version(files: list[SourceFile], unreadable: list[Unreadable]) -> str:

@@ -38,7 +38,10 @@ def adapter_evaluation(
     dataset = input_artifact(context, TOKENIZED_DATASET, store)
     base = prepare_base(recipe.base, settings.cache, token=settings.token)
     released = _released_on(workspace, base.identity, adapter.key)
-    key = evaluation_key(adapter.files[WEIGHTS], dataset.about["version"], released.name if released else None, recipe)
+    before = released is not None and adapter.key in {entry["adapter"] for entry in workspace.releases.history()}
+    key = evaluation_key(
+        adapter.files[WEIGHTS], dataset.about["version"], released.name if released else None, recipe, before
+    )
     artifact = store.find(ADAPTER_EVALUATION.name, key)
     if artifact is None:
         with store.staging() as folder:
@@ -57,7 +60,7 @@ def adapter_evaluation(
                 context, "ft_dagster.evaluation", path, settings.logs / f"evaluation-{key[:12]}.log"
             )
             path.unlink()
-            artifact = _take_in(store, key, folder, adapter, released, recipe)
+            artifact = _take_in(store, key, folder, adapter, released, recipe, before)
     yield _describe(artifact, recipe)
 
 
@@ -71,10 +74,10 @@ def _released_on(workspace: Workspace, base: dict[str, str], new: str) -> Path |
 
 
 def _take_in(
-    store: Store, key: str, folder: Path, adapter: Artifact, released: Path | None, recipe: Recipe
+    store: Store, key: str, folder: Path, adapter: Artifact, released: Path | None, recipe: Recipe, before: bool
 ) -> Artifact:
     result = json.loads((folder / RESULT).read_bytes())
-    verdict = judge(result["models"], recipe.release.minimum_gain).to_json()
+    verdict = judge(result["models"], recipe.release.minimum_gain, before).to_json()
     about = result | {"adapter": adapter.key, "released": released.name if released else None, "verdict": verdict}
     return store.take_in(ADAPTER_EVALUATION.name, key, folder, about)
 

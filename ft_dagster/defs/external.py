@@ -3,10 +3,10 @@
 import dagster as dg
 
 from ft_dagster.base import base_version
-from ft_dagster.corpus.files import SourceFile, Unreadable, content_version, read_reports
+from ft_dagster.corpus.index import Scan, scan_reports
 from ft_dagster.defs.stages import BASE_MODEL, REPORT_FILES, data_version
 from ft_dagster.defs.workspace import GROUP, OWNERS
-from ft_dagster.recipe import load_recipe
+from ft_dagster.recipe import Recipe
 from ft_dagster.settings import Settings
 
 report_files = dg.AssetSpec(
@@ -26,23 +26,15 @@ base_model = dg.AssetSpec(
 )
 
 
-def current_versions(settings: Settings) -> dict[dg.AssetKey, str]:
-    """Data versions of the external assets as they are now."""
-    files: list[SourceFile] = []
-    unreadable: list[Unreadable] = []
-    for found in read_reports(settings.workspace):
-        if isinstance(found, Unreadable):
-            unreadable.append(found)
-        else:
-            files.append(found[0])
-    recipe = load_recipe(settings.recipe, settings.workspace)
-    return {REPORT_FILES: content_version(files, unreadable), BASE_MODEL: base_version(recipe.base)}
+def look(settings: Settings) -> Scan:
+    """The report files as they are now; what did not change since the last look is not read."""
+    return scan_reports(settings.workspace, settings.state / "files.json")
 
 
-def changed(instance: dg.DagsterInstance, settings: Settings) -> list[dg.AssetMaterialization]:
-    """An event for each external asset whose content is not the one last recorded."""
-    return [
-        dg.AssetMaterialization(key, tags={"dagster/data_version": version})
-        for key, version in current_versions(settings).items()
-        if data_version(instance, key) != version
-    ]
+def record(instance: dg.DagsterInstance, scan: Scan, recipe: Recipe) -> None:
+    """Record the external assets' data versions where they are not the ones last recorded: one event a change."""
+    for key, version in ((REPORT_FILES, scan.version), (BASE_MODEL, base_version(recipe.base))):
+        if data_version(instance, key) != version:
+            instance.report_runless_asset_event(
+                dg.AssetMaterialization(key, tags={"dagster/data_version": version}, metadata={"version": version})
+            )

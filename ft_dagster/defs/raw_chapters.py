@@ -2,13 +2,17 @@
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 
 import dagster as dg
 
-from ft_dagster.corpus.files import SourceFile, Unreadable, content_version, read_reports, require_reports
+from ft_dagster.corpus.files import SourceFile, Unreadable, require_reports
+from ft_dagster.corpus.index import Scan
+from ft_dagster.defs.external import look
 from ft_dagster.defs.pictures import table
 from ft_dagster.defs.stages import RAW_CHAPTERS, describe
 from ft_dagster.defs.workspace import GROUP, OWNERS, Workspace
+from ft_dagster.settings import Settings
 from ft_dagster.store import Artifact, Store
 
 FILES = "files.json"
@@ -23,18 +27,11 @@ FILES = "files.json"
 )
 def raw_chapters(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
     """A snapshot of the report files' bytes, so that what was trained on can always be read again."""
-    require_reports(workspace.settings.workspace)
-    store = workspace.store
-    files: list[SourceFile] = []
-    unreadable: list[Unreadable] = []
-    for found in read_reports(workspace.settings.workspace):
-        if isinstance(found, Unreadable):
-            unreadable.append(found)
-        else:
-            files.append(found[0])
-            store.put_blob(found[1])
-    version = content_version(files, unreadable)
-    artifact = store.find(RAW_CHAPTERS.name, version) or _write(store, version, files, unreadable)
+    settings, store = workspace.settings, workspace.store
+    require_reports(settings.workspace)
+    scan = take_snapshot(settings, store)
+    files, version = scan.files, scan.version
+    artifact = store.find(RAW_CHAPTERS.name, version) or _write(store, version, scan)
     return describe(
         RAW_CHAPTERS,
         artifact,
@@ -43,15 +40,32 @@ def raw_chapters(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.
         {
             "files": len(files),
             "bytes": sum(file.size for file in files),
-            "cannot be opened": len(unreadable),
+            "cannot be opened": len(scan.unreadable),
             "list": table([{"file": file.path, "bytes": file.size, "sha256": file.sha256[:12]} for file in files]),
         },
     )
 
 
-def _write(store: Store, version: str, files: list[SourceFile], unreadable: list[Unreadable]) -> Artifact:
+def take_snapshot(settings: Settings, store: Store) -> Scan:
+    """Look at the report files and keep the bytes of each; a file that changes meanwhile is looked at again."""
+    while True:
+        scan = look(settings)
+        missing = [file for file in scan.files if not store.has_blob(file.sha256)]
+        if all(_keep(settings.workspace / file.path, file.sha256, store) for file in missing):
+            return scan
+
+
+def _keep(path: Path, sha256: str, store: Store) -> bool:
+    try:
+        return store.put_blob(path.read_bytes()) == sha256
+    except OSError:  # gone, or not to be read any more: the next look says which
+        return False
+
+
+def _write(store: Store, version: str, scan: Scan) -> Artifact:
+    files = scan.files
     with store.staging() as folder:
-        content = {"files": [asdict(file) for file in files], "unreadable": [asdict(item) for item in unreadable]}
+        content = {"files": [asdict(file) for file in files], "unreadable": [asdict(item) for item in scan.unreadable]}
         (folder / FILES).write_text(json.dumps(content, indent=1, ensure_ascii=False), "utf-8")
         return store.take_in(RAW_CHAPTERS.name, version, folder, {"files": len(files)})
 

@@ -17,7 +17,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from ft_dagster.defs.external import changed
+from ft_dagster.defs.external import look, record
+from ft_dagster.defs.runs import failure_message
 from ft_dagster.defs.stages import stale_stages
 from ft_dagster.recipe import Recipe
 from ft_dagster.settings import Settings
@@ -38,8 +39,7 @@ def bring_up_to_date(
     Raises:
         KeyboardInterrupt: a signal ended the run; its children have been stopped.
     """
-    for event in changed(instance, settings):
-        instance.report_runless_asset_event(event)
+    record(instance, look(settings), recipe)
     stale = stale_stages(instance, recipe)
     if not stale:
         console.print("[green]Nothing to do:[/] no report, recipe, base model or code changed since the last run.")
@@ -73,16 +73,9 @@ def _print_failures(result: dg.ExecuteInProcessResult, console: Console) -> None
             console.print(f"[bold red]{check.asset_key.to_user_string()}: {check.check_name} failed.[/]")
             console.print(check.description or "", highlight=False, soft_wrap=True)
     for event in result.get_step_failure_events():
-        failure = event.step_failure_data
-        error = failure.error
-        while error is not None and error.cause is not None:
-            error = error.cause
-        given = failure.user_failure_data.description if failure.user_failure_data else None
-        message = given or (error.message if error else "failed")
-        if error is not None and error.cls_name == "DagsterAssetCheckFailedError":
-            continue  # said above
-        console.print(f"[bold red]{event.step_key} failed.[/]")
-        console.print(message.strip(), highlight=False, soft_wrap=True, markup=False)
+        error = event.step_failure_data.error
+        if error is None or error.cls_name != "DagsterAssetCheckFailedError":  # said above
+            console.print(failure_message(event), highlight=False, soft_wrap=True, markup=False, style="red")
 
 
 class _Follower:
@@ -120,8 +113,8 @@ class _Follower:
             ended = self._ended.wait(_POLL_SECONDS)
             connection = self._instance.get_records_for_run(self._run_id, cursor=cursor)
             cursor = connection.cursor
-            for record in connection.records:
-                event = record.event_log_entry.dagster_event
+            for entry in connection.records:
+                event = entry.event_log_entry.dagster_event
                 if event is None or event.step_key is None:
                     continue
                 step = event.step_key

@@ -21,6 +21,8 @@ RECIPE = "recipe"
 """Metadata of each materialization: hash of the part of the recipe it was made by."""
 CHECKS = "blocking checks"
 """Metadata of each materialization: `passed` or `failed`."""
+BLOCKED = "a blocking check failed"
+"""The reason of a stage whose inputs are the same as when its check failed: only a person can mend that."""
 _DATA_VERSION_TAG = "dagster/data_version"
 _CODE_VERSION_TAG = "dagster/code_version"
 _INPUT_VERSION_TAG = "dagster/input_data_version/"
@@ -34,6 +36,9 @@ class Stage:
     parents: tuple[dg.AssetKey, ...]
     code_version: str
     recipe_parts: tuple[str, ...] = ()
+    mirrors_parent: bool = False
+    """Its data version is that of its parent, made by the same function: a look inside the run may be newer than
+    the one that was recorded before it."""
 
     @property
     def key(self) -> dg.AssetKey:
@@ -48,7 +53,7 @@ def _key(name: str) -> dg.AssetKey:
     return dg.AssetKey(name)
 
 
-RAW_CHAPTERS = Stage("raw_chapters", (REPORT_FILES,), "1")
+RAW_CHAPTERS = Stage("raw_chapters", (REPORT_FILES,), "1", mirrors_parent=True)
 SECTIONS = Stage("sections", (_key("raw_chapters"),), sections_room.CODE_VERSION, ("corpus",))
 TOKENIZED_DATASET = Stage("tokenized_dataset", (_key("sections"), BASE_MODEL), tokens_room.CODE_VERSION, ("tokens",))
 LORA_ADAPTER = Stage(
@@ -88,8 +93,6 @@ def reason_stale(instance: dg.DagsterInstance, stage: Stage, recipe: Recipe) -> 
     last = latest_materialization(instance, stage.key)
     if last is None:
         return "never materialized"
-    if _is_blocked(last):
-        return "a blocking check failed"
     tags = last.tags or {}
     if tags.get(_CODE_VERSION_TAG) != stage.code_version:
         return "its code changed"
@@ -97,10 +100,10 @@ def reason_stale(instance: dg.DagsterInstance, stage: Stage, recipe: Recipe) -> 
     if made_by is not None and made_by.value != stage.recipe_hash(recipe):
         return f"the recipe changed ({', '.join(stage.recipe_parts)})"
     for parent in stage.parents:
-        now = data_version(instance, parent)
-        if now != tags.get(_INPUT_VERSION_TAG + parent.to_user_string()):
+        made_from = _DATA_VERSION_TAG if stage.mirrors_parent else _INPUT_VERSION_TAG + parent.to_user_string()
+        if data_version(instance, parent) != tags.get(made_from):
             return f"{parent.to_user_string()} has new content"
-    return None
+    return BLOCKED if _is_blocked(last) else None
 
 
 def stale_stages(instance: dg.DagsterInstance, recipe: Recipe) -> list[tuple[Stage, str]]:
@@ -112,6 +115,13 @@ def stale_stages(instance: dg.DagsterInstance, recipe: Recipe) -> list[tuple[Sta
         elif above := [parent for parent, _ in stale if parent.key in stage.parents]:
             stale.append((stage, f"{above[0].name} may change"))
     return stale
+
+
+def cause_of(instance: dg.DagsterInstance, recipe: Recipe) -> str:
+    """Hash of what decides what there should be: external contents, recipe, code. The same cause, the same outcome."""
+    contents = [data_version(instance, key) for key in (REPORT_FILES, BASE_MODEL)]
+    stages = [[stage.name, stage.code_version, stage.recipe_hash(recipe)] for stage in STAGES]
+    return digest([contents, stages])[:32]
 
 
 def input_artifact(context: dg.AssetExecutionContext, parent: Stage, store: Store) -> Artifact:

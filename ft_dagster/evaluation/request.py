@@ -14,13 +14,16 @@ CODE_VERSION = "1"
 RESULT = "evaluation.json"
 
 
-def evaluation_key(adapter: str, dataset_version: str, released: str | None, recipe: Recipe) -> str:
+def evaluation_key(
+    adapter: str, dataset_version: str, released: str | None, recipe: Recipe, released_before: bool = False
+) -> str:
     """The key of an evaluation: what was compared, on what, how."""
     return digest(
         {
             "adapter": adapter,
             "dataset": dataset_version,
             "released": released,
+            "released_before": released_before,
             "recipe": recipe.part("evaluation", "release"),
             "code": CODE_VERSION,
         }

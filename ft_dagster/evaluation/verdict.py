@@ -30,19 +30,22 @@ class Verdict:
         return asdict(self)
 
 
-def judge(models: Mapping[str, Mapping[str, Any]], minimum_gain: float) -> Verdict:
+def judge(models: Mapping[str, Mapping[str, Any]], minimum_gain: float, released_before: bool = False) -> Verdict:
     """Release if the new adapter beats the base, and the released adapter where there is one, on held-out text.
 
     Args:
         models: name -> measurements with `bits_per_byte`; `base` and `new`, and `released` where one is in use.
         minimum_gain: bits per byte it must gain more than.
+        released_before: it has been in use already, and the reports are again what it was made from (an edit was
+            taken back): it proved itself then, so it need not beat the adapter of the text that was taken back.
     """
     new = models["new"]["bits_per_byte"]
     rules = []
     for against in ("base", "released"):
         if against in models:
             gain = models[against]["bits_per_byte"] - new
-            rules.append(Rule(against, gain, minimum_gain, gain > minimum_gain))
+            passed = gain > minimum_gain or (against == "released" and released_before)
+            rules.append(Rule(against, gain, minimum_gain, passed))
     failed = [rule for rule in rules if not rule.passed]
     if failed:
         reason = "; ".join(
@@ -51,5 +54,8 @@ def judge(models: Mapping[str, Mapping[str, Any]], minimum_gain: float) -> Verdi
             for rule in failed
         )
         return Verdict("keep", reason, tuple(rules))
-    beaten = " and ".join(f"the {rule.against}'s {new + rule.measured:.4f}" for rule in rules)
-    return Verdict("release", f"{new:.4f} bits per byte on held-out chapters beats {beaten}", tuple(rules))
+    beaten = [f"the {rule.against}'s {new + rule.measured:.4f}" for rule in rules if rule.measured > minimum_gain]
+    reason = f"{new:.4f} bits per byte on held-out chapters beats {' and '.join(beaten)}"
+    if len(beaten) < len(rules):
+        reason += "; it was in use before, and the reports are again what it was made from"
+    return Verdict("release", reason, tuple(rules))

@@ -1,70 +1,22 @@
 """The whole graph on a tiny base: what runs, what is used again, what is held back, what is released."""
 
 import json
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import pytest
 import yaml
-from conftest import chapter_text, recipe_for
+from graphs import run
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ft_dagster.definitions import BRING_UP_TO_DATE, defs
-from ft_dagster.defs.external import changed
+from ft_dagster.defs.external import look, record
 from ft_dagster.defs.stages import STAGES, reason_stale, stale_stages
 from ft_dagster.defs.workspace import Workspace
 from ft_dagster.settings import load_settings
 from ft_dagster.training.request import CODE_VERSION
-
-
-@pytest.fixture
-def instance() -> Iterator[dg.DagsterInstance]:
-    with dg.DagsterInstance.ephemeral() as instance:
-        yield instance
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
-    """A folder with a `workspace` that is up to date and the `home` of the instance that brought it there."""
-    folder = tmp_path_factory.mktemp("finished")
-    chapters = folder / "workspace" / "chapter_markdowns"
-    chapters.mkdir(parents=True)
-    for number in range(1, 7):
-        (chapters / f"chapter_{number}.md").write_text(chapter_text(number), "utf-8")
-    (folder / "workspace" / "recipe.yaml").write_text(yaml.safe_dump(recipe_for(tiny_base)), "utf-8")
-    (folder / "home").mkdir()
-    with pytest.MonkeyPatch.context() as patch, dg.DagsterInstance.local_temp(str(folder / "home")) as instance:
-        patch.setenv("FT_WORKSPACE", str(folder / "workspace"))
-        patch.setenv("FT_RECIPE", "recipe.yaml")
-        patch.setenv("FT_CACHE", str(folder / "cache"))
-        assert run(instance).success
-    return folder
-
-
-@pytest.fixture
-def up_to_date(finished: Path, workspace: Path, tmp_path: Path) -> Iterator[dg.DagsterInstance]:
-    """The instance of a workspace that is up to date: copies of both, to be changed."""
-    shutil.copytree(finished / "workspace", workspace, dirs_exist_ok=True, symlinks=True)
-    shutil.copytree(finished / "home", tmp_path / "home")
-    with dg.DagsterInstance.local_temp(str(tmp_path / "home")) as instance:
-        yield instance
-
-
-def run(instance: dg.DagsterInstance, *names: str) -> dg.ExecuteInProcessResult:
-    """Look at the reports, then materialize these assets, or all."""
-    for event in changed(instance, load_settings()):
-        instance.report_runless_asset_event(event)
-    return defs.resolve_job_def(BRING_UP_TO_DATE).execute_in_process(
-        instance=instance,
-        asset_selection=[dg.AssetKey(name) for name in names] or None,
-        raise_on_error=False,
-        run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
-    )
 
 
 def metadata(result: dg.ExecuteInProcessResult, name: str) -> dict[str, Any]:
@@ -130,15 +82,16 @@ def test_an_edit_trains_again_and_its_reversal_brings_the_earlier_adapter_back(
     edited = next(path for path in chapters if path.stem not in held_out)
     before = edited.read_text()
     edited.write_text(before + "\nA sentence that was not there before.\n")
-    for event in changed(up_to_date, load_settings()):
-        up_to_date.report_runless_asset_event(event)
+    record(up_to_date, look(load_settings()), Workspace().recipe)
     reasons = {stage.name: reason for stage, reason in stale_stages(up_to_date, Workspace().recipe)}
     assert reasons["raw_chapters"] == "report_files has new content"
     second = metadata(run(up_to_date), "lora_adapter")
     assert second["reused"] is False and second["artifact"] != first
     edited.write_text(before)
-    third = metadata(run(up_to_date), "lora_adapter")
+    again = run(up_to_date)
+    third = metadata(again, "lora_adapter")
     assert third["reused"] is True and third["artifact"] == first
+    assert metadata(again, "released_adapter")["adapter"] == first
 
 
 def test_an_edit_that_leaves_the_sections_equal_stops_there(up_to_date: dg.DagsterInstance, workspace: Path) -> None:

@@ -1,20 +1,14 @@
 """The main job with the real embedded base model, as a user runs it; and the UI that shows it."""
 
 import json
-import os
 import shutil
-import signal
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
+from dagster_ui import graphql
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -49,59 +43,6 @@ def test_a_report_becomes_a_released_adapter_of_the_real_base_that_is_better_tha
     tokenizer = AutoTokenizer.from_pretrained(folder)
     output = model.generate(**tokenizer("A low-rank update", return_tensors="pt"), max_new_tokens=4, do_sample=False)
     assert tokenizer.decode(output[0]).startswith("A low-rank update")
-
-
-@pytest.fixture
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
-@pytest.fixture
-def user_interface(workspace: Path, chapters: list[Path], free_port: int) -> Iterator[str]:
-    """`dagster dev` through workspace.yaml, as `make dev` starts it; gives its address."""
-    home = subprocess.check_output([sys.executable, "-m", "ft_dagster.defs.instance"], text=True).strip()
-    dagster = str(Path(sys.executable).with_name("dagster"))
-    command = [dagster, "dev", "-w", "workspace.yaml", "-h", "127.0.0.1", "-p", str(free_port)]
-    process = subprocess.Popen(
-        command,
-        cwd=PROJECT,
-        env=os.environ | {"DAGSTER_HOME": home},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
-    address = f"http://127.0.0.1:{free_port}"
-    try:
-        until = time.monotonic() + 120
-        while not answers(address):
-            assert process.poll() is None and time.monotonic() < until
-            time.sleep(0.2)
-        yield address
-    finally:
-        process.send_signal(signal.SIGINT)
-        try:
-            process.wait(60)
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-
-
-def answers(address: str) -> bool:
-    try:
-        return bool(graphql(address, "{ repositoriesOrError { ... on RepositoryConnection { nodes { name } } } }"))
-    except OSError:
-        return False
-
-
-def graphql(address: str, query: str) -> Any:
-    request = urllib.request.Request(
-        f"{address}/graphql", json.dumps({"query": query}).encode(), {"Content-Type": "application/json"}
-    )
-    with urllib.request.urlopen(request, timeout=30) as response:
-        return json.load(response)["data"]
 
 
 def test_the_ui_shows_the_graph_and_sends_no_telemetry(user_interface: str, workspace: Path) -> None:

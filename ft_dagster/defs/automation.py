@@ -1,0 +1,120 @@
+"""What keeps the graph up to date by itself: a sensor that looks at the reports, and a schedule.
+
+Both ask about levels, not about events: what were the stages made from, and what is there now? Nothing is remembered
+between ticks that the next tick could not see again, so a lost tick, a killed daemon or a change during a run cost
+time and nothing else. One run brings all stale stages up to date; a stage whose inputs turn out to be equal takes
+what the store has.
+"""
+
+from datetime import UTC, datetime
+
+import dagster as dg
+
+from ft_dagster.base import BaseModelError
+from ft_dagster.corpus.files import CorpusError, require_reports
+from ft_dagster.corpus.index import changed_since
+from ft_dagster.defs.external import look, record
+from ft_dagster.defs.runs import (
+    CAUSE_TAG,
+    REASON_TAG,
+    fail_abandoned,
+    failure_message,
+    failures_for,
+    seconds_since_automatic,
+    under_way,
+)
+from ft_dagster.defs.stages import BLOCKED, cause_of, stale_stages
+from ft_dagster.defs.workspace import Workspace
+from ft_dagster.recipe import RecipeError
+from ft_dagster.settings import Settings, load_settings
+
+BRING_UP_TO_DATE = "bring_up_to_date"
+_ATTEMPTS = 2
+"""A run that failed is tried once more for the same cause; then it waits for another cause, or for a person."""
+_NIGHTLY = "0 3 * * *"
+
+bring_up_to_date_job = dg.define_asset_job(
+    BRING_UP_TO_DATE,
+    selection=dg.AssetSelection.all(),
+    description="Every stage, in order. A stage whose inputs have not changed costs nothing.",
+)
+
+
+def decide(instance: dg.DagsterInstance, settings: Settings, workspace: Workspace) -> dg.RunRequest | dg.SkipReason:
+    """Whether a run is due now: for which stages and why, or why not."""
+    try:
+        require_reports(settings.workspace)
+        recipe = workspace.recipe
+        scan = look(settings)
+        if changed_since(scan, settings.settle_seconds):
+            return dg.SkipReason(
+                f"Reports changed within the last {settings.settle_seconds:g} s; somebody may be writing."
+            )
+        record(instance, scan, recipe)
+    except (CorpusError, RecipeError, BaseModelError) as error:
+        return dg.SkipReason(str(error))
+    fail_abandoned(instance)
+    if running := under_way(instance):
+        return dg.SkipReason(f"Run {running[0].run_id[:8]} is under way; what changed meanwhile is looked at after it.")
+    stale = stale_stages(instance, recipe)
+    if not stale:
+        return dg.SkipReason("Everything is up to date.")
+    first, reason = stale[0]
+    if reason == BLOCKED:
+        return dg.SkipReason(f"Held back: a blocking check of {first.name} failed, and its inputs are still the same.")
+    cause = cause_of(instance, recipe)
+    failed = failures_for(instance, cause)
+    if failed >= _ATTEMPTS:
+        return dg.SkipReason(
+            f"{first.name} is stale ({reason}), but {failed} runs for this content failed. It is tried again when "
+            "something changes, or when you run `ft-dagster run` or materialize it in the UI."
+        )
+    since = seconds_since_automatic(instance)
+    if since is not None and since < settings.minimum_interval_seconds:
+        return dg.SkipReason(
+            f"The last automatic run was {since:.0f} s ago; the least interval is "
+            f"{settings.minimum_interval_seconds:g} s."
+        )
+    return dg.RunRequest(
+        asset_selection=[stage.key for stage, _ in stale],
+        tags={CAUSE_TAG: cause, REASON_TAG: f"{first.name}: {reason}"},
+    )
+
+
+@dg.sensor(
+    name="keep_up_to_date",
+    job=bring_up_to_date_job,
+    minimum_interval_seconds=load_settings().watch_seconds,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Looks at the report folders; when their content, the recipe, the base model or the code changed, one "
+    "run brings everything up to date.",
+)
+def keep_up_to_date(context: dg.SensorEvaluationContext, workspace: Workspace) -> dg.RunRequest | dg.SkipReason:
+    return decide(context.instance, workspace.settings, workspace)
+
+
+@dg.schedule(
+    name="scheduled_retraining",
+    job=bring_up_to_date_job,
+    cron_schedule=load_settings().schedule or _NIGHTLY,
+    default_status=dg.DefaultScheduleStatus.RUNNING if load_settings().schedule else dg.DefaultScheduleStatus.STOPPED,
+    description="Runs what is stale at fixed times (FT_SCHEDULE); with nothing stale it starts no run.",
+)
+def scheduled_retraining(context: dg.ScheduleEvaluationContext, workspace: Workspace) -> dg.RunRequest | dg.SkipReason:
+    return decide(context.instance, workspace.settings, workspace)
+
+
+@dg.run_failure_sensor(
+    name="report_failures",
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Writes one clear line for each failed run to logs/failures.log of the workspace.",
+)
+def report_failures(context: dg.RunFailureSensorContext) -> None:
+    failures = [failure_message(event) for event in context.get_step_failure_events()]
+    message = "; ".join(failures) or context.failure_event.message or "failed"
+    line = f"{datetime.now(UTC).isoformat(timespec='seconds')} run {context.dagster_run.run_id}: {message}"
+    path = load_settings().logs / "failures.log"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(" ".join(line.split()) + "\n")
+    context.log.error(line)

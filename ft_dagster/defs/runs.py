@@ -1,0 +1,73 @@
+"""Runs of the instance: which are under way, which were abandoned, which were tried for a cause."""
+
+import re
+import time
+
+import dagster as dg
+import psutil
+
+CAUSE_TAG = "ft_dagster/cause"
+"""Tag of an automatic run: hash of what decides its outcome."""
+REASON_TAG = "ft_dagster/reason"
+_UNDER_WAY = [
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+]
+_PROCESS = re.compile(r"\(pid: (\d+)\)")
+
+
+def under_way(instance: dg.DagsterInstance) -> list[dg.DagsterRun]:
+    """Runs that have not ended."""
+    return list(instance.get_runs(dg.RunsFilter(statuses=_UNDER_WAY)))
+
+
+def fail_abandoned(instance: dg.DagsterInstance) -> list[str]:
+    """Fail the runs whose processes are gone (a power cut, the OOM killer): they would block others for ever.
+
+    Only for runs on this machine. Returns their ids.
+    """
+    abandoned = []
+    for record in instance.get_run_records(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED])):
+        run, started = record.dagster_run, record.start_time or 0.0
+        events = instance.all_logs(run.run_id, of_type=dg.DagsterEventType.ENGINE_EVENT)
+        found = [match for event in events if (match := _PROCESS.search(event.user_message or event.message or ""))]
+        if found and not any(_is_alive(int(match[1]), started) for match in found):
+            instance.report_run_failed(run, "The process of this run is gone; it was killed, or the machine stopped.")
+            abandoned.append(run.run_id)
+    return abandoned
+
+
+def _is_alive(pid: int, run_started: float) -> bool:
+    """Whether the process is there and not a later one that got the same number."""
+    try:
+        process = psutil.Process(pid)
+        return process.status() != psutil.STATUS_ZOMBIE and process.create_time() <= run_started + 1.0
+    except psutil.NoSuchProcess:
+        return False
+
+
+def failures_for(instance: dg.DagsterInstance, cause: str) -> int:
+    """How many automatic runs for this cause failed or were cancelled."""
+    ended_badly = [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
+    return instance.get_runs_count(dg.RunsFilter(statuses=ended_badly, tags={CAUSE_TAG: cause}))
+
+
+def seconds_since_automatic(instance: dg.DagsterInstance) -> float | None:
+    """Seconds since the last automatic run was asked for."""
+    filters = dg.RunsFilter(tags={"dagster/sensor_name": "keep_up_to_date"})
+    for record in instance.get_run_records(filters, limit=1):
+        return time.time() - record.create_timestamp.timestamp()
+    return None
+
+
+def failure_message(event: dg.DagsterEvent) -> str:
+    """What failed in a step and why, without the frames of Dagster around it."""
+    failure = event.step_failure_data
+    error = failure.error
+    while error is not None and error.cause is not None:
+        error = error.cause
+    given = failure.user_failure_data.description if failure.user_failure_data else None
+    return f"{event.step_key} failed: {(given or (error.message if error else 'no message')).strip()}"

@@ -1,0 +1,185 @@
+"""When the graph runs by itself, and when it does not."""
+
+import os
+from pathlib import Path
+
+import dagster as dg
+import pytest
+from graphs import run
+
+from ft_dagster.defs.automation import decide
+from ft_dagster.defs.runs import CAUSE_TAG, REASON_TAG, fail_abandoned, under_way
+from ft_dagster.defs.stages import STAGES
+from ft_dagster.defs.workspace import Workspace
+from ft_dagster.settings import load_settings
+
+
+@pytest.fixture(autouse=True)
+def reports_count_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FT_SETTLE_SECONDS", "0")
+
+
+def tick(instance: dg.DagsterInstance) -> dg.RunRequest | dg.SkipReason:
+    return decide(instance, load_settings(), Workspace())
+
+
+def skipped(instance: dg.DagsterInstance) -> str:
+    decision = tick(instance)
+    assert isinstance(decision, dg.SkipReason)
+    return str(decision.skip_message)
+
+
+def requested(instance: dg.DagsterInstance) -> dg.RunRequest:
+    decision = tick(instance)
+    assert isinstance(decision, dg.RunRequest), decision
+    return decision
+
+
+def ended(instance: dg.DagsterInstance, request: dg.RunRequest, status: dg.DagsterRunStatus) -> None:
+    """Record a run for this request that ended so, as the daemon does."""
+    instance.add_run(
+        dg.DagsterRun(
+            job_name="bring_up_to_date",
+            tags=dict(request.tags) | {"dagster/sensor_name": "keep_up_to_date"},
+            status=status,
+        )
+    )
+
+
+def edit(workspace: Path, number: int = 1, text: str = "A sentence more.\n") -> None:
+    with (workspace / "chapter_markdowns" / f"chapter_{number}.md").open("a") as chapter:
+        chapter.write("\n" + text)
+
+
+def test_nothing_runs_when_nothing_changed(up_to_date: dg.DagsterInstance) -> None:
+    assert skipped(up_to_date) == "Everything is up to date."
+
+
+def test_a_touched_file_and_one_copied_over_itself_are_not_changes(
+    up_to_date: dg.DagsterInstance, workspace: Path
+) -> None:
+    chapter = workspace / "chapter_markdowns" / "chapter_1.md"
+    os.utime(chapter)
+    other = workspace / "chapter_markdowns" / "chapter_2.md"
+    copy = other.read_bytes()
+    other.unlink()
+    other.write_bytes(copy)
+    assert skipped(up_to_date) == "Everything is up to date."
+
+
+@pytest.mark.parametrize("change", ["edit", "new", "rename", "delete"])
+def test_a_changed_set_of_chapters_asks_for_one_run_of_all_stages_and_says_why(
+    up_to_date: dg.DagsterInstance, workspace: Path, change: str
+) -> None:
+    chapter = workspace / "chapter_markdowns" / "chapter_1.md"
+    match change:
+        case "edit":
+            edit(workspace)
+        case "new":
+            (chapter.parent / "chapter_9.md").write_text("# Chapter 9\n\n## RESULTS\n\nNew.\n")
+        case "rename":
+            chapter.rename(chapter.with_name("chapter_8.md"))
+        case "delete":
+            chapter.unlink()
+    request = requested(up_to_date)
+    assert request.asset_selection == [stage.key for stage in STAGES]
+    assert request.tags[REASON_TAG] == "raw_chapters: report_files has new content"
+
+
+def test_an_edit_of_the_same_length_with_the_time_put_back_is_seen(
+    up_to_date: dg.DagsterInstance, workspace: Path
+) -> None:
+    chapter = workspace / "chapter_markdowns" / "chapter_1.md"
+    before = chapter.stat()
+    assert skipped(up_to_date) == "Everything is up to date."
+    text = chapter.read_text()
+    chapter.write_text(text[:-3] + ("x" if text[-3] != "x" else "y") + text[-2:])
+    os.utime(chapter, ns=(before.st_atime_ns, before.st_mtime_ns))
+    requested(up_to_date)
+
+
+def test_reports_that_are_being_written_are_left_alone_until_they_lie_still(
+    up_to_date: dg.DagsterInstance, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edit(workspace)
+    monkeypatch.setenv("FT_SETTLE_SECONDS", "3600")
+    assert "somebody may be writing" in skipped(up_to_date)
+    monkeypatch.setenv("FT_SETTLE_SECONDS", "0")
+    requested(up_to_date)
+
+
+def test_while_a_run_is_under_way_no_other_is_asked_for_and_the_change_is_not_lost(
+    up_to_date: dg.DagsterInstance, workspace: Path
+) -> None:
+    running = up_to_date.add_run(dg.DagsterRun(job_name="bring_up_to_date", status=dg.DagsterRunStatus.STARTING))
+    edit(workspace)
+    assert "is under way" in skipped(up_to_date)
+    up_to_date.report_run_failed(running)
+    requested(up_to_date)
+
+
+def test_a_failed_run_is_tried_once_more_and_a_new_change_starts_over(
+    up_to_date: dg.DagsterInstance, workspace: Path
+) -> None:
+    edit(workspace)
+    for _ in range(2):
+        ended(up_to_date, requested(up_to_date), dg.DagsterRunStatus.FAILURE)
+    assert "2 runs for this content failed" in skipped(up_to_date)
+    edit(workspace, text="Another sentence.\n")
+    requested(up_to_date)
+
+
+def test_the_change_stays_pending_until_a_run_with_it_succeeds(up_to_date: dg.DagsterInstance, workspace: Path) -> None:
+    edit(workspace)
+    first = requested(up_to_date)
+    ended(up_to_date, first, dg.DagsterRunStatus.FAILURE)
+    assert requested(up_to_date).tags[CAUSE_TAG] == first.tags[CAUSE_TAG]
+    assert run(up_to_date).success
+    assert skipped(up_to_date) == "Everything is up to date."
+
+
+def test_a_blocked_check_holds_training_back_until_it_passes(up_to_date: dg.DagsterInstance, workspace: Path) -> None:
+    bad = workspace / "chapter_markdowns" / "bad.md"
+    bad.write_bytes(b"\xff\xfe")
+    requested(up_to_date)
+    assert not run(up_to_date).success
+    assert "Held back: a blocking check of sections failed" in skipped(up_to_date)
+    bad.unlink()
+    requested(up_to_date)
+
+
+def test_automatic_runs_keep_their_distance(
+    up_to_date: dg.DagsterInstance, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edit(workspace)
+    ended(up_to_date, requested(up_to_date), dg.DagsterRunStatus.SUCCESS)
+    monkeypatch.setenv("FT_MINIMUM_INTERVAL_SECONDS", "3600")
+    assert "the least interval is 3600 s" in skipped(up_to_date)
+
+
+def test_what_cannot_be_used_is_said_and_starts_nothing(up_to_date: dg.DagsterInstance, workspace: Path) -> None:
+    (workspace / "recipe.yaml").write_text("name: 3")
+    assert "The recipe recipe.yaml cannot be used" in skipped(up_to_date)
+    for chapter in (workspace / "chapter_markdowns").iterdir():
+        chapter.unlink()
+    assert "No chapters in the workspace" in skipped(up_to_date)
+
+
+def test_a_run_whose_process_is_gone_is_failed_and_blocks_nothing(up_to_date: dg.DagsterInstance) -> None:
+    def started(pid: int) -> dg.DagsterRun:
+        made = up_to_date.add_run(dg.DagsterRun(job_name="bring_up_to_date", status=dg.DagsterRunStatus.STARTING))
+        up_to_date.report_engine_event(f"Executing steps in process (pid: {pid})", made)
+        start = dg.DagsterEvent(dg.DagsterEventType.RUN_START.value, job_name=made.job_name)
+        up_to_date.report_dagster_event(start, made.run_id)
+        return made
+
+    alive, gone = started(os.getpid()), started(2**22 - 1)
+    assert fail_abandoned(up_to_date) == [gone.run_id]
+    assert [found.run_id for found in under_way(up_to_date)] == [alive.run_id]
+
+
+def test_a_damaged_index_of_files_costs_a_full_look_and_nothing_else(
+    up_to_date: dg.DagsterInstance, workspace: Path
+) -> None:
+    (workspace / ".ft" / "files.json").write_text("damaged")
+    assert skipped(up_to_date) == "Everything is up to date."

@@ -1,0 +1,22 @@
+"""Running the graph in a test."""
+
+import dagster as dg
+
+from ft_dagster.definitions import defs
+from ft_dagster.defs.automation import BRING_UP_TO_DATE
+from ft_dagster.defs.external import look, record
+from ft_dagster.defs.workspace import Workspace
+from ft_dagster.settings import load_settings
+
+NO_TELEMETRY = {"telemetry": {"enabled": False}}
+
+
+def run(instance: dg.DagsterInstance, *names: str) -> dg.ExecuteInProcessResult:
+    """Look at the reports, then materialize these assets, or all."""
+    record(instance, look(load_settings()), Workspace().recipe)
+    return defs.resolve_job_def(BRING_UP_TO_DATE).execute_in_process(
+        instance=instance,
+        asset_selection=[dg.AssetKey(name) for name in names] or None,
+        raise_on_error=False,
+        run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+    )
