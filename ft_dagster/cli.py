@@ -13,7 +13,7 @@ from ft_dagster import __version__
 from ft_dagster.base import BaseModelError
 from ft_dagster.corpus.files import CorpusError, require_reports
 from ft_dagster.recipe import RecipeError, load_recipe
-from ft_dagster.settings import Settings, load_settings
+from ft_dagster.settings import Settings, SettingsError, load_settings
 from ft_dagster.store import StoreError
 
 app = typer.Typer(
@@ -24,7 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
-_BAD_INPUT = (CorpusError, RecipeError, BaseModelError, StoreError)
+_BAD_INPUT = (CorpusError, RecipeError, BaseModelError, StoreError, SettingsError, OSError)
 
 
 def _print_version(wanted: bool) -> None:
@@ -55,9 +55,10 @@ def run(
     try:
         settings = load_settings()
         require_reports(settings.workspace)
+        load_recipe(settings.recipe, settings.workspace)  # refused before anything is made
         succeeded, summary = _bring_up_to_date(settings, console)
     except _BAD_INPUT as error:
-        console.print(f"[bold red]{type(error).__name__}:[/] {error}", highlight=False, soft_wrap=True)
+        console.print(f"{type(error).__name__}: {error}", highlight=False, soft_wrap=True, markup=False, style="red")
         raise typer.Exit(BAD_INPUT) from None
     except KeyboardInterrupt:
         console.print("Interrupted. What was finished is kept; training goes on from its last checkpoint.")
@@ -77,13 +78,13 @@ def _bring_up_to_date(settings: Settings, console: Console) -> tuple[bool, dict[
     from ft_dagster.defs.instance import open_instance
     from ft_dagster.defs.running import bring_up_to_date
     from ft_dagster.defs.summary import print_summary, summarize
+    from ft_dagster.defs.workspace import Workspace
 
     warnings.filterwarnings("ignore", category=PreviewWarning)  # of Dagster's own use of its Pipes
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C: children are stopped, work is kept
-    recipe = load_recipe(settings.recipe, settings.workspace)
     with open_instance(settings) as instance:
         job = defs.resolve_job_def(BRING_UP_TO_DATE)
-        succeeded = bring_up_to_date(job, instance, settings, recipe, console)
+        succeeded = bring_up_to_date(job, instance, Workspace(), console)
         if not succeeded:
             return False, {}
         summary = summarize(instance, settings)

@@ -5,9 +5,10 @@ that the part's hash can stand in the key of what the room made.
 """
 
 import difflib
+import re
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -20,7 +21,7 @@ class RecipeError(Exception):
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Base(_Part):
@@ -28,7 +29,7 @@ class Base(_Part):
 
     source: Literal["embedded", "hub", "folder"]
     """Where it comes from: the package that ships with the project, a Hugging Face hub, or a local folder."""
-    model: str
+    model: str = Field(min_length=1)
     """Its name there: `smollm2-135m-instruct`, a repository id, or a path."""
     revision: str | None = None
     """The commit to pin, for a hub; required there, so that the base cannot change under an adapter."""
@@ -39,8 +40,11 @@ class Base(_Part):
 
     @model_validator(mode="after")
     def _pinned(self) -> "Base":
-        if self.source == "hub" and not self.revision:
-            raise ValueError("base.revision is needed with base.source: hub (the commit hash of the repository)")
+        if self.source == "hub" and not re.fullmatch("[0-9a-f]{40}", self.revision or ""):
+            raise ValueError(
+                "base.revision is needed with base.source: hub, as the full commit hash of the repository "
+                "(a branch such as main would let the base change under its adapters)"
+            )
         return self
 
 
@@ -74,7 +78,7 @@ class Lora(_Part):
     rank: int = Field(default=16, ge=1)
     alpha: float = Field(default=32, gt=0)
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    targets: Literal["all-linear"] | list[str] = "all-linear"
+    targets: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)] = "all-linear"
     """Which layers: all linear ones but the output head, or names such as [q_proj, v_proj]."""
 
 
@@ -98,7 +102,7 @@ class Training(_Part):
     attention: Literal["sdpa", "eager"] = "sdpa"
     save_every: int = Field(default=50, ge=1)
     """Optimizer steps between checkpoints; two are kept."""
-    seed: int = 17
+    seed: int = Field(default=17, ge=0)
 
     @model_validator(mode="after")
     def _whole_steps(self) -> "Training":
@@ -124,6 +128,8 @@ class Release(_Part):
 
     minimum_gain: float = Field(default=0.0, ge=0)
     """Bits per byte by which it must beat the base, and the released adapter, on held-out chapters."""
+    other_base: bool = False
+    """Whether it may replace an adapter of another base model, which it is not compared with."""
 
 
 class Recipe(_Part):
@@ -172,7 +178,11 @@ def load_recipe(name_or_path: str, workspace: Path | None = None) -> Recipe:
         content = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise RecipeError(f"The recipe {name_or_path} is not YAML: {error}") from error
-    return resolve_recipe(content, origin=name_or_path)
+    recipe = resolve_recipe(content, origin=name_or_path)
+    if recipe.base.source == "folder" and workspace is not None:
+        folder = workspace / Path(recipe.base.model).expanduser()
+        recipe = recipe.model_copy(update={"base": recipe.base.model_copy(update={"model": str(folder)})})
+    return recipe
 
 
 def resolve_recipe(content: Any, origin: str = "recipe") -> Recipe:

@@ -4,10 +4,14 @@ import os
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from ft_dagster.recipe import DEFAULT_RECIPE
+
+
+class SettingsError(Exception):
+    """The environment or `.env` cannot be used; the message names the variable and the file."""
 
 
 class Settings(BaseSettings):
@@ -34,7 +38,9 @@ class Settings(BaseSettings):
     threads: int | None = Field(default=None, ge=1)
     """Threads that training and evaluation use on a CPU; all cores when not set."""
     huggingface_token: Annotated[SecretStr | None, NoDecode] = Field(default=None, validation_alias="HUGGINGFACE_TOKEN")
-    """For gated base models. Handed to the hub client in the child process and to nothing else."""
+    """For gated base models. Handed to the hub client for the download and to nothing else."""
+    home: Path | None = Field(default=None, validation_alias="DAGSTER_HOME")
+    """Where Dagster keeps its history; the workspace's `.dagster/` when not set."""
 
     @field_validator("workspace", "cache", mode="after")
     @classmethod
@@ -45,14 +51,6 @@ class Settings(BaseSettings):
     def token(self) -> str | None:
         """The hub token in the clear, for the hub client only."""
         return self.huggingface_token.get_secret_value() if self.huggingface_token else None
-
-    @property
-    def chapter_markdowns(self) -> Path:
-        return self.workspace / "chapter_markdowns"
-
-    @property
-    def consolidated(self) -> Path:
-        return self.workspace / "outputs" / "consolidated"
 
     @property
     def fine_tuned_model(self) -> Path:
@@ -78,7 +76,7 @@ class Settings(BaseSettings):
     @property
     def dagster_home(self) -> Path:
         """DAGSTER_HOME where it is set, else the workspace's `.dagster/`."""
-        return Path(os.environ.get("DAGSTER_HOME") or self.workspace / ".dagster").expanduser()
+        return self.workspace / (self.home.expanduser() if self.home else ".dagster")
 
 
 def load_settings() -> Settings:
@@ -87,4 +85,18 @@ def load_settings() -> Settings:
     A variable of the environment wins over the same line in `.env`; an empty one counts as not set.
     """
     workspace = Path(os.environ.get("FT_WORKSPACE") or Path.cwd()).expanduser()
-    return Settings(_env_file=workspace / ".env", workspace=workspace)  # type: ignore[call-arg]
+    if workspace.exists() and not workspace.is_dir():
+        raise SettingsError(f"The workspace {workspace} is not a folder. Name a folder with FT_WORKSPACE.")
+    file = workspace / ".env"
+    try:
+        return Settings(_env_file=file, workspace=workspace)  # type: ignore[call-arg]
+    except ValidationError as error:
+        problems = "; ".join(f"{_variable(problem['loc'][0])}: {problem['msg']}" for problem in error.errors())
+        raise SettingsError(f"{problems}. Mend it in the environment or in {file}.") from None
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"{file} is not UTF-8 text: {error}. Save it again as UTF-8.") from None
+
+
+def _variable(field: str | int) -> str:
+    known = Settings.model_fields.get(str(field))
+    return f"FT_{str(field).upper()}" if known and not known.validation_alias else str(field)

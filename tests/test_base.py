@@ -28,7 +28,7 @@ from ft_dagster.recipe import Base
 from ft_dagster.store import digest
 
 TOKEN = "hf_thisIsTheSecretOfTheTests"
-HUB = Base(source="hub", model="owner/model", revision="0123abc")
+HUB = Base(source="hub", model="owner/model", revision="0123456789abcdef0123456789abcdef01234567")
 RESPONSE: Any = SimpleNamespace(headers={}, request=None)
 SMOLLM2 = Base(source="embedded", model="smollm2-135m-instruct")
 
@@ -229,7 +229,7 @@ def test_a_conversion_that_fails_says_why_and_leaves_no_card(tmp_path: Path, mon
 
 
 def test_the_version_of_a_hub_model_is_its_pinned_commit() -> None:
-    assert base_version(HUB) == "owner/model@0123abc"
+    assert base_version(HUB) == "owner/model@0123456789abcdef0123456789abcdef01234567"
 
 
 @pytest.mark.parametrize(("weights", "token"), [(True, TOKEN), (False, None)])
@@ -247,12 +247,12 @@ def test_a_hub_model_is_fetched_at_its_commit_with_the_files_that_are_needed(
     patterns = asked.pop("allow_patterns")
     assert asked == {
         "repository": "owner/model",
-        "revision": "0123abc",
+        "revision": "0123456789abcdef0123456789abcdef01234567",
         "cache_dir": tmp_path / "hub",
         "token": token or False,  # False: no token of this machine's own login either
     }
     assert ("model*.safetensors" in patterns, bool(prepared.weights)) == (weights, weights)
-    assert (prepared.name, prepared.folder) == ("owner/model@0123abc", str(tiny_base))
+    assert (prepared.name, prepared.folder) == ("owner/model@0123456789abcdef0123456789abcdef01234567", str(tiny_base))
 
 
 @pytest.mark.parametrize(
@@ -263,7 +263,10 @@ def test_a_hub_model_is_fetched_at_its_commit_with_the_files_that_are_needed(
             "owner/model is gated. Accept its terms on the hub, then put HUGGINGFACE_TOKEN into the workspace's .env.",
         ),
         (LocalEntryNotFoundError(f"offline {TOKEN}"), "LocalEntryNotFoundError. Check the connection, or use `base: "),
-        (OSError(28, f"No space left {TOKEN}"), "owner/model at 0123abc cannot be downloaded: OSError. Check the conn"),
+        (
+            OSError(28, f"No space left {TOKEN}"),
+            "owner/model at 0123456789abcdef0123456789abcdef01234567 cannot be downloaded: OSError. Check the conn",
+        ),
         (TransportError(f"reset {TOKEN}"), "cannot be downloaded: TransportError. Check the connection, or use `ba"),
         (HFValidationError(f"no name {TOKEN}"), "cannot be downloaded: HFValidationError. Check the connection, or "),
     ],

@@ -174,7 +174,8 @@ def test_an_unknown_field_is_refused_with_the_nearest_name(fields: dict[str, Any
         ),
         (
             {"base": {"source": "hub", "model": "a/b"}},
-            "base.revision is needed with base.source: hub (the commit hash of the repository).",
+            "base.revision is needed with base.source: hub, as the full commit hash of the repository "
+            "(a branch such as main would let the base change under its adapters).",
         ),
         ({"base": {"source": "embedded"}}, "base.model: Field required."),
         ({"tokens": {"held_out": 1.0}}, "tokens.held_out: Input should be less than 1."),

@@ -3,9 +3,8 @@
 from pathlib import Path
 
 import pytest
-from pydantic import ValidationError
 
-from ft_dagster.settings import Settings, load_settings
+from ft_dagster.settings import Settings, SettingsError, load_settings
 
 TOKEN = "hf_thisIsTheSecretOfTheTests"
 
@@ -30,8 +29,6 @@ def test_the_workspace_is_the_current_folder(tmp_path: Path) -> None:
 def test_a_workspace_has_the_folders_of_the_original_script_and_ours(tmp_path: Path) -> None:
     settings = load_settings()
     assert {
-        "chapter_markdowns": settings.chapter_markdowns,
-        "outputs/consolidated": settings.consolidated,
         "fine_tuned_model": settings.fine_tuned_model,
         "logs": settings.logs,
         "offload": settings.offload,
@@ -39,7 +36,7 @@ def test_a_workspace_has_the_folders_of_the_original_script_and_ours(tmp_path: P
         ".ft/store": settings.store_root,
         ".dagster": settings.dagster_home,
     } == {name: tmp_path / name for name in (
-        "chapter_markdowns", "outputs/consolidated", "fine_tuned_model", "logs", "offload", ".ft", ".ft/store",
+        "fine_tuned_model", "logs", "offload", ".ft", ".ft/store",
         ".dagster",
     )}  # fmt: skip
 
@@ -105,7 +102,7 @@ def test_the_token_is_only_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch
 def test_the_token_is_not_in_the_message_of_another_settings_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HUGGINGFACE_TOKEN", TOKEN)
     monkeypatch.setenv("FT_THREADS", "none")
-    with pytest.raises(ValidationError, match="threads") as caught:
+    with pytest.raises(SettingsError, match="FT_THREADS") as caught:
         load_settings()
     assert TOKEN not in str(caught.value)
 
@@ -113,7 +110,7 @@ def test_the_token_is_not_in_the_message_of_another_settings_error(monkeypatch: 
 @pytest.mark.parametrize("threads", ["0", "-1", "two"])
 def test_threads_are_a_number_of_at_least_one(monkeypatch: pytest.MonkeyPatch, threads: str) -> None:
     monkeypatch.setenv("FT_THREADS", threads)
-    with pytest.raises(ValidationError, match="threads"):
+    with pytest.raises(SettingsError, match="FT_THREADS"):
         load_settings()
 
 
@@ -123,3 +120,25 @@ def test_dagster_home_wins_over_the_folder_of_the_workspace(
 ) -> None:
     monkeypatch.setenv("DAGSTER_HOME", value)
     assert load_settings().dagster_home == tmp_path / expected
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(b"FT_THREADS=abc", "FT_THREADS: Input should be a valid integer"), (b"FT_RECIPE=caf\xe9", "is not UTF-8 text")],
+)
+def test_settings_that_cannot_be_used_are_named_with_their_file(workspace: Path, content: bytes, said: str) -> None:
+    (workspace / ".env").write_bytes(content)
+    with pytest.raises(SettingsError, match=said) as error:
+        load_settings()
+    assert str(workspace / ".env") in str(error.value)
+
+
+def test_a_workspace_that_is_a_file_is_refused(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FT_WORKSPACE", str(workspace / "recipe.yaml"))
+    with pytest.raises(SettingsError, match="is not a folder"):
+        load_settings()
+
+
+def test_dagster_home_may_stand_in_the_env_file(workspace: Path) -> None:
+    (workspace / ".env").write_text("DAGSTER_HOME=history")
+    assert load_settings().dagster_home == workspace / "history"

@@ -145,10 +145,10 @@ def load_text_files(directory: str | Path) -> list[str]:
     Raises:
         CorpusError: the folder is missing, holds no Markdown file, or a file in it cannot be read (all are named).
     """
-    return [text for _, text in _read_folder(Path(directory), "markdown")]
+    return [text for _, text in read_folder(Path(directory), "markdown")]
 
 
-def _read_folder(folder: Path, kind: Kind) -> list[tuple[Path, str]]:
+def read_folder(folder: Path, kind: Kind) -> list[tuple[Path, str]]:
     if not folder.is_dir():
         raise CorpusError(f"The folder {folder} does not exist. Create it and put {kind} chapters into it.")
     paths = sorted(

@@ -8,6 +8,8 @@ from pathlib import Path
 from ft_dagster.corpus.files import SourceFile, Unreadable, content_version, find_reports, read_report
 from ft_dagster.store import write_atomically
 
+CODE_VERSION = "1"
+"""Raised by hand when the same files would give another snapshot."""
 _RACY_NS = 2_000_000_000
 """A file that changed less than this before it was hashed is hashed again at the next look: clocks of file systems
 are coarse, and a second change may have left the same time (git's index has the same rule)."""

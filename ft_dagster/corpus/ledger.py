@@ -1,7 +1,6 @@
 """The account of bytes: each byte of each report file is text that is used, or left out for a reason."""
 
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,13 +43,3 @@ class FileLedger:
             "left_out": dict(sorted(self.left_out.items())),
         }
         return row | ({"problem": self.problem} if self.problem else {})
-
-
-def total(ledgers: Iterable[FileLedger]) -> FileLedger:
-    """The sum of accounts."""
-    whole = FileLedger("all files", 0)
-    for ledger in ledgers:
-        whole.size += ledger.size
-        whole.used += ledger.used
-        whole.left_out.update(ledger.left_out)
-    return whole

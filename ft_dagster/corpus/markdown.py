@@ -18,7 +18,16 @@ from mdit_py_plugins.front_matter import front_matter_plugin
 
 BOM = "﻿"
 BIBLIOGRAPHY_TITLES = frozenset(
-    {"references", "bibliography", "works cited", "literature cited", "reference list", "cited literature"}
+    {
+        "references",
+        "bibliography",
+        "works cited",
+        "literature cited",
+        "reference list",
+        "cited literature",
+        "further reading",
+        "endnotes",
+    }
 )
 REVIEW_TITLE = "citation accuracy analysis"
 _SECTION_LEVEL = 2

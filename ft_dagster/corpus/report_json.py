@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ft_dagster.corpus.files import CorpusError, _read_folder, decode
+from ft_dagster.corpus.files import CorpusError, decode, read_folder
 from ft_dagster.corpus.markdown import BOM, byte_length
 
 _SECTION_ORDER = (
@@ -95,7 +95,7 @@ def load_json_files(directory: str | Path) -> list[str]:
     """
     folder = Path(directory)
     rendered, problems = [], []
-    for path, text in _read_folder(folder, "json"):
+    for path, text in read_folder(folder, "json"):
         try:
             report = parse_report_json(text.encode("utf-8"), path.relative_to(folder).with_suffix("").as_posix())
         except ValueError as error:

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ft_dagster.corpus.files import CorpusError, SourceFile, Unreadable, decode
+from ft_dagster.corpus.files import SourceFile, Unreadable, decode
 from ft_dagster.corpus.ledger import FileLedger
 from ft_dagster.corpus.markdown import Heading, ParsedSection, byte_length, normal_title, parse_markdown
 from ft_dagster.corpus.report_json import parse_report_json
@@ -131,16 +131,6 @@ def read_sections(
         report.chapters += bool(used)
     for ledger in report.files:
         ledger.check()
-
-
-def require_readable(report: SectionsReport) -> None:
-    """Raise CorpusError naming every file that could not be read."""
-    if report.unreadable:
-        listed = "\n".join(f"  {item.path}: {item.reason}" for item in report.unreadable)
-        raise CorpusError(
-            f"{len(report.unreadable)} report file(s) cannot be read:\n{listed}\n"
-            "Mend or remove them, or set `corpus: {unreadable: skip}` in the recipe to go on without them."
-        )
 
 
 def content_version(sections: Iterable[Section]) -> str:

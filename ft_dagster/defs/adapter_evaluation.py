@@ -9,7 +9,6 @@ import dagster as dg
 
 from ft_dagster.base import prepare_base
 from ft_dagster.defs.child_process import ChildProcess
-from ft_dagster.defs.lora_adapter import WEIGHTS
 from ft_dagster.defs.pictures import table
 from ft_dagster.defs.stages import ADAPTER_EVALUATION, LORA_ADAPTER, TOKENIZED_DATASET, describe, input_artifact
 from ft_dagster.defs.workspace import GROUP, OWNERS, Workspace
@@ -37,11 +36,10 @@ def adapter_evaluation(
     adapter = input_artifact(context, LORA_ADAPTER, store)
     dataset = input_artifact(context, TOKENIZED_DATASET, store)
     base = prepare_base(recipe.base, settings.cache, token=settings.token)
-    released = _released_on(workspace, base.identity, adapter.key)
-    before = released is not None and adapter.key in {entry["adapter"] for entry in workspace.releases.history()}
-    key = evaluation_key(
-        adapter.files[WEIGHTS], dataset.about["version"], released.name if released else None, recipe, before
-    )
+    in_use = _other_in_use(workspace, adapter.key)
+    released = in_use if in_use and _base_of(in_use) == base.identity else None
+    before = in_use is not None and adapter.key in {entry["adapter"] for entry in workspace.releases.history()}
+    key = evaluation_key(adapter.key, dataset.about["version"], in_use.name if in_use else None, recipe, before)
     artifact = store.find(ADAPTER_EVALUATION.name, key)
     if artifact is None:
         with store.staging() as folder:
@@ -53,6 +51,7 @@ def adapter_evaluation(
                 adapters=adapters,
                 output=str(folder),
                 offload=str(settings.offload),
+                locks=str(settings.cache / "locks"),
                 threads=settings.threads,
             )
             path = request.write(folder / "request.json")
@@ -60,25 +59,37 @@ def adapter_evaluation(
                 context, "ft_dagster.evaluation", path, settings.logs / f"evaluation-{key[:12]}.log"
             )
             path.unlink()
-            artifact = _take_in(store, key, folder, adapter, released, recipe, before)
+            artifact = _take_in(store, key, folder, adapter, in_use, recipe, before)
     yield _describe(artifact, recipe)
 
 
-def _released_on(workspace: Workspace, base: dict[str, str], new: str) -> Path | None:
-    """The released adapter, if it is another one than the new one and on the same base."""
+def _other_in_use(workspace: Workspace, new: str) -> Path | None:
+    """Folder of the released adapter, if it is another one than the new one."""
     folder = workspace.releases.current_folder()
-    if folder is None or folder.name == new:
-        return None
-    manifest = json.loads((folder / MANIFEST).read_bytes())
-    return folder if manifest["base"] == base else None
+    return folder if folder is not None and folder.name != new else None
+
+
+def _base_of(adapter: Path) -> dict[str, str]:
+    try:
+        return json.loads((adapter / MANIFEST).read_bytes())["base"]
+    except (OSError, ValueError, KeyError) as error:
+        advice = f"Remove {adapter} and the link fine_tuned_model to release anew."
+        raise dg.Failure(f"{adapter / MANIFEST} cannot be read ({error}). {advice}") from error
 
 
 def _take_in(
-    store: Store, key: str, folder: Path, adapter: Artifact, released: Path | None, recipe: Recipe, before: bool
+    store: Store,
+    key: str,
+    folder: Path,
+    adapter: Artifact,
+    in_use: Path | None,
+    recipe: Recipe,
+    before: bool,
 ) -> Artifact:
     result = json.loads((folder / RESULT).read_bytes())
-    verdict = judge(result["models"], recipe.release.minimum_gain, before).to_json()
-    about = result | {"adapter": adapter.key, "released": released.name if released else None, "verdict": verdict}
+    other_base = in_use is not None and "released" not in result["models"] and not recipe.release.other_base
+    verdict = judge(result["models"], recipe.release.minimum_gain, before, other_base).to_json()
+    about = result | {"adapter": adapter.key, "in_use": in_use.name if in_use else None, "verdict": verdict}
     return store.take_in(ADAPTER_EVALUATION.name, key, folder, about)
 
 

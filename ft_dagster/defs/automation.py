@@ -56,7 +56,7 @@ def decide(instance: dg.DagsterInstance, settings: Settings, workspace: Workspac
     fail_abandoned(instance)
     if running := under_way(instance):
         return dg.SkipReason(f"Run {running[0].run_id[:8]} is under way; what changed meanwhile is looked at after it.")
-    stale = stale_stages(instance, recipe)
+    stale = stale_stages(instance, workspace)
     if not stale:
         return dg.SkipReason("Everything is up to date.")
     first, reason = stale[0]

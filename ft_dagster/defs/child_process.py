@@ -17,11 +17,11 @@ from typing import IO
 
 import dagster as dg
 
+from ft_dagster.base import SECRETS
+
 _PR_SET_PDEATHSIG = 1
 _POLL_SECONDS = 0.25
 _TAIL = 2000
-_SECRETS = ("HUGGINGFACE_TOKEN", "HF_TOKEN")
-"""Not handed to children: models are downloaded before they start."""
 
 
 class ChildProcess(dg.ConfigurableResource):
@@ -76,7 +76,7 @@ class ChildProcess(dg.ConfigurableResource):
     def _start(
         self, module: str, request: Path, pipes: Mapping[str, str], output: IO[bytes]
     ) -> subprocess.Popen[bytes]:
-        environment = {name: value for name, value in os.environ.items() if name not in _SECRETS}
+        environment = {name: value for name, value in os.environ.items() if name not in SECRETS}
         environment |= {"PYTHONHASHSEED": "0", "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false", **pipes}
         return subprocess.Popen(
             [sys.executable, "-m", module, str(request)],

@@ -2,7 +2,14 @@
 
 import dagster as dg
 
-from ft_dagster.defs.stages import ADAPTER_EVALUATION, LORA_ADAPTER, RELEASED_ADAPTER, describe, input_artifact
+from ft_dagster.defs.stages import (
+    ADAPTER_EVALUATION,
+    LORA_ADAPTER,
+    NOTHING,
+    RELEASED_ADAPTER,
+    describe,
+    input_artifact,
+)
 from ft_dagster.defs.workspace import GROUP, OWNERS, Workspace
 
 
@@ -18,6 +25,9 @@ def released_adapter(context: dg.AssetExecutionContext, workspace: Workspace) ->
     store, releases = workspace.store, workspace.releases
     evaluation = input_artifact(context, ADAPTER_EVALUATION, store)
     verdict = evaluation.about["verdict"]
+    current = releases.current()
+    if current not in (None, evaluation.about["in_use"], evaluation.about["adapter"]):
+        raise dg.Failure("Another adapter was released since the evaluation. Materialize adapter_evaluation again.")
     if verdict["decision"] == "release":
         moved = releases.release(store.get(LORA_ADAPTER.name, evaluation.about["adapter"]), verdict)
         if moved:
@@ -27,11 +37,11 @@ def released_adapter(context: dg.AssetExecutionContext, workspace: Workspace) ->
         RELEASED_ADAPTER,
         evaluation,
         workspace.recipe,
-        current or "none",
+        current or NOTHING,
         {
             "decision": verdict["decision"],
             "reason": verdict["reason"],
-            "adapter": current or "none",
+            "adapter": current or NOTHING,
             "folder": dg.MetadataValue.path(releases.link),
             "bits per byte": evaluation.about["models"]["new"]["bits_per_byte"],
             "releases so far": len(releases.history()),

@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 import uuid
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from rich.progress import (
 from ft_dagster.defs.external import look, record
 from ft_dagster.defs.runs import failure_message
 from ft_dagster.defs.stages import stale_stages
-from ft_dagster.recipe import Recipe
+from ft_dagster.defs.workspace import Workspace
 from ft_dagster.settings import Settings
 from ft_dagster.training.request import PROGRESS
 
@@ -29,7 +30,7 @@ _QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 
 def bring_up_to_date(
-    job: dg.JobDefinition, instance: dg.DagsterInstance, settings: Settings, recipe: Recipe, console: Console
+    job: dg.JobDefinition, instance: dg.DagsterInstance, workspace: Workspace, console: Console
 ) -> bool:
     """Look at the reports, and run the stages that are stale, in one run.
 
@@ -39,8 +40,9 @@ def bring_up_to_date(
     Raises:
         KeyboardInterrupt: a signal ended the run; its children have been stopped.
     """
-    record(instance, look(settings), recipe)
-    stale = stale_stages(instance, recipe)
+    settings = workspace.settings
+    record(instance, look(settings), workspace.recipe)
+    stale = stale_stages(instance, workspace)
     if not stale:
         console.print("[green]Nothing to do:[/] no report, recipe, base model or code changed since the last run.")
         return True
@@ -71,7 +73,7 @@ def _print_failures(result: dg.ExecuteInProcessResult, console: Console) -> None
     for check in result.get_asset_check_evaluations():
         if not check.passed:
             console.print(f"[bold red]{check.asset_key.to_user_string()}: {check.check_name} failed.[/]")
-            console.print(check.description or "", highlight=False, soft_wrap=True)
+            console.print(check.description or "", highlight=False, soft_wrap=True, markup=False)
     for event in result.get_step_failure_events():
         error = event.step_failure_data.error
         if error is None or error.cls_name != "DagsterAssetCheckFailedError":  # said above
@@ -86,6 +88,7 @@ class _Follower:
         self._run_id = run_id
         self._attempts = settings.state / "attempts"
         self._ended = threading.Event()
+        self._began = time.time()
         self._progress = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -131,7 +134,7 @@ class _Follower:
     def _show_training(self, task: TaskID) -> None:
         for path in self._attempts.glob(f"*/{PROGRESS}"):
             content = _read(path)
-            if content and content["step"] < content["steps"]:
+            if content and content["at"] >= self._began and content["step"] < content["steps"]:
                 loss = f"loss {content['loss']:.3f}" if "loss" in content else ""
                 self._progress.update(task, total=content["steps"], completed=content["step"], note=loss)
 

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 
 import dagster as dg
 
+from ft_dagster.corpus import index as index_room
 from ft_dagster.corpus import sections as sections_room
+from ft_dagster.defs.workspace import Workspace
 from ft_dagster.evaluation import request as evaluation_room
 from ft_dagster.recipe import Recipe
 from ft_dagster.release import released as release_room
@@ -53,7 +55,7 @@ def _key(name: str) -> dg.AssetKey:
     return dg.AssetKey(name)
 
 
-RAW_CHAPTERS = Stage("raw_chapters", (REPORT_FILES,), "1", mirrors_parent=True)
+RAW_CHAPTERS = Stage("raw_chapters", (REPORT_FILES,), index_room.CODE_VERSION, mirrors_parent=True)
 SECTIONS = Stage("sections", (_key("raw_chapters"),), sections_room.CODE_VERSION, ("corpus",))
 TOKENIZED_DATASET = Stage("tokenized_dataset", (_key("sections"), BASE_MODEL), tokens_room.CODE_VERSION, ("tokens",))
 LORA_ADAPTER = Stage(
@@ -69,7 +71,14 @@ ADAPTER_EVALUATION = Stage(
     ("evaluation", "release"),
 )
 RELEASED_ADAPTER = Stage("released_adapter", (_key("adapter_evaluation"),), release_room.CODE_VERSION)
+NOTHING = "none"
+"""Data version of released_adapter while no adapter is released."""
 STAGES = (RAW_CHAPTERS, SECTIONS, TOKENIZED_DATASET, LORA_ADAPTER, ADAPTER_EVALUATION, RELEASED_ADAPTER)
+
+
+def _artifact_kind(stage: Stage) -> str:
+    """What the store calls a stage's artifact: a release is of an evaluation's verdict."""
+    return ADAPTER_EVALUATION.name if stage == RELEASED_ADAPTER else stage.name
 
 
 def latest_materialization(instance: dg.DagsterInstance, key: dg.AssetKey) -> dg.AssetMaterialization | None:
@@ -84,12 +93,13 @@ def data_version(instance: dg.DagsterInstance, key: dg.AssetKey) -> str | None:
     return (found.tags or {}).get(_DATA_VERSION_TAG) if found else None
 
 
-def reason_stale(instance: dg.DagsterInstance, stage: Stage, recipe: Recipe) -> str | None:
+def reason_stale(instance: dg.DagsterInstance, stage: Stage, workspace: Workspace) -> str | None:
     """Why a stage must be made again, or None: what it was made from against what is there now.
 
     This asks about levels, not about events, so that no change is lost and none counts twice. It reads only the
-    tags and metadata of last materializations.
+    tags and metadata of last materializations, whether the store has the artifact, and what is released.
     """
+    recipe = workspace.recipe
     last = latest_materialization(instance, stage.key)
     if last is None:
         return "never materialized"
@@ -103,14 +113,18 @@ def reason_stale(instance: dg.DagsterInstance, stage: Stage, recipe: Recipe) -> 
         made_from = _DATA_VERSION_TAG if stage.mirrors_parent else _INPUT_VERSION_TAG + parent.to_user_string()
         if data_version(instance, parent) != tags.get(made_from):
             return f"{parent.to_user_string()} has new content"
+    if workspace.store.find(_artifact_kind(stage), str(last.metadata[ARTIFACT].value)) is None:
+        return "its artifact is missing from the store"
+    if stage == RELEASED_ADAPTER and (workspace.releases.current() or NOTHING) != tags.get(_DATA_VERSION_TAG):
+        return "fine_tuned_model is not what was released"
     return BLOCKED if _is_blocked(last) else None
 
 
-def stale_stages(instance: dg.DagsterInstance, recipe: Recipe) -> list[tuple[Stage, str]]:
+def stale_stages(instance: dg.DagsterInstance, workspace: Workspace) -> list[tuple[Stage, str]]:
     """Stages that must be made again, each with its reason; those below the first may turn out unchanged."""
     stale: list[tuple[Stage, str]] = []
     for stage in STAGES:
-        if reason := reason_stale(instance, stage, recipe):
+        if reason := reason_stale(instance, stage, workspace):
             stale.append((stage, reason))
         elif above := [parent for parent, _ in stale if parent.key in stage.parents]:
             stale.append((stage, f"{above[0].name} may change"))

@@ -1,11 +1,13 @@
 """What stands at the end of a run: text read, quality before and after, where the adapter is."""
 
 import os
+import shlex
 from typing import Any
 
 import dagster as dg
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from ft_dagster.defs.sections import SECTIONS
 from ft_dagster.defs.stages import ADAPTER_EVALUATION, ARTIFACT, TOKENIZED_DATASET, Stage, latest_materialization
@@ -28,6 +30,7 @@ def summarize(instance: dg.DagsterInstance, settings: Settings) -> dict[str, Any
         "usable_bytes": used + ledger["left_out"].get("not in the tokenizer's vocabulary", 0),
         "used_bytes": used,
         "held_out": dataset["held_out"],
+        "held_out_bytes": ledger["held_out"],
         "bits_per_byte": {name: model["bits_per_byte"] for name, model in models.items()},
         "sample": {name: model["samples"][0] for name, model in models.items() if model["samples"]},
         "verdict": evaluation["verdict"],
@@ -44,14 +47,15 @@ def print_summary(summary: dict[str, Any], console: Console) -> None:
     share = summary["used_bytes"] / summary["usable_bytes"]
     table.add_row("chapters, tokens", f"{summary['chapters']}, {summary['tokens']:,}")
     table.add_row("usable text trained on or held out", f"{share:.1%}")
-    table.add_row("held out", ", ".join(summary["held_out"]))
+    held_out = summary["held_out_bytes"] / summary["used_bytes"]
+    table.add_row("held out", Text(f"{', '.join(summary['held_out'])} ({held_out:.1%} of the text)"))
     for name, value in summary["bits_per_byte"].items():
         table.add_row(f"bits per byte, {_LABELS[name]}", f"{value:.4f}")
     table.add_row("verdict", f"{summary['verdict']['decision']}: {summary['verdict']['reason']}")
     for name, sample in summary["sample"].items():
-        table.add_row(f"{_LABELS[name]} writes", f"{sample['prompt']}[bold]{sample['text']}[/]")
-    table.add_row("released adapter", summary["adapter"] or "none yet")
-    table.add_row("see it", f"FT_WORKSPACE={os.path.relpath(summary['workspace'])} make dev")
+        table.add_row(f"{_LABELS[name]} writes", Text(sample["prompt"]).append(sample["text"], style="bold"))
+    table.add_row("released adapter", Text(summary["adapter"] or "none yet"))
+    table.add_row("see it", Text(f"FT_WORKSPACE={shlex.quote(os.path.relpath(summary['workspace']))} make dev"))
     console.print()
     console.print(table, highlight=False)
 

@@ -16,6 +16,7 @@ from ft_dagster.evaluation.samples import continue_prompt
 from ft_dagster.evaluation.scoring import document_nats, summarize
 from ft_dagster.store import write_atomically
 from ft_dagster.tokens.dataset import read_documents
+from ft_dagster.training.device import one_process_a_device
 from ft_dagster.training.model import load_base
 
 BASE = "base"
@@ -28,6 +29,11 @@ def evaluate(request: EvaluationRequest) -> dict[str, Any]:
     """
     if request.threads:
         torch.set_num_threads(request.threads)
+    with one_process_a_device(Path(request.locks)):
+        return _evaluate(request)
+
+
+def _evaluate(request: EvaluationRequest) -> dict[str, Any]:
     began = time.monotonic()
     recipe = request.resolved_recipe()
     base = request.prepared_base()

@@ -15,14 +15,14 @@ RESULT = "evaluation.json"
 
 
 def evaluation_key(
-    adapter: str, dataset_version: str, released: str | None, recipe: Recipe, released_before: bool = False
+    adapter: str, dataset_version: str, in_use: str | None, recipe: Recipe, released_before: bool = False
 ) -> str:
     """The key of an evaluation: what was compared, on what, how."""
     return digest(
         {
             "adapter": adapter,
             "dataset": dataset_version,
-            "released": released,
+            "in_use": in_use,
             "released_before": released_before,
             "recipe": recipe.part("evaluation", "release"),
             "code": CODE_VERSION,
@@ -45,6 +45,8 @@ class EvaluationRequest:
     output: str
     """Folder for evaluation.json."""
     offload: str
+    locks: str
+    """Folder for the lock that keeps one process a device."""
     threads: int | None = None
 
     def prepared_base(self) -> PreparedBase:

@@ -15,7 +15,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from ft_dagster.tokens.dataset import Document
-from ft_dagster.training.model import device
+from ft_dagster.training.device import device
 from ft_dagster.training.rows import IGNORED, collate
 
 

@@ -30,7 +30,12 @@ class Verdict:
         return asdict(self)
 
 
-def judge(models: Mapping[str, Mapping[str, Any]], minimum_gain: float, released_before: bool = False) -> Verdict:
+def judge(
+    models: Mapping[str, Mapping[str, Any]],
+    minimum_gain: float,
+    released_before: bool = False,
+    other_base_in_use: bool = False,
+) -> Verdict:
     """Release if the new adapter beats the base, and the released adapter where there is one, on held-out text.
 
     Args:
@@ -38,6 +43,8 @@ def judge(models: Mapping[str, Mapping[str, Any]], minimum_gain: float, released
         minimum_gain: bits per byte it must gain more than.
         released_before: it has been in use already, and the reports are again what it was made from (an edit was
             taken back): it proved itself then, so it need not beat the adapter of the text that was taken back.
+        other_base_in_use: the adapter in use belongs to another base model, so that it was not measured here, and
+            the recipe does not allow to replace it (`release.other_base`).
     """
     new = models["new"]["bits_per_byte"]
     rules = []
@@ -46,6 +53,9 @@ def judge(models: Mapping[str, Mapping[str, Any]], minimum_gain: float, released
             gain = models[against]["bits_per_byte"] - new
             passed = gain > minimum_gain or (against == "released" and released_before)
             rules.append(Rule(against, gain, minimum_gain, passed))
+    if other_base_in_use:
+        reason = "the adapter in use belongs to another base model; set `release: {other_base: true}` to replace it"
+        return Verdict("keep", reason, tuple(rules))
     failed = [rule for rule in rules if not rule.passed]
     if failed:
         reason = "; ".join(

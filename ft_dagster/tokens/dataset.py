@@ -185,7 +185,14 @@ def _encoded(sections: Iterable[Section], tokenizer: DocumentTokenizer) -> Itera
     remaining = iter(sections)
     while batch := list(islice(remaining, _BATCH)):
         texts = [render(section) for section in batch]
-        yield from zip(batch, texts, tokenizer.encode(texts), strict=True)
+        try:
+            encoded = tokenizer.encode(texts)
+        except LedgerError as error:
+            chapters = ", ".join(sorted({section.source for section in batch}))
+            raise CorpusError(
+                f"{error}. It is in one of {chapters}. Take these characters out, or use another base model."
+            ) from error
+        yield from zip(batch, texts, encoded, strict=True)
 
 
 def _lost_bytes(section: Section, text: str, encoded: EncodedText) -> int:

@@ -93,6 +93,10 @@ def read_pinned(path: Path) -> Pinned:
         content = json.loads(path.read_bytes())
     except FileNotFoundError:
         return Pinned()
+    except ValueError as error:
+        raise CorpusError(
+            f"{path} is damaged ({error}). Restore it: it says which chapters were never trained on."
+        ) from None
     return Pinned(frozenset(content["held_out"]), frozenset(content["train"]))
 
 

@@ -1,6 +1,7 @@
 """The base model's tokenizer, used so that text stays text."""
 
 import json
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,7 +70,7 @@ class DocumentTokenizer:
         lost = [span for token, span in tokens if token == self._unknown_id]
         back = self.decode([token for token, _ in tokens if token != self._unknown_id])
         kept = _without(text, lost)
-        if "".join(back.split()) != "".join(kept.split()):
+        if _comparable(back) != _comparable(kept):
             raise LedgerError(f"The tokenizer does not give this text back: {kept[:80]!r} became {back[:80]!r}")
         return EncodedText(encoding.ids, starts, lost, byte_length(text) - byte_length(kept))
 
@@ -81,6 +82,11 @@ class DocumentTokenizer:
                 f"{folder / 'tokenizer_config.json'} names no {name} of the vocabulary ({json.dumps(token)})"
             )
         return found
+
+
+def _comparable(text: str) -> str:
+    """A text for comparison: composed, without blank space. U+2581 stands for a space inside SentencePiece."""
+    return "".join(unicodedata.normalize("NFC", text.replace("\u2581", " ")).split())
 
 
 def _without(text: str, spans: list[tuple[int, int]]) -> str:

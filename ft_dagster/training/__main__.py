@@ -19,6 +19,9 @@ def main(request_path: Path) -> int:
     request = TrainingRequest.read(request_path)
     started_by_a_run = "DAGSTER_PIPES_CONTEXT" in os.environ
     with open_dagster_pipes() if started_by_a_run else nullcontext() as pipes:
+        import torch
+
+        from ft_dagster.base import BaseModelError
         from ft_dagster.training.progress import TrainingError
         from ft_dagster.training.train import InterruptedTrainingError, train
 
@@ -31,8 +34,15 @@ def main(request_path: Path) -> int:
         except InterruptedTrainingError as stopped:
             print(f"Training {stopped}; the next run goes on from there.", file=sys.stderr)  # noqa: T201
             return INTERRUPTED
-        except TrainingError as error:
+        except (TrainingError, BaseModelError) as error:
             print(error, file=sys.stderr)  # noqa: T201
+            return FAILED
+        except torch.OutOfMemoryError as error:
+            print(  # noqa: T201
+                f"{error}\nThe GPU has too little memory for this recipe. Lower training.rows_per_device or "
+                "tokens.block_length, set training.gradient_checkpointing: true or base.quantization: nf4.",
+                file=sys.stderr,
+            )
             return FAILED
     return 0
 

@@ -3,17 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, set_seed
 
 from ft_dagster.base import PreparedBase, verify_base
 from ft_dagster.recipe import Recipe
-
-
-def device() -> torch.device:
-    """The device this process computes on: its first visible GPU, or the CPU."""
-    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+from ft_dagster.training.progress import TrainingError
 
 
 def quantization_config(recipe: Recipe) -> BitsAndBytesConfig | None:
@@ -38,7 +35,9 @@ def load_base(base: PreparedBase, recipe: Recipe, offload: Path) -> PreTrainedMo
     placement: dict[str, Any] = {"device_map": {"": "cpu"}}
     if torch.cuda.is_available():
         offload.mkdir(parents=True, exist_ok=True)
-        placement = {"device_map": "auto", "offload_folder": str(offload)}
+        free, _ = torch.cuda.mem_get_info(0)
+        room = {0: int(free * 0.95), "cpu": psutil.virtual_memory().available}  # what fits in neither goes to disk
+        placement = {"device_map": "auto", "max_memory": room, "offload_folder": str(offload)}
     model = AutoModelForCausalLM.from_pretrained(
         base.folder,
         dtype=getattr(torch, recipe.base.dtype),
@@ -67,6 +66,11 @@ def add_adapter(model: PreTrainedModel, base: PreparedBase, recipe: Recipe) -> P
         lora_dropout=lora.dropout,
         target_modules=lora.targets,
         task_type="CAUSAL_LM",
-        base_model_name_or_path=base.folder,
+        # What loads it elsewhere: a hub's name is known everywhere, a folder only here.
+        base_model_name_or_path=recipe.base.model if recipe.base.source == "hub" else base.folder,
+        revision=recipe.base.revision,
     )
-    return get_peft_model(model, config)
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:  # peft names the layers it looked for
+        raise TrainingError(f"lora.targets of the recipe does not fit {base.name}: {error}") from error

@@ -79,5 +79,11 @@ class Progress(TrainerCallback):
         done = state.global_step - self.first_step
         elapsed = time.monotonic() - self.began
         remaining = elapsed / done * (state.max_steps - state.global_step) if done else None
-        content = {"step": state.global_step, "steps": state.max_steps, "seconds_left": remaining, **row}
+        content = {
+            "at": time.time(),
+            "step": state.global_step,
+            "steps": state.max_steps,
+            "seconds_left": remaining,
+            **row,
+        }
         write_atomically(self.path, json.dumps(content))

@@ -23,7 +23,11 @@ def training_key(dataset_version: str, base: dict[str, str], recipe: Recipe) -> 
         {
             "dataset": dataset_version,
             "base": base,
-            "recipe": recipe.part("base", "lora", "training"),
+            "recipe": {
+                "base": recipe.base.model_dump(mode="json", include={"quantization", "dtype"}),
+                "lora": recipe.lora.model_dump(mode="json"),
+                "training": recipe.training.model_dump(mode="json", exclude={"save_every"}),
+            },
             "code": CODE_VERSION,
         }
     )

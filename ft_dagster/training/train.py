@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from datasets import Dataset, load_from_disk
-from filelock import FileLock, Timeout
 from peft import PeftModel, get_peft_model_state_dict
 from peft.utils.save_and_load import load_peft_weights, set_peft_model_state_dict
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainingArguments
@@ -20,7 +19,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PrinterCallback
 from ft_dagster.recipe import Recipe
 from ft_dagster.store import write_atomically
 from ft_dagster.training.checkpoints import CompleteCheckpoints, StopOnSignal, last_complete
-from ft_dagster.training.model import add_adapter, device, load_base
+from ft_dagster.training.device import device, one_process_a_device
+from ft_dagster.training.model import add_adapter, load_base
 from ft_dagster.training.progress import Progress, TrainingError, peak_memory
 from ft_dagster.training.request import CODE_VERSION, RESULT, TrainingRequest
 from ft_dagster.training.rows import collate
@@ -64,22 +64,11 @@ def train(request: TrainingRequest, tell: Callable[[dict[str, Any]], None]) -> d
     """
     if request.threads:
         torch.set_num_threads(request.threads)
-    with one_training_a_device(Path(request.locks)):
+    with one_process_a_device(Path(request.locks)):
+        finished = Path(request.attempt) / RESULT
+        if finished.exists():  # another process made it while this one waited
+            return json.loads(finished.read_bytes())
         return _Training(request, tell).run()
-
-
-def one_training_a_device(locks: Path) -> FileLock:
-    """A lock that the process holds while it computes on its device; it goes with the process, however that ends."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").replace(",", "-")
-    name = f"cuda-{visible or 'all'}" if torch.cuda.is_available() else "cpu"
-    locks.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(locks / f"{name}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        log.warning("Another training holds the device %s; waiting for it to end.", name)
-        lock.acquire()
-    return lock
 
 
 class _Training:
@@ -117,8 +106,8 @@ class _Training:
             "resumed_from": int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0,
             "history": history,
             "final_loss": history[-1]["loss"],
-            "tokens": rows.tokens,
-            "seconds": time.monotonic() - began,
+            "tokens_since_resume": rows.tokens,
+            "seconds_since_resume": time.monotonic() - began,
             "tokens_per_second": progress.history[-1]["tokens_per_second"] if progress.history else None,
             "peak_memory_bytes": peak_memory(),
             "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),

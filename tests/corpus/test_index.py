@@ -83,6 +83,6 @@ def test_a_file_that_cannot_be_read_is_reported(
     def refuse(path: Path) -> bytes:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr("ft_dagster.corpus.files._read_settled", refuse)
     scan = scan_reports(workspace, workspace / "index.json")
     assert {item.reason for item in scan.unreadable} == {"Permission denied"} and not scan.files

@@ -1,6 +1,7 @@
 """The whole graph on a tiny base: what runs, what is used again, what is held back, what is released."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from ft_dagster.definitions import defs
+from ft_dagster.defs.automation import BRING_UP_TO_DATE
 from ft_dagster.defs.external import look, record
 from ft_dagster.defs.stages import STAGES, reason_stale, stale_stages
 from ft_dagster.defs.workspace import Workspace
@@ -64,13 +67,13 @@ def test_chapters_become_a_released_adapter_that_loads_plainly(
 def test_when_nothing_changed_nothing_is_stale_and_a_run_trains_nothing(
     up_to_date: dg.DagsterInstance, workspace: Path
 ) -> None:
-    recipe = Workspace().recipe
-    assert stale_stages(up_to_date, recipe) == []
+    workspace_now = Workspace()
+    assert stale_stages(up_to_date, workspace_now) == []
     logs = sorted((workspace / "logs").glob("*.log"))
     again = run(up_to_date)
     assert metadata(again, "lora_adapter")["reused"] is True
     assert sorted((workspace / "logs").glob("*.log")) == logs, "no process was started"
-    assert stale_stages(up_to_date, recipe) == []
+    assert stale_stages(up_to_date, workspace_now) == []
 
 
 def test_an_edit_trains_again_and_its_reversal_brings_the_earlier_adapter_back(
@@ -83,7 +86,7 @@ def test_an_edit_trains_again_and_its_reversal_brings_the_earlier_adapter_back(
     before = edited.read_text()
     edited.write_text(before + "\nA sentence that was not there before.\n")
     record(up_to_date, look(load_settings()), Workspace().recipe)
-    reasons = {stage.name: reason for stage, reason in stale_stages(up_to_date, Workspace().recipe)}
+    reasons = {stage.name: reason for stage, reason in stale_stages(up_to_date, Workspace())}
     assert reasons["raw_chapters"] == "report_files has new content"
     second = metadata(run(up_to_date), "lora_adapter")
     assert second["reused"] is False and second["artifact"] != first
@@ -100,7 +103,7 @@ def test_an_edit_that_leaves_the_sections_equal_stops_there(up_to_date: dg.Dagst
     chapter.write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode() + b"\r\n\r\n")
     result = run(up_to_date, "raw_chapters", "sections")
     assert result.success
-    assert stale_stages(up_to_date, Workspace().recipe) == []
+    assert stale_stages(up_to_date, Workspace()) == []
 
 
 def test_a_recipe_change_is_the_reason_given(
@@ -108,7 +111,7 @@ def test_a_recipe_change_is_the_reason_given(
 ) -> None:
     tiny_recipe["lora"]["rank"] = 2
     (workspace / "recipe.yaml").write_text(yaml.safe_dump(tiny_recipe))
-    stale = {stage.name: reason for stage, reason in stale_stages(up_to_date, Workspace().recipe)}
+    stale = {stage.name: reason for stage, reason in stale_stages(up_to_date, Workspace())}
     assert stale["lora_adapter"] == "the recipe changed (base, lora, training)"
     assert "tokenized_dataset" not in stale and "sections" not in stale
     result = run(up_to_date, *stale)
@@ -118,17 +121,17 @@ def test_a_recipe_change_is_the_reason_given(
 def test_a_code_change_and_a_changed_base_are_the_reasons_given(
     up_to_date: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = Workspace().recipe
+    workspace_now = Workspace()
     adapter = next(stage for stage in STAGES if stage.name == "lora_adapter")
     object.__setattr__(adapter, "code_version", CODE_VERSION + "-next")
     try:
-        assert reason_stale(up_to_date, adapter, recipe) == "its code changed"
+        assert reason_stale(up_to_date, adapter, workspace_now) == "its code changed"
     finally:
         object.__setattr__(adapter, "code_version", CODE_VERSION)
     up_to_date.report_runless_asset_event(
         dg.AssetMaterialization("base_model", tags={"dagster/data_version": "another"})
     )
-    assert reason_stale(up_to_date, adapter, recipe) == "base_model has new content"
+    assert reason_stale(up_to_date, adapter, workspace_now) == "base_model has new content"
 
 
 def test_a_file_that_cannot_be_read_stops_the_run_before_training_and_is_named(
@@ -142,7 +145,7 @@ def test_a_file_that_cannot_be_read_stops_the_run_before_training_and_is_named(
     assert (
         check.description is not None and "chapter_markdowns/latin.md: byte 5 (0xe9) is not UTF-8" in check.description
     )
-    assert reason_stale(instance, STAGES[1], Workspace().recipe) == "a blocking check failed"
+    assert reason_stale(instance, STAGES[1], Workspace()) == "a blocking check failed"
     alone = run(instance, "tokenized_dataset")
     assert not alone.success, "the check cannot be stepped around by materializing what comes after it"
 
@@ -216,3 +219,60 @@ def test_the_hub_token_is_in_nothing_that_was_written(
     events = "".join(str(record.event_log_entry) for record in instance.get_records_for_run(result.run_id).records)
     assert "lora_adapter" in events and "hf_canary" not in events
     assert "hf_canary" not in "".join(capfd.readouterr())
+
+
+def test_an_artifact_that_is_gone_from_the_store_is_made_again(up_to_date: dg.DagsterInstance, workspace: Path) -> None:
+    (artifact,) = (workspace / ".ft" / "store" / "tokenized_dataset").iterdir()
+    shutil.rmtree(artifact)
+    stale = {stage.name: reason for stage, reason in stale_stages(up_to_date, Workspace())}
+    assert stale["tokenized_dataset"] == "its artifact is missing from the store"
+    result = run(up_to_date, *stale)
+    assert result.success and metadata(result, "lora_adapter")["reused"] is True
+
+
+def test_a_fine_tuned_model_that_was_removed_or_replaced_is_put_back(
+    up_to_date: dg.DagsterInstance, workspace: Path
+) -> None:
+    released = (workspace / "fine_tuned_model").resolve()
+    (workspace / "fine_tuned_model").unlink()
+    (workspace / "fine_tuned_model").mkdir()
+    ((stage, reason),) = stale_stages(up_to_date, Workspace())
+    assert (stage.name, reason) == ("released_adapter", "fine_tuned_model is not what was released")
+    assert run(up_to_date, "released_adapter").success
+    assert (workspace / "fine_tuned_model").resolve() == released
+    assert (workspace / "fine_tuned_model.before-1").is_dir()
+    assert stale_stages(up_to_date, Workspace()) == []
+
+
+def test_text_that_was_there_only_while_a_run_read_it_does_not_stay(
+    up_to_date: dg.DagsterInstance, workspace: Path
+) -> None:
+    chapter = workspace / "chapter_markdowns" / "chapter_1.md"
+    before = chapter.read_text()
+    chapter.write_text(before + "\nWithdrawn.\n")
+    job = defs.resolve_job_def(BRING_UP_TO_DATE)  # as from the UI: nobody looked at the reports before
+    selection = [dg.AssetKey("raw_chapters"), dg.AssetKey("sections")]
+    assert job.execute_in_process(instance=up_to_date, asset_selection=selection).success
+    chapter.write_text(before)
+    record(up_to_date, look(load_settings()), Workspace().recipe)
+    assert {s.name: r for s, r in stale_stages(up_to_date, Workspace())}["raw_chapters"] == (
+        "report_files has new content"
+    )
+
+
+def test_an_adapter_of_another_base_is_replaced_only_when_the_recipe_says_so(
+    up_to_date: dg.DagsterInstance, workspace: Path, tiny_base: Path, tiny_recipe: dict[str, Any]
+) -> None:
+    other = workspace / "other-base"
+    shutil.copytree(tiny_base, other)
+    (other / "chat_template.jinja").write_text("another template")
+    tiny_recipe["base"]["model"] = "other-base"
+    (workspace / "recipe.yaml").write_text(yaml.safe_dump(tiny_recipe))
+    released = (workspace / "fine_tuned_model").resolve()
+    kept = metadata(run(up_to_date), "released_adapter")
+    assert kept["decision"] == "keep" and "belongs to another base model" in kept["reason"]
+    assert (workspace / "fine_tuned_model").resolve() == released
+    (workspace / "recipe.yaml").write_text(yaml.safe_dump(tiny_recipe | {"release": {"other_base": True}}))
+    result = run(up_to_date, "adapter_evaluation", "released_adapter")
+    assert metadata(result, "released_adapter")["decision"] == "release"
+    assert (workspace / "fine_tuned_model").resolve() != released

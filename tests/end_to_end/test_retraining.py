@@ -12,7 +12,8 @@ from dagster_ui import graphql
 
 RUNS = "{ runsOrError { ... on Runs { results { runId status tags { key value } } } } }"
 TICKS = """{ sensorOrError(sensorSelector: {repositoryName: "__repository__", repositoryLocationName: "ft_dagster",
-  sensorName: "keep_up_to_date"}) { ... on Sensor { sensorState { ticks(limit: 500) { tickId status skipReason } } } } }"""
+  sensorName: "keep_up_to_date"}) {
+  ... on Sensor { sensorState { ticks(limit: 500) { tickId status skipReason } } } } }"""
 STALE = "{ assetNodes { assetKey { path } staleStatus } }"
 
 

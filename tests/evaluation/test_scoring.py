@@ -103,6 +103,7 @@ def test_base_new_and_released_adapter_are_measured_side_by_side(
             adapters={"released": adapter("short", 1), "new": adapter("long", 6)},
             output=str(tmp_path / "evaluation"),
             offload=str(tmp_path / "offload"),
+            locks=str(tmp_path / "locks"),
         )
     )
     scores = {name: model["bits_per_byte"] for name, model in result["models"].items()}
