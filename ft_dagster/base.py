@@ -20,6 +20,8 @@ SECRETS = ("HUGGINGFACE_TOKEN", "HF_TOKEN")
 """Variables that are not handed to child processes: models are downloaded before they start."""
 CARD = "base.json"
 """Written last into a prepared folder: what it was made from, and its hashes."""
+_FORMAT = 2
+"""Raised when prepared folders are made or hashed in another way: those made before are then left alone."""
 
 
 class BaseModelError(Exception):
@@ -125,7 +127,7 @@ def _embedded(model: str) -> _Embedded:
 
 def _prepare_embedded(model: str, cache: Path) -> PreparedBase:
     known = _embedded(model)
-    folder = cache / "base" / f"{model}-{known.sha256[:12]}"
+    folder = cache / "base" / f"{model}-{known.sha256[:12]}-{_FORMAT}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
         card = _read_card(folder)

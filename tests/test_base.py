@@ -214,7 +214,7 @@ def test_an_embedded_model_is_converted_once_and_kept_with_its_card(
     second = prepare_base(Base(source="embedded", model="tiny"), moved)
     assert log.read_text() == f"{tmp_path / 'package' / 'tiny.gguf'}\n"
     assert second.identity == first.identity
-    assert second.folder == str(tmp_path / "moved" / "base" / f"tiny-{digest(b'GGUF')[:12]}")
+    assert second.folder == str(tmp_path / "moved" / "base" / f"tiny-{digest(b'GGUF')[:12]}-{base_module._FORMAT}")
     verify_base(second)
 
 
