@@ -27,6 +27,7 @@ from ft_dagster.defs.stages import BLOCKED, cause_of, stale_stages
 from ft_dagster.defs.workspace import Workspace
 from ft_dagster.recipe import RecipeError
 from ft_dagster.settings import Settings, load_settings
+from ft_dagster.store import StoreError
 
 BRING_UP_TO_DATE = "bring_up_to_date"
 _ATTEMPTS = 2
@@ -43,16 +44,18 @@ bring_up_to_date_job = dg.define_asset_job(
 def decide(instance: dg.DagsterInstance, settings: Settings, workspace: Workspace) -> dg.RunRequest | dg.SkipReason:
     """Whether a run is due now: for which stages and why, or why not."""
     try:
-        require_reports(settings.workspace)
-        recipe = workspace.recipe
-        scan = look(settings)
-        if changed_since(scan, settings.settle_seconds):
-            return dg.SkipReason(
-                f"Reports changed within the last {settings.settle_seconds:g} s; somebody may be writing."
-            )
-        record(instance, scan, recipe)
-    except (CorpusError, RecipeError, BaseModelError) as error:
+        return _decide(instance, settings, workspace)
+    except (CorpusError, RecipeError, BaseModelError, StoreError) as error:
         return dg.SkipReason(str(error))
+
+
+def _decide(instance: dg.DagsterInstance, settings: Settings, workspace: Workspace) -> dg.RunRequest | dg.SkipReason:
+    require_reports(settings.workspace)
+    recipe = workspace.recipe
+    scan = look(settings)
+    if changed_since(scan, settings.settle_seconds):
+        return dg.SkipReason(f"Reports changed within the last {settings.settle_seconds:g} s; somebody may be writing.")
+    record(instance, scan, recipe)
     fail_abandoned(instance)
     if running := under_way(instance):
         return dg.SkipReason(f"Run {running[0].run_id[:8]} is under way; what changed meanwhile is looked at after it.")

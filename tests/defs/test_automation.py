@@ -165,6 +165,12 @@ def test_what_cannot_be_used_is_said_and_starts_nothing(up_to_date: dg.DagsterIn
     assert "No chapters in the workspace" in skipped(up_to_date)
 
 
+def test_a_damaged_artifact_is_said_by_name_and_starts_nothing(up_to_date: dg.DagsterInstance, workspace: Path) -> None:
+    (manifest,) = (workspace / ".ft" / "store" / "sections").glob("*/artifact.json")
+    manifest.write_text("{")
+    assert f"{manifest} is damaged" in skipped(up_to_date)
+
+
 def test_a_run_whose_process_is_gone_is_failed_and_blocks_nothing(up_to_date: dg.DagsterInstance) -> None:
     def started(pid: int) -> dg.DagsterRun:
         made = up_to_date.add_run(dg.DagsterRun(job_name="bring_up_to_date", status=dg.DagsterRunStatus.STARTING))
