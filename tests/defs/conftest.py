@@ -7,7 +7,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 import yaml
-from graphs import NO_TELEMETRY, run
+from graphs import NO_TELEMETRY, TOKEN, run
 from reports import chapter_text, recipe_for
 
 
@@ -26,11 +26,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
     for number in range(1, 7):
         (chapters / f"chapter_{number}.md").write_text(chapter_text(number), "utf-8")
     (folder / "workspace" / "recipe.yaml").write_text(yaml.safe_dump(recipe_for(tiny_base)), "utf-8")
+    (folder / "workspace" / ".env").write_text(f"HUGGINGFACE_TOKEN={TOKEN}\n")
     (folder / "home").mkdir()
     with (
         pytest.MonkeyPatch.context() as patch,
         dg.DagsterInstance.local_temp(str(folder / "home"), overrides=NO_TELEMETRY) as instance,
     ):
+        patch.delenv("HUGGINGFACE_TOKEN", raising=False)
         patch.setenv("FT_WORKSPACE", str(folder / "workspace"))
         patch.setenv("FT_RECIPE", "recipe.yaml")
         patch.setenv("FT_CACHE", str(folder / "cache"))

@@ -8,6 +8,7 @@ from ft_dagster.defs.external import look, record
 from ft_dagster.defs.workspace import Workspace
 from ft_dagster.settings import load_settings
 
+TOKEN = "hf_canary_1234567890"
 NO_TELEMETRY = {"telemetry": {"enabled": False}}
 
 

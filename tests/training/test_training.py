@@ -142,8 +142,8 @@ def test_the_same_request_gives_the_same_bytes(request_for: Callable[..., Traini
 def test_a_stopped_training_goes_on_and_ends_with_the_bytes_of_one_never_stopped(
     request_for: Callable[..., TrainingRequest], number: signal.Signals
 ) -> None:
-    stopped = request_for("stopped", training={"epochs": 12})
-    undisturbed = request_for("undisturbed", training={"epochs": 12})
+    stopped = request_for("stopped", training={"epochs": 8})
+    undisturbed = request_for("undisturbed", training={"epochs": 8})
     process = start(stopped)
     wait_until(lambda: last_complete_exists(Path(stopped.attempt)), process)
     process.send_signal(number)
@@ -229,7 +229,7 @@ def test_one_training_a_device_the_second_waits_and_says_so(request_for: Callabl
         process = start(request)
         assert process.stderr is not None
         waiting = next(line for line in process.stderr if "waiting" in line)
-        assert "Another training holds the device cpu" in waiting
+        assert "Another training or evaluation holds the device cpu" in waiting
         assert not (Path(request.attempt) / RESULT).exists()
     _, errors = process.communicate()
     assert process.returncode == 0, errors
