@@ -1,6 +1,5 @@
 """What all tests share: a tiny base model made in the session, and workspaces to work in."""
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -78,15 +77,6 @@ def chapters(workspace: Path) -> list[Path]:
     for number, path in enumerate(paths, start=1):
         path.write_text(chapter_text(number), "utf-8")
     return paths
-
-
-@pytest.fixture
-def example_reports(workspace: Path) -> Path:
-    """The workspace, filled with the report that ships with the project."""
-    examples = Path(__file__).parents[1] / "examples"
-    for name in ("chapter_markdowns", "outputs"):
-        shutil.copytree(examples / name, workspace / name, dirs_exist_ok=True)
-    return workspace
 
 
 @pytest.fixture

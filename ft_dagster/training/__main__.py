@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from dagster_pipes import PipesContext, open_dagster_pipes
+from dagster_pipes import PipesContext, open_dagster_pipes  # the protocol alone: it does not import Dagster
 
 from ft_dagster.training.request import TrainingRequest
 
