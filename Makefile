@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export DAGSTER_DISABLE_TELEMETRY := yes
 
-.PHONY: demo test dev check clean-venv help
+.PHONY: demo test dev check bench clean-venv help
 
 help: ## What there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -38,6 +38,12 @@ check: $(READY) ## Style, types, import rules, definitions
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/dagster definitions validate --workspace workspace.yaml
+
+REPORTS ?= examples/chapter_markdowns
+SIZES ?= 100 1000 10000 100000
+bench: $(READY) ## The benchmarks, as tables in benchmarks/results/ (about an hour; SIZES and REPORTS choose)
+	PYTHONPATH=. $(BIN)/python benchmarks/tokenizing.py --reports $(REPORTS)
+	PYTHONPATH=. $(BIN)/python benchmarks/incremental.py --reports $(REPORTS) $(SIZES)
 
 clean-venv: ## Remove .venv
 	rm -rf $(VENV)

@@ -109,6 +109,27 @@ def prepare_base(base: Base, cache: Path, *, token: str | None = None, weights: 
     return _describe(folder.name, folder, weights)
 
 
+def local_base(base: Base, cache: Path) -> PreparedBase | None:
+    """The base model as it is on this machine, without its weights' hash unless that is known; None if it is not here.
+
+    Downloads, converts and writes nothing.
+    """
+    if base.source == "embedded":
+        folder = _embedded_folder(base.model, cache)
+        card = _read_card(folder)
+        return PreparedBase(**{**card, "folder": str(folder)}) if card else None
+    if base.source == "folder":
+        return _describe(Path(base.model).name, Path(base.model).expanduser(), weights=False)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        found = snapshot_download(base.model, revision=base.revision, cache_dir=cache / "hub", local_files_only=True)
+        return _describe(f"{base.model}@{base.revision}", Path(found), weights=False)
+    except (LocalEntryNotFoundError, BaseModelError):
+        return None
+
+
 def verify_base(base: PreparedBase) -> None:
     """Raise BaseModelError if the weights in the folder are not those the base is known by."""
     found = _weights_hash(Path(base.folder))
@@ -125,9 +146,13 @@ def _embedded(model: str) -> _Embedded:
     return EMBEDDED[model]
 
 
+def _embedded_folder(model: str, cache: Path) -> Path:
+    return cache / "base" / f"{model}-{_embedded(model).sha256[:12]}-{_FORMAT}"
+
+
 def _prepare_embedded(model: str, cache: Path) -> PreparedBase:
     known = _embedded(model)
-    folder = cache / "base" / f"{model}-{known.sha256[:12]}-{_FORMAT}"
+    folder = _embedded_folder(model, cache)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
         card = _read_card(folder)

@@ -4,17 +4,23 @@ import json
 import signal
 import sys
 import warnings
-from typing import Annotated
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from ft_dagster import __version__
 from ft_dagster.base import BaseModelError
-from ft_dagster.corpus.files import CorpusError, require_reports
+from ft_dagster.corpus.files import CorpusError, find_reports, require_reports
 from ft_dagster.recipe import RecipeError, load_recipe
 from ft_dagster.settings import Settings, SettingsError, load_settings
 from ft_dagster.store import StoreError
+
+if TYPE_CHECKING:
+    import dagster as dg
 
 app = typer.Typer(
     help="Keeps a fine-tuned model as fresh as the reports it learned from. Works on the workspace that "
@@ -23,7 +29,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+FAILED, SOMETHING_TO_DO, INTERRUPTED = 1, 2, 130
 _BAD_INPUT = (CorpusError, RecipeError, BaseModelError, StoreError, SettingsError, OSError)
 
 
@@ -42,39 +48,112 @@ def main(
     """What every command has."""
 
 
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, for scripts.")]
+
+
 @app.command()
-def run(
-    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON on standard output.")] = False,
-) -> None:
+def plan(as_json: Json = False) -> None:
+    """Say what `ft-dagster run` would do now, and why; change nothing.
+
+    Exit codes: 0 nothing to do; 2 something to do; 1 the reports, the recipe or the base model cannot be used.
+    """
+    with _errors_said(Console(stderr=True)):
+        settings = load_settings()
+        _refuse_early(settings)
+        from ft_dagster.defs.instance import instance_to_read
+        from ft_dagster.defs.plan import make_plan
+        from ft_dagster.defs.summary import print_plan
+        from ft_dagster.defs.workspace import Workspace
+
+        with instance_to_read(settings) as instance:
+            found = make_plan(instance, Workspace())
+    if as_json:
+        _print_json(found.to_json())
+    else:
+        print_plan(found, Console())
+        if not found.nothing_to_do:
+            typer.echo("`ft-dagster run` does this.")
+    raise typer.Exit(0 if found.nothing_to_do else SOMETHING_TO_DO)
+
+
+@app.command()
+def run(as_json: Json = False) -> None:
     """Bring everything up to date now: read, tokenize, train, evaluate, release, as far as content changed.
 
-    Exit codes: 0 done, or nothing to do; 1 a stage failed; 2 the reports, the recipe or the base model cannot be
+    Exit codes: 0 done, or nothing to do; 1 a stage failed, or the reports, the recipe or the base model cannot be
     used; 130 interrupted (training saves a checkpoint and goes on from it next time).
     """
     console = Console(stderr=True)
-    try:
+    with _errors_said(console):
         settings = load_settings()
-        require_reports(settings.workspace)
-        load_recipe(settings.recipe, settings.workspace)  # refused before anything is made
+        _refuse_early(settings)
         succeeded, summary = _bring_up_to_date(settings, console)
-    except _BAD_INPUT as error:
-        console.print(f"{type(error).__name__}: {error}", highlight=False, soft_wrap=True, markup=False, style="red")
-        raise typer.Exit(BAD_INPUT) from None
-    except KeyboardInterrupt:
-        console.print("Interrupted. What was finished is kept; training goes on from its last checkpoint.")
-        raise typer.Exit(INTERRUPTED) from None
     if not succeeded:
         raise typer.Exit(FAILED)
     if as_json:
-        json.dump(summary, sys.stdout, indent=1, ensure_ascii=False)
-        typer.echo()
+        _print_json(summary)
+
+
+@app.command()
+def clean(
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Remove without asking.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show what in the store no kept adapter was made from, then remove it if you say yes.
+
+    Kept are the adapters made last (FT_KEEP_ADAPTERS, 5), every adapter ever released (FT_KEEP_RELEASED), and all that
+    these were made from. Exit codes: 0 removed, or shown; 1 a run uses the store, or what is kept is damaged.
+    """
+    console = Console(stderr=True)
+    with _errors_said(console):
+        settings = load_settings()
+        from ft_dagster.defs.clean import find_removable
+        from ft_dagster.defs.instance import instance_to_read
+        from ft_dagster.defs.summary import print_removable
+        from ft_dagster.defs.workspace import Workspace
+
+        workspace = Workspace()
+        with instance_to_read(settings) as instance:
+            found = find_removable(instance, workspace)
+            print_removable(found, console)
+            rows = found.to_json()
+            if found.paths and (yes or (sys.stdin.isatty() and typer.confirm("Remove them?", err=True))):
+                with workspace.store.cleaning():
+                    found = find_removable(instance, workspace)  # a run may have ended since
+                    rows = found.to_json()
+                    found.remove()
+                console.print("Removed.")
+    if as_json:
+        _print_json(rows)
+
+
+@contextmanager
+def _errors_said(console: Console) -> Iterator[None]:
+    """Errors that a user can mend become one line; an interruption its own exit code."""
+    try:
+        yield
+    except _BAD_INPUT as error:
+        console.print(f"{type(error).__name__}: {error}", highlight=False, soft_wrap=True, markup=False, style="red")
+        raise typer.Exit(FAILED) from None
+    except KeyboardInterrupt:
+        console.print("Interrupted. What was finished is kept; training goes on from its last checkpoint.")
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def _refuse_early(settings: Settings) -> None:
+    """Raise what can be told without Dagster, before anything is made."""
+    require_reports(settings.workspace, len(list(islice(find_reports(settings.workspace), 1))))
+    load_recipe(settings.recipe, settings.workspace)
+
+
+def _print_json(content: object) -> None:
+    json.dump(content, sys.stdout, indent=1, ensure_ascii=False)
+    typer.echo()
 
 
 def _bring_up_to_date(settings: Settings, console: Console) -> tuple[bool, dict[str, object]]:
     from dagster_shared.utils.warnings import PreviewWarning
 
-    from ft_dagster.definitions import defs
-    from ft_dagster.defs.automation import BRING_UP_TO_DATE
     from ft_dagster.defs.instance import open_instance
     from ft_dagster.defs.running import bring_up_to_date
     from ft_dagster.defs.summary import print_summary, summarize
@@ -83,13 +162,20 @@ def _bring_up_to_date(settings: Settings, console: Console) -> tuple[bool, dict[
     warnings.filterwarnings("ignore", category=PreviewWarning)  # of Dagster's own use of its Pipes
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C: children are stopped, work is kept
     with open_instance(settings) as instance:
-        job = defs.resolve_job_def(BRING_UP_TO_DATE)
-        succeeded = bring_up_to_date(job, instance, Workspace(), console)
+        succeeded = bring_up_to_date(_find_job, instance, Workspace(), console)
         if not succeeded:
             return False, {}
         summary = summarize(instance, settings)
         print_summary(summary, console)
         return True, summary
+
+
+def _find_job() -> "dg.JobDefinition":
+    """Imported only when there is something to run: it takes as long as all else when there is nothing."""
+    from ft_dagster.definitions import defs
+    from ft_dagster.defs.automation import BRING_UP_TO_DATE
+
+    return defs.resolve_job_def(BRING_UP_TO_DATE)
 
 
 if __name__ == "__main__":

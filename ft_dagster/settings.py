@@ -33,6 +33,12 @@ class Settings(BaseSettings):
     """How long the reports must lie still before an automatic run: a burst of edits makes one training."""
     minimum_interval_seconds: float = Field(default=0.0, ge=0)
     """Least time from the start of one automatic run to that of the next."""
+    lag_seconds: float = Field(default=3600.0, gt=0)
+    """How long the released adapter may lag behind the reports before the UI shows it red."""
+    keep_adapters: int = Field(default=5, ge=1)
+    """How many of the adapters made last `ft-dagster clean` keeps, with all they were made from."""
+    keep_released: bool = True
+    """Whether `ft-dagster clean` keeps every adapter that was ever released."""
     schedule: str | None = None
     """A cron line for scheduled retraining; off when not set."""
     threads: int | None = Field(default=None, ge=1)
@@ -68,6 +74,16 @@ class Settings(BaseSettings):
     def state(self) -> Path:
         """`.ft/`: the store, attempts, locks, released adapters."""
         return self.workspace / ".ft"
+
+    @property
+    def index(self) -> Path:
+        """What is known of the report files' status and contents."""
+        return self.state / "files.db"
+
+    @property
+    def pins(self) -> Path:
+        """Which chapters were held out, or not, by another rule than their hash."""
+        return self.state / "held_out.json"
 
     @property
     def store_root(self) -> Path:

@@ -2,21 +2,25 @@
 
 Two kinds of things live in a store:
 
-* **blobs**: the bytes of one file, named by their SHA-256 (chapter texts);
+* **blobs**: the bytes of one file, named by their SHA-256 (chapter texts, shards);
 * **artifacts**: a folder that one stage made, named by (kind, key). It is taken in with one rename, after
   its `artifact.json` has been written with the hash of every file, so that a reader sees it whole or not at all.
+  What is large and changes in parts is kept as blobs that the folder names, so that two artifacts share what they
+  have in common.
 """
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import tempfile
+import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -75,18 +79,43 @@ class Artifact:
     """What the stage says of it: plain JSON."""
     files: Mapping[str, str]
     """Relative path -> SHA-256 of every file in the folder, the manifest excepted."""
+    store: "Store"
+
+    @classmethod
+    def open(cls, folder: Path) -> "Artifact":
+        """The artifact whose folder this is. Raises StoreError if it is none, or damaged."""
+        store = Store(folder.parent.parent)
+        artifact = store.find(folder.parent.name, folder.name)
+        if artifact is None:
+            raise StoreError(f"{folder} is no artifact: it has no {MANIFEST}.")
+        return artifact
+
+    def read_json(self, name: str) -> Any:
+        """A JSON file of the folder, its bytes checked."""
+        try:
+            data = (self.path / name).read_bytes()
+        except FileNotFoundError as error:
+            raise StoreError(f"{self.path / name} is missing from the store. {self._repair}") from error
+        if digest(data) != self.files.get(name):
+            raise StoreError(f"{self.path / name} is damaged: its hash is not the one recorded. {self._repair}")
+        return json.loads(data)
 
     def verify(self) -> None:
         """Raise StoreError, naming the file, if a byte of the folder is not what was taken in."""
         for name, expected in self.files.items():
             path = self.path / name
             if not path.is_file():
-                raise StoreError(f"{path} is missing from the store. {_REPAIR.format(self.path)}")
+                raise StoreError(f"{path} is missing from the store. {self._repair}")
             if file_digest(path) != expected:
-                raise StoreError(f"{path} is damaged: its hash is not the one recorded. {_REPAIR.format(self.path)}")
+                raise StoreError(f"{path} is damaged: its hash is not the one recorded. {self._repair}")
+
+    @property
+    def _repair(self) -> str:
+        return _REPAIR.format(self.path)
 
 
 _REPAIR = "Delete {} and run `ft-dagster run`: it is made again from what it was made of."
+_BATCH_BYTES, _BATCH_BLOBS = 64 * 2**20, 1024
 
 
 def _manifest(kind: str, key: str, about: Mapping[str, Any], files: Mapping[str, str]) -> dict[str, Any]:
@@ -101,32 +130,109 @@ class Store:
     def __init__(self, root: Path) -> None:
         self.root = root
 
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """While this lasts, `cleaning` is refused: what is read and written stays."""
+        with _locked(self.root, fcntl.LOCK_SH):
+            yield
+
+    @contextmanager
+    def cleaning(self, patience: float = 5.0) -> Iterator[None]:
+        """While this lasts, nobody else uses the store.
+
+        Args:
+            patience: seconds to wait for whoever uses it now; a tick of the sensor takes less, a run more.
+
+        Raises:
+            StoreError: somebody uses it.
+        """
+        until = time.monotonic() + patience
+        while True:
+            try:
+                with _locked(self.root, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                    yield
+                    return
+            except BlockingIOError as error:
+                if time.monotonic() > until:
+                    message = f"The store {self.root} is in use by a run. Try again when it has ended."
+                    raise StoreError(message) from error
+                time.sleep(0.1)
+
     # Blobs
 
     def put_blob(self, data: bytes) -> str:
         """Keep these bytes; returns their SHA-256. Nothing is written when they are there already."""
         name = digest(data)
-        path = self._blob_path(name)
+        path = self.blob_path(name)
         if not path.exists():
             write_atomically(path, data)
         return name
 
+    def put_blobs(self, contents: Iterable[bytes]) -> list[str]:
+        """Keep many; returns their SHA-256. One flush of the disk for each batch instead of one for each blob."""
+        names: list[str] = []
+        waiting: dict[Path, Path] = {}
+        size = 0
+        try:
+            for data in contents:
+                names.append(digest(data))
+                path = self.blob_path(names[-1])
+                if path in waiting or path.exists():
+                    continue
+                path.parent.mkdir(parents=True, exist_ok=True)
+                fresh = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+                waiting[path] = fresh
+                fresh.write_bytes(data)
+                size += len(data)
+                if size > _BATCH_BYTES or len(waiting) >= _BATCH_BLOBS:
+                    self._settle(waiting)
+                    size = 0
+            self._settle(waiting)
+        finally:
+            for fresh in waiting.values():
+                fresh.unlink(missing_ok=True)
+        return names
+
+    def _settle(self, waiting: dict[Path, Path]) -> None:
+        """Give blobs their names, once their bytes are on the disk."""
+        if waiting:
+            os.sync()
+        for path, fresh in list(waiting.items()):
+            fresh.replace(path)
+            del waiting[path]
+
+    def blobs(self) -> set[str]:
+        """The SHA-256 of all that is kept."""
+        folder = self.root / "blobs"
+        try:
+            parts = os.listdir(folder)  # noqa: PTH208 - names of a hundred thousand files, without an object each
+        except FileNotFoundError:
+            return set()
+        return {name for part in parts for name in os.listdir(folder / part) if name[0] != "."}  # noqa: PTH208
+
     def has_blob(self, name: str) -> bool:
         """Whether bytes of this SHA-256 are kept."""
-        return self._blob_path(name).exists()
+        return self.blob_path(name).exists()
 
     def get_blob(self, name: str) -> bytes:
         """The bytes of this SHA-256, checked. Raises StoreError if they are missing or damaged."""
-        path = self._blob_path(name)
+        path = self.blob_path(name)
         try:
             data = path.read_bytes()
         except FileNotFoundError as error:
-            raise StoreError(f"{path} is missing from the store. Materialize raw_chapters again.") from error
+            raise StoreError(f"{path} is missing from the store. {self._repair_blob('')}") from error
         if digest(data) != name:
-            raise StoreError(f"{path} is damaged. Delete it and materialize raw_chapters again.")
+            raise StoreError(f"{path} is damaged. {self._repair_blob('it and ')}")
         return data
 
-    def _blob_path(self, name: str) -> Path:
+    def _repair_blob(self, also: str) -> str:
+        return (
+            f"Delete {also}the folders raw_chapters, sections and tokenized_dataset in {self.root}, and run "
+            "`ft-dagster run`: they are made again from the reports."
+        )
+
+    def blob_path(self, name: str) -> Path:
+        """Where the bytes of this SHA-256 are, or would be."""
         return self.root / "blobs" / name[:2] / name
 
     # Artifacts
@@ -137,7 +243,7 @@ class Store:
         try:
             manifest = json.loads((folder / MANIFEST).read_bytes())
             expected = _manifest(kind, key, manifest["about"], manifest["files"])
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except (ValueError, KeyError, TypeError) as error:
             raise StoreError(f"{folder / MANIFEST} is damaged ({error!r}). {_REPAIR.format(folder)}") from error
@@ -145,7 +251,19 @@ class Store:
             raise StoreError(
                 f"{folder / MANIFEST} is damaged: its hash is not the one recorded. {_REPAIR.format(folder)}"
             )
-        return Artifact(kind, key, folder, manifest["about"], manifest["files"])
+        return Artifact(kind, key, folder, manifest["about"], manifest["files"], self)
+
+    def newest(self, kind: str, **about: Any) -> Artifact | None:
+        """The artifact of this kind that was taken in last, among those that say this of themselves."""
+        folder = self.root / kind
+        if not folder.is_dir():
+            return None
+        present = [path for path in folder.iterdir() if path.name[0] != "."]
+        for path in sorted(present, key=lambda path: -path.stat().st_mtime_ns):
+            found = self.find(kind, path.name)
+            if found is not None and all(found.about.get(name) == value for name, value in about.items()):
+                return found
+        return None
 
     def get(self, kind: str, key: str) -> Artifact:
         """The artifact of this kind and key, its bytes checked. Raises StoreError if missing or damaged."""
@@ -185,7 +303,7 @@ class Store:
                 raise StoreError(f"{target} is in the way, without a manifest. {_REPAIR.format(target)}") from error
             shutil.rmtree(folder)
             return existing
-        return Artifact(kind, key, target, plain, files)
+        return Artifact(kind, key, target, plain, files, self)
 
     def _take_in_copy(self, kind: str, key: str, folder: Path, about: Mapping[str, Any]) -> Artifact:
         with self.staging() as copy:
@@ -206,3 +324,37 @@ class Store:
 
     def _artifact_path(self, kind: str, key: str) -> Path:
         return self.root / kind / key
+
+
+@contextmanager
+def _locked(root: Path, how: int) -> Iterator[None]:
+    """The operating system's lock, which ends with the process."""
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / ".lock").open("ab") as file:
+        fcntl.flock(file, how)
+        yield
+
+
+class Overlay(Store):
+    """A store that reads from another one and writes to a folder of its own: for trying what would come out."""
+
+    def __init__(self, below: Store, root: Path) -> None:
+        super().__init__(root)
+        self.below = below
+
+    def blobs(self) -> set[str]:
+        return super().blobs() | self.below.blobs()
+
+    def blob_path(self, name: str) -> Path:
+        path = self.below.blob_path(name)
+        return path if path.exists() else super().blob_path(name)
+
+    def find(self, kind: str, key: str) -> Artifact | None:
+        return super().find(kind, key) or self._lift(self.below.find(kind, key))
+
+    def newest(self, kind: str, **about: Any) -> Artifact | None:
+        return super().newest(kind, **about) or self._lift(self.below.newest(kind, **about))
+
+    def _lift(self, found: Artifact | None) -> Artifact | None:
+        """What is made from it goes to this store, not to the one below."""
+        return replace(found, store=self) if found else None

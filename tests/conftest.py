@@ -81,31 +81,22 @@ def chapters(workspace: Path) -> list[Path]:
 
 @pytest.fixture
 def make_dataset(tiny_base: Path, tmp_path: Path) -> Callable[..., Path]:
-    """Builds a tokenized dataset from texts: `make_dataset({"a": "text", "b": "text"}, held_out=["b"])`."""
-    from ft_dagster.corpus.sections import Section
-    from ft_dagster.recipe import Tokens
-    from ft_dagster.store import digest
-    from ft_dagster.tokens.dataset import prepare_dataset
+    """Builds a tokenized dataset from Markdown: `make_dataset({"a": "text", "b": "text"}, held_out=["b"])`."""
+    from ft_dagster.corpus.sections import make_sections
+    from ft_dagster.corpus.snapshot import take_snapshot
+    from ft_dagster.recipe import Corpus, Tokens
+    from ft_dagster.store import Store
+    from ft_dagster.tokens import dataset
     from ft_dagster.tokens.held_out import Pinned, Split
-    from ft_dagster.tokens.tokenizer import DocumentTokenizer
 
     def make(texts: dict[str, str], held_out: list[str], block_length: int = 64) -> Path:
-        sections = [
-            Section(name, "", 0, (), 0, text, f"chapter_markdowns/{name}.md", digest(text))
-            for name, text in texts.items()
-        ]
-        files = [{"size": section.used_bytes, "left_out": {}} for section in sections]
-        folder = tmp_path / "dataset"
-        folder.mkdir()
-        prepare_dataset(
-            sections,
-            DocumentTokenizer(tiny_base),
-            Tokens(block_length=block_length),
-            Split(frozenset(held_out), Pinned()),
-            {"files": files},
-            folder,
-        )
-        return folder
+        reports = tmp_path / "reports"
+        (reports / "chapter_markdowns").mkdir(parents=True, exist_ok=True)
+        for name, text in texts.items():
+            (reports / "chapter_markdowns" / f"{name}.md").write_text(text, "utf-8")
+        sections = make_sections(take_snapshot(reports, reports / "files.db", Store(tmp_path / "store")), Corpus())
+        options, split = Tokens(block_length=block_length), Split(frozenset(held_out), Pinned())
+        return dataset.make_dataset(sections, tiny_base, "the tiny base's", options, split).path
 
     return make
 

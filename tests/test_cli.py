@@ -26,7 +26,7 @@ def on_one_line(text: str) -> str:
 
 def test_without_chapters_the_error_says_what_to_put_where_and_names_the_demo(workspace: Path) -> None:
     done = ft_dagster("run")
-    assert done.returncode == 2
+    assert done.returncode == 1
     said = on_one_line(done.stderr)
     assert f"{workspace}/chapter_markdowns" in said and "outputs/consolidated" in said and "`make demo`" in said
     assert not (workspace / ".ft").exists() and not (workspace / ".dagster").exists()
@@ -37,13 +37,13 @@ def test_without_ft_workspace_the_current_folder_is_the_workspace(
 ) -> None:
     monkeypatch.delenv("FT_WORKSPACE")
     done = ft_dagster("run", folder=tmp_path)
-    assert done.returncode == 2 and f"No chapters in the workspace {tmp_path}." in on_one_line(done.stderr)
+    assert done.returncode == 1 and f"No chapters in the workspace {tmp_path}." in on_one_line(done.stderr)
 
 
 def test_a_recipe_that_does_not_fit_is_refused_before_anything_is_made(workspace: Path, chapters: list[Path]) -> None:
     (workspace / "recipe.yaml").write_text("name: x\nbase: {source: embedded, model: x}\ntraining: {learning_rat: 1}\n")
     done = ft_dagster("run")
-    assert done.returncode == 2
+    assert done.returncode == 1
     assert "training.learning_rat is not a field of a recipe (did you mean learning_rate?)" in on_one_line(done.stderr)
 
 
@@ -64,7 +64,7 @@ def test_a_run_ends_with_a_summary_and_the_next_one_has_nothing_to_do(workspace:
     assert summary["bits_per_byte"]["new"] < summary["bits_per_byte"]["base"]
     assert summary["adapter"] == str(workspace / "fine_tuned_model")
     said = on_one_line(done.stderr)
-    assert "lora_adapter: never materialized" in said and "100.0%" in said
+    assert "lora_adapter never materialized (missing) runs" in said and "100.0%" in said
     again = ft_dagster("run", "--json")
     assert again.returncode == 0 and "Nothing to do" in again.stderr
     assert json.loads(again.stdout) == summary
@@ -110,3 +110,38 @@ def test_help_and_version_are_there() -> None:
     assert ft_dagster("--version").stdout.startswith("ft_dagster 0.")
     assert shutil.which("ft-dagster", path=str(Path(sys.executable).parent)) is not None
     assert os.path.sep in COMMAND[0]
+
+
+def test_a_plan_tells_what_a_run_will_do_and_its_exit_code_whether_there_is_anything(
+    workspace: Path, chapters: list[Path]
+) -> None:
+    before = sorted(workspace.rglob("*"))
+    first = ft_dagster("plan")
+    assert first.returncode == 2 and "6 chapter(s) added" in first.stdout, first.stderr
+    assert "never materialized (missing)" in first.stdout and "optimizer steps" in first.stdout
+    assert sorted(workspace.rglob("*")) == before, "not even a folder was made"
+    assert ft_dagster("run").returncode == 0
+    done = ft_dagster("plan", "--json")
+    assert done.returncode == 0 and json.loads(done.stdout)["nothing_to_do"] is True
+    chapters[0].unlink()
+    after = json.loads(ft_dagster("plan", "--json").stdout)
+    assert [change["chapter"] for change in after["removed"]] == [chapters[0].stem]
+    assert after["words"]["removed"] > 50 and after["steps"] > 0
+
+
+def test_a_plan_without_chapters_is_an_error(workspace: Path) -> None:
+    done = ft_dagster("plan")
+    assert done.returncode == 1 and "No chapters in the workspace" in on_one_line(done.stderr)
+
+
+def test_clean_shows_first_and_removes_only_when_told_to(workspace: Path) -> None:
+    left = workspace / ".ft" / "store" / "staging" / "left"
+    left.mkdir(parents=True)
+    (left / "file").write_bytes(b"x" * 1000)
+    shown = ft_dagster("clean", "--json")
+    assert shown.returncode == 0 and left.exists(), shown.stderr
+    assert json.loads(shown.stdout)["removable"] == {"unfinished artifacts": {"count": 1, "bytes": 1000}}
+    assert "unfinished artifacts" in shown.stderr and "Removed" not in shown.stderr
+    removed = ft_dagster("clean", "--yes")
+    assert removed.returncode == 0 and not left.exists()
+    assert "Nothing to remove" in ft_dagster("clean").stderr

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -13,7 +14,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ft_dagster.store import MANIFEST, Store, StoreError, canonical_json, digest, file_digest, write_atomically
+from ft_dagster.store import (
+    MANIFEST,
+    Artifact,
+    Store,
+    StoreError,
+    canonical_json,
+    digest,
+    file_digest,
+    write_atomically,
+)
 
 FILES = {"weights.bin": b"\x00\x01\x02", "sub/config.json": b"{}", "sub/artifact.json": b"not ours"}
 
@@ -35,6 +45,11 @@ def flip_bit(path: Path, at: int = -1) -> None:
     data = bytearray(path.read_bytes())
     data[at] ^= 1
     path.write_bytes(bytes(data))
+
+
+def kept_files(store: Store) -> set[str]:
+    """Names of all files where the blobs are, hidden ones included."""
+    return {path.name for path in (store.root / "blobs").rglob("*") if path.is_file()}
 
 
 def take_in_at_once(root: Path, number: int) -> str:
@@ -120,8 +135,70 @@ def test_one_flipped_bit_in_a_blob_is_noticed_by_name(store: Store) -> None:
 
 
 def test_a_missing_blob_is_noticed_by_name(store: Store) -> None:
-    with pytest.raises(StoreError, match=r"abc123 is missing from the store\. Materialize raw_chapters again"):
+    with pytest.raises(StoreError, match=r"abc123 is missing from the store\. Delete the folders raw_chapters, sect"):
         store.get_blob("abc123")
+
+
+def test_of_many_blobs_each_is_kept_once_and_named_in_order(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ft_dagster.store._BATCH_BLOBS", 3)
+    store.put_blob(b"2")
+    written = store.blob_path(digest(b"2")).stat().st_ino
+    contents = [b"%d" % (number % 8) for number in range(16)]
+    assert store.put_blobs(iter(contents)) == [digest(data) for data in contents]
+    assert store.put_blobs([]) == []
+    assert kept_files(store) == store.blobs() == {digest(data) for data in contents}
+    assert [store.get_blob(digest(data)) for data in contents] == contents
+    assert store.blob_path(digest(b"2")).stat().st_ino == written
+
+
+def test_blobs_get_their_names_when_their_bytes_are_on_the_disk(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[set[str]] = []
+    monkeypatch.setattr("ft_dagster.store._BATCH_BYTES", 3)
+    monkeypatch.setattr(os, "sync", lambda: seen.append(store.blobs()))
+    store.put_blobs([b"ab", b"cd", b"ef"])
+    assert seen == [set(), {digest(b"ab"), digest(b"cd")}]
+    assert store.blobs() == {digest(b"ab"), digest(b"cd"), digest(b"ef")}
+
+
+def test_of_blobs_whose_making_fails_half_way_none_is_half_written(store: Store) -> None:
+    def contents() -> Iterator[bytes]:
+        yield b"one"
+        raise ValueError("no more")
+
+    with pytest.raises(ValueError, match="no more"):
+        store.put_blobs(contents())
+    assert kept_files(store) <= {digest(b"one")}
+    assert all(store.get_blob(name) for name in store.blobs())
+
+
+def test_blobs_that_cannot_be_written_leave_nothing_behind(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = Path.write_bytes
+
+    def fail_in_the_middle(path: Path, data: bytes) -> int:
+        write(path, data[:1])
+        if data == b"three":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(path, data)
+
+    monkeypatch.setattr(Path, "write_bytes", fail_in_the_middle)
+    with pytest.raises(OSError, match="No space left"):
+        store.put_blobs([b"one", b"two", b"three", b"four"])
+    assert kept_files(store) == store.blobs()
+    assert {digest(b"three"), digest(b"four")}.isdisjoint(store.blobs())
+    monkeypatch.undo()
+    store.put_blobs([b"one", b"two", b"three"])
+    assert [store.get_blob(digest(data)) for data in (b"one", b"two", b"three")] == [b"one", b"two", b"three"]
+
+
+def test_a_store_that_is_not_there_has_no_blobs(store: Store) -> None:
+    assert store.blobs() == set()
+    assert not store.has_blob("abc123")
+
+
+def test_a_blob_that_is_being_written_is_not_one_yet(store: Store) -> None:
+    name = store.put_blob(b"text")
+    store.blob_path(name).with_name(f".{name}.half").write_bytes(b"te")
+    assert store.blobs() == {name}
 
 
 # Artifacts
@@ -135,6 +212,36 @@ def test_an_artifact_is_read_back_with_what_was_said_of_it(store: Store) -> None
     assert taken.about == {"pair": [1, 2], "3": "é"}
     assert taken.files == {name: digest(data) for name, data in FILES.items()}
     assert file_digest(taken.path / "weights.bin") == taken.files["weights.bin"]
+
+
+def test_an_artifact_can_be_opened_by_its_folder(store: Store) -> None:
+    with store.staging() as folder:
+        taken = store.take_in("kind", "key", fill(folder), {"number": 1})
+    opened = Artifact.open(taken.path)
+    assert (opened.path, opened.about, opened.files) == (taken.path, taken.about, taken.files)
+    assert opened.store.root == store.root
+    with pytest.raises(StoreError, match=r"kind/other is no artifact: it has no artifact\.json"):
+        Artifact.open(store.root / "kind" / "other")
+
+
+def test_json_of_an_artifact_is_checked_when_it_is_read(store: Store) -> None:
+    with store.staging() as folder:
+        taken = store.take_in("kind", "key", fill(folder, {"list.json": b"[1, 2]"}), {})
+    assert taken.read_json("list.json") == [1, 2]
+    flip_bit(taken.path / "list.json", 1)
+    with pytest.raises(StoreError, match=r"kind/key/list\.json is damaged: its hash is not the one recorded\. Delete "):
+        taken.read_json("list.json")
+
+
+def test_of_artifacts_that_say_the_same_the_newest_is_the_one_taken_in_last(store: Store) -> None:
+    assert store.newest("kind") is None
+    for at, (key, color) in enumerate([("b", "red"), ("a", "red"), ("c", "blue")], start=1):
+        with store.staging() as folder:
+            taken = store.take_in("kind", key, fill(folder), {"color": color})
+        os.utime(taken.path, ns=(at, at))  # clocks of file systems are too coarse for a test
+    assert [found.key for color in ("red", "blue") if (found := store.newest("kind", color=color))] == ["a", "c"]
+    assert (newest := store.newest("kind")) and newest.key == "c"
+    assert store.newest("kind", color="green") is None
 
 
 def test_what_was_not_taken_in_is_not_found(store: Store) -> None:

@@ -4,8 +4,9 @@ import os
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from ft_dagster.store import digest
 
@@ -17,8 +18,7 @@ class CorpusError(Exception):
     """The reports cannot be used as they are; the message names the file, the reason and the next step."""
 
 
-@dataclass(frozen=True)
-class SourceFile:
+class SourceFile(NamedTuple):
     """One report file whose bytes were read."""
 
     path: str
@@ -29,6 +29,10 @@ class SourceFile:
     size: int
     """Bytes."""
     sha256: str
+    chapter: str
+    """The chapter it speaks of: its name, unless it is JSON that says otherwise."""
+    words: int
+    """Of its text, left-out parts included: for people to see how much it is."""
 
 
 @dataclass(frozen=True)
@@ -46,55 +50,79 @@ def report_folders(workspace: Path) -> list[tuple[Kind, Path]]:
     return [("markdown", workspace / "chapter_markdowns"), ("json", workspace / "outputs" / "consolidated")]
 
 
-def find_reports(workspace: Path) -> Iterator[tuple[Kind, Path, Path] | Unreadable]:
-    """Every report file under the workspace, in a fixed order, as (kind, report folder, path).
+class FoundFile(NamedTuple):
+    """A report file that has been seen, not yet read."""
+
+    path: str
+    """Relative to the workspace."""
+    name: str
+    kind: Kind
+    status: os.stat_result
+
+
+def find_reports(workspace: Path) -> Iterator[FoundFile | Unreadable]:
+    """Every report file under the workspace, in a fixed order.
 
     Hidden files and folders are not reports. A symbolic link that leads out of its report folder, a link to a
     folder, what is not a regular file (never opened), and a folder that cannot be listed come back as Unreadable.
     """
     for kind, folder in report_folders(workspace):
-        problems: list[OSError] = []
-        for parent, folders, names in os.walk(folder, onerror=problems.append):
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            here = Path(parent)
-            for name in folders:
-                if (here / name).is_symlink():
-                    yield Unreadable(
-                        _relative(here / name, workspace),
-                        "a symbolic link to a folder is not followed; put the chapters themselves here",
-                    )
-            for name in sorted(names):
-                path = here / name
-                if name.startswith(".") or not name.lower().endswith(SUFFIXES[kind]):
-                    continue
-                if reason := _why_not_opened(path, folder):
-                    yield Unreadable(_relative(path, workspace), reason)
-                else:
-                    yield kind, folder, path
-        for problem in problems:
-            if not isinstance(problem, FileNotFoundError):  # a workspace need not have both kinds of reports
-                yield Unreadable(
-                    _relative(Path(problem.filename), workspace), f"the folder cannot be listed: {problem.strerror}"
-                )
+        yield from _find(kind, str(folder), "", _relative(folder, workspace))
 
 
-def read_reports(workspace: Path) -> Iterator[tuple[SourceFile, bytes] | Unreadable]:
-    """Every report file with its bytes, one at a time, in the order of find_reports."""
-    for found in find_reports(workspace):
-        if isinstance(found, Unreadable):
-            yield found
-            continue
-        yield read_report(*found, workspace)
+def _find(kind: Kind, root: str, inside: str, shown: str) -> Iterator[FoundFile | Unreadable]:
+    """The files of one folder, `inside` (with a slash at its end) its report folder `root`.
 
-
-def read_report(kind: Kind, folder: Path, path: Path, workspace: Path) -> tuple[SourceFile, bytes] | Unreadable:
-    """One report file with its bytes, as it was at one instant."""
+    Plain strings and one status a file: a hundred thousand files are looked at several times a minute.
+    """
     try:
-        data = _read_settled(path)
+        with os.scandir(root + "/" + inside) as listing:
+            entries = sorted(listing, key=attrgetter("name"))
     except OSError as error:
-        return Unreadable(_relative(path, workspace), error.strerror or str(error))
-    name = path.relative_to(folder).with_suffix("").as_posix()
-    return SourceFile(_relative(path, workspace), name, kind, len(data), digest(data)), data
+        if not isinstance(error, FileNotFoundError):  # a workspace need not have both kinds of reports
+            yield Unreadable(_printable(shown), f"the folder cannot be listed: {error.strerror}")
+        return
+    folders = []
+    for entry in entries:
+        name = entry.name
+        if name.startswith("."):
+            continue
+        path = f"{shown}/{name}"
+        if entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and os.path.isdir(entry.path)):  # noqa: PTH112
+            if entry.is_symlink():
+                reason = "a symbolic link to a folder is not followed; put the chapters themselves here"
+                yield Unreadable(_printable(path), reason)
+            else:
+                folders.append(name)
+        elif name.lower().endswith(SUFFIXES[kind]):
+            try:
+                status = entry.stat()
+            except OSError as error:
+                gone = isinstance(error, FileNotFoundError) and not entry.is_symlink()  # since it was listed
+                if not gone:  # a link that leads nowhere or to itself, or a folder that may not be searched
+                    yield Unreadable(_printable(path), f"it cannot be opened: {error.strerror}")
+                continue
+            problem = _why_not_opened(entry.path, root, status, entry.is_symlink())
+            if problem:
+                yield Unreadable(_printable(path), problem)
+            else:
+                yield FoundFile(path, inside + name.rpartition(".")[0], kind, status)
+    for name in folders:
+        yield from _find(kind, root, f"{inside}{name}/", f"{shown}/{name}")
+
+
+def read_file(path: Path) -> bytes | str:
+    """Bytes of a report file as they were at one instant, or why they cannot be read.
+
+    Raises:
+        FileNotFoundError: it is not there any more.
+    """
+    try:
+        return _read_settled(path)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        return error.strerror or str(error)
 
 
 def content_version(files: list[SourceFile], unreadable: list[Unreadable]) -> str:
@@ -102,17 +130,13 @@ def content_version(files: list[SourceFile], unreadable: list[Unreadable]) -> st
 
     Not modification times, not the order of reading, not where the workspace is.
     """
-    return digest(
-        {
-            "files": sorted([file.kind, file.path, file.sha256] for file in files),
-            "unreadable": sorted([item.path, item.reason] for item in unreadable),
-        }
-    )
+    lines = sorted(f"{file.kind} {file.sha256} {file.path}" for file in files)
+    return digest(["\0".join(lines), sorted([item.path, item.reason] for item in unreadable)])
 
 
-def require_reports(workspace: Path) -> None:
-    """Raise CorpusError, saying what to put where, if the workspace holds no report file at all."""
-    if next(find_reports(workspace), None) is None:
+def require_reports(workspace: Path, found: int) -> None:
+    """Raise CorpusError, saying what to put where, if the number of report files found in the workspace is 0."""
+    if not found:
         raise CorpusError(
             f"No chapters in the workspace {workspace}. Put Markdown chapters into "
             f"{workspace / 'chapter_markdowns'} or report JSON into {workspace / 'outputs' / 'consolidated'}, "
@@ -162,7 +186,7 @@ def read_folder(folder: Path, kind: Kind) -> list[tuple[Path, str]]:
     texts, problems = [], []
     for path in paths:
         try:
-            if reason := _why_not_opened(path, folder):
+            if reason := _why_not_opened(str(path), str(folder), path.stat(), path.is_symlink()):
                 raise ValueError(reason)
             texts.append((path, decode(path.read_bytes())))
         except (OSError, ValueError) as error:
@@ -183,18 +207,15 @@ def _read_settled(path: Path, attempts: int = 5) -> bytes:
     raise OSError(0, "it kept changing while it was read; try again when it has been written")
 
 
-def _why_not_opened(path: Path, folder: Path) -> str | None:
+def _why_not_opened(path: str, folder: str, status: os.stat_result, is_link: bool) -> str | None:
     """Why a path within a report folder is not even opened, if so."""
-    try:
-        is_regular = stat.S_ISREG(path.stat().st_mode)
-    except OSError as error:
-        return f"it cannot be opened: {error.strerror}"  # among others, a link that leads nowhere or to itself
-    if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
+    if is_link and not Path(path).resolve().is_relative_to(Path(folder).resolve()):
         return "a symbolic link that leads out of the report folder is not followed; copy the file here"
-    if not is_regular:
+    if not stat.S_ISREG(status.st_mode):
         return "not a regular file, so it is not opened"
-    name = str(path.relative_to(folder))
-    if _printable(name) != name:
+    try:
+        path[len(folder) :].encode()
+    except UnicodeEncodeError:
         return "its name is not UTF-8; rename it"
     return None
 

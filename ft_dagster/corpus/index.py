@@ -1,21 +1,31 @@
 """What was hashed before: a look at unchanged report files costs reading their status, not their bytes."""
 
-import json
+import os
+import sqlite3
 import time
+from collections.abc import Collection, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ft_dagster.corpus.files import SourceFile, Unreadable, content_version, find_reports, read_report
-from ft_dagster.store import write_atomically
+from filelock import FileLock
 
-CODE_VERSION = "1"
+from ft_dagster.corpus.files import FoundFile, SourceFile, Unreadable, content_version, find_reports, read_file
+from ft_dagster.corpus.report_json import describe_content
+from ft_dagster.store import digest
+
+CODE_VERSION = "2"
 """Raised by hand when the same files would give another snapshot."""
 _RACY_NS = 2_000_000_000
 """A file that changed less than this before it was hashed is hashed again at the next look: clocks of file systems
 are coarse, and a second change may have left the same time (git's index has the same rule)."""
+_COLUMNS = (
+    "path TEXT PRIMARY KEY, name TEXT, kind TEXT, size INT, sha256 TEXT, chapter TEXT, words INT, "
+    "modified_ns INT, changed_ns INT, inode INT, hashed_at_ns INT"
+)
 
-_Status = tuple[int, int, int, int]
-"""Size, modification time, change time (both ns) and inode."""
+_Row = tuple[str, str, str, int, str, str, int, int, int, int, int]
+"""A SourceFile, then modification time, change time and inode as they were, and when it was hashed."""
 
 
 @dataclass
@@ -32,53 +42,130 @@ class Scan:
         return content_version(self.files, self.unreadable)
 
 
-def scan_reports(workspace: Path, index_path: Path) -> Scan:
-    """Look at every report file; read only those whose status is not the one remembered in `index_path`."""
-    remembered = _read_index(index_path)
-    index: dict[str, tuple[_Status, int, str, str]] = {}
-    scan = Scan()
-    for found in find_reports(workspace):
-        if isinstance(found, Unreadable):
-            scan.unreadable.append(found)
-            continue
-        kind, folder, path = found
-        place = path.relative_to(workspace).as_posix()
-        try:
-            status = _status(path)
-        except OSError:
-            continue  # deleted between listing and looking
-        scan.newest_ns = max(scan.newest_ns, status[2])
-        known = remembered.get(place)
-        if known and known[0] == status and status[2] < known[1] - _RACY_NS:
-            index[place] = known
-            scan.files.append(SourceFile(place, known[3], kind, status[0], known[2]))
-            continue
-        hashed_at = time.time_ns()
-        read = read_report(kind, folder, path, workspace)
-        if isinstance(read, Unreadable):
-            scan.unreadable.append(read)
-        else:
-            scan.files.append(read[0])
-            index[place] = (status, hashed_at, read[0].sha256, read[0].name)
-    if index != remembered:
-        write_atomically(index_path, json.dumps(index, ensure_ascii=False))
+def scan_reports(workspace: Path, index_path: Path, *, remember: bool = True, doubted: Collection[str] = ()) -> Scan:
+    """Look at every report file; read only those whose status is not the one in the index.
+
+    Args:
+        workspace: whose reports.
+        index_path: the index, an SQLite file that is made where there is none. It holds nothing that the files do
+            not say, so a damaged one is made anew.
+        remember: whether what was read now is written to the index.
+        doubted: paths of files that are read whatever the index says.
+    """
+    with _open_index(index_path, remember) as (index, known):
+        scan = Scan()
+        read: list[_Row] = []
+        for found in find_reports(workspace):
+            if isinstance(found, Unreadable):
+                scan.unreadable.append(found)
+                continue
+            status = found.status
+            scan.newest_ns = max(scan.newest_ns, status.st_ctime_ns)
+            row = known.pop(found.path, None)
+            if row is None or found.path in doubted or not _is_same(row, status):
+                hashed_at = time.time_ns()
+                file = _read(workspace, found)
+                if file is None:
+                    continue
+                if isinstance(file, Unreadable):
+                    scan.unreadable.append(file)
+                    continue
+                row = (*file, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, hashed_at)
+                read.append(row)
+            scan.files.append(SourceFile(*row[:7]))  # type: ignore[arg-type]
+        if remember and (read or known):
+            index.executemany("DELETE FROM files WHERE path = ?", [(path,) for path in known])
+            index.executemany(f"INSERT OR REPLACE INTO files VALUES ({','.join('?' * 11)})", read)  # noqa: S608
+            index.commit()
     return scan
-
-
-def _status(path: Path) -> _Status:
-    status = path.stat()
-    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
-
-
-def _read_index(path: Path) -> dict[str, tuple[_Status, int, str, str]]:
-    """What is remembered; nothing if the file is missing or damaged: everything is hashed then."""
-    try:
-        content = json.loads(path.read_bytes())
-        return {place: (tuple(status), at, sha256, name) for place, (status, at, sha256, name) in content.items()}
-    except (FileNotFoundError, ValueError, TypeError, AttributeError):
-        return {}
 
 
 def changed_since(scan: Scan, seconds: float) -> bool:
     """Whether a file changed in the last seconds: somebody may still be writing."""
     return scan.newest_ns > time.time_ns() - int(seconds * 1e9)
+
+
+def _is_same(row: _Row, status: os.stat_result) -> bool:
+    """Whether a file is the one that was hashed, and was hashed long enough after its last change."""
+    same = (row[3], row[7], row[8], row[9]) == (
+        status.st_size,
+        status.st_mtime_ns,
+        status.st_ctime_ns,
+        status.st_ino,
+    )
+    return same and status.st_ctime_ns < row[10] - _RACY_NS
+
+
+def _read(workspace: Path, found: FoundFile) -> SourceFile | Unreadable | None:
+    """None for a file that was deleted between looking and reading."""
+    try:
+        data = read_file(workspace / found.path)
+    except FileNotFoundError:
+        return None
+    if isinstance(data, str):
+        return Unreadable(found.path, data)
+    chapter, words = describe_content(found.kind, found.name, data)
+    return SourceFile(found.path, found.name, found.kind, len(data), digest(data), chapter, words)
+
+
+@contextmanager
+def _open_index(path: Path, remember: bool) -> Iterator[tuple[sqlite3.Connection, dict[str, _Row]]]:
+    """The index, and what is in it: path -> row."""
+    index, known = _connect(path) if remember else _connect_to_read(path)
+    with closing(index):
+        yield index, known
+
+
+def _connect(path: Path) -> tuple[sqlite3.Connection, dict[str, _Row]]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(path.name + ".lock")):  # or two would replace a damaged one, each under the other
+        try:
+            return _opened(path)
+        except sqlite3.DatabaseError as error:
+            if not _is_damage(error):  # locked for a minute, a full disk, no permission
+                raise
+        for name in (path.name, f"{path.name}-journal"):
+            path.with_name(name).unlink(missing_ok=True)
+        return _opened(path)
+
+
+def _connect_to_read(path: Path) -> tuple[sqlite3.Connection, dict[str, _Row]]:
+    if path.exists():
+        index = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=60)
+        try:
+            if _version(index) == int(CODE_VERSION):
+                return index, _rows(index)
+        except sqlite3.DatabaseError:  # damaged, or gone by now
+            pass
+        index.close()
+    return sqlite3.connect(":memory:"), {}
+
+
+def _opened(path: Path) -> tuple[sqlite3.Connection, dict[str, _Row]]:
+    index = sqlite3.connect(path, timeout=60)
+    try:
+        if _version(index) != int(CODE_VERSION):
+            index.execute("BEGIN IMMEDIATE")
+            index.execute("DROP TABLE IF EXISTS files")
+            index.execute(f"CREATE TABLE files ({_COLUMNS})")
+            index.execute(f"PRAGMA user_version = {int(CODE_VERSION)}")
+            index.commit()
+        return index, _rows(index)
+    except BaseException:
+        index.close()
+        raise
+
+
+def _rows(index: sqlite3.Connection) -> dict[str, _Row]:
+    return {row[0]: row for row in index.execute("SELECT * FROM files")}
+
+
+def _version(index: sqlite3.Connection) -> int:
+    (version,) = index.execute("PRAGMA user_version").fetchone()
+    return int(version)
+
+
+def _is_damage(error: sqlite3.DatabaseError) -> bool:
+    """Whether the file is at fault. What is read from it and is no UTF-8 is an error without a code."""
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT)
+    return code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)

@@ -43,3 +43,7 @@ class FileLedger:
             "left_out": dict(sorted(self.left_out.items())),
         }
         return row | ({"problem": self.problem} if self.problem else {})
+
+    @classmethod
+    def from_row(cls, row: dict[str, Any]) -> "FileLedger":
+        return cls(row["path"], row["size"], row["used"], Counter(row["left_out"]), row.get("problem"))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ft_dagster.corpus.files import CorpusError, decode, read_folder
+from ft_dagster.corpus.files import CorpusError, Kind, decode, read_folder
 from ft_dagster.corpus.markdown import BOM, byte_length
 
 _SECTION_ORDER = (
@@ -83,6 +83,20 @@ def parse_report_json(data: bytes, name: str) -> JsonReport:
     report.left_out["JSON syntax"] += len(data) - known
     report.left_out = +report.left_out
     return report
+
+
+def describe_content(kind: Kind, name: str, data: bytes) -> tuple[str, int]:
+    """The chapter that a file speaks of, and the words of its text.
+
+    What cannot be parsed is its own chapter and has no words; it is reported when it is read for its text.
+    """
+    if kind == "markdown":
+        return name, len(data.split())
+    try:
+        report = parse_report_json(data, name)
+    except ValueError:
+        return name, 0
+    return report.chapter, sum(len(text.text.split()) for text in report.texts)
 
 
 def load_json_files(directory: str | Path) -> list[str]:

@@ -1,289 +1,315 @@
-"""Chapters -> the sections that count: one version of each, each text once, in reading order."""
+"""The sections of all chapters: each text once, stored in groups of chapters, and made again only where files changed.
 
+A group of chapters is two blobs: its chapters as JSON Lines, and the figures of them that the whole is made of. The
+artifact names the blobs of each group and the sections in it that another chapter holds already.
+"""
+
+import hashlib
 import json
-import re
+from bisect import bisect_left, bisect_right
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import accumulate
 from typing import Any
 
-from ft_dagster.corpus.files import SourceFile, Unreadable, decode
+import numpy as np
+
+from ft_dagster.corpus.chapter import Chapter, Section, natural_key, read_chapter
+from ft_dagster.corpus.files import SourceFile
 from ft_dagster.corpus.ledger import FileLedger
-from ft_dagster.corpus.markdown import Heading, ParsedSection, byte_length, normal_title, parse_markdown
-from ft_dagster.corpus.report_json import parse_report_json
+from ft_dagster.corpus.shards import overlap
+from ft_dagster.corpus.snapshot import KIND as SNAPSHOT
+from ft_dagster.corpus.snapshot import SnapshotShard, shard_files, snapshot_shards, unreadable_files
 from ft_dagster.recipe import Corpus
-from ft_dagster.store import digest
+from ft_dagster.store import Artifact, Store, canonical_json, digest
 
-CODE_VERSION = "1"
+CODE_VERSION = "2"
 """Raised by hand when the same files would give other sections."""
-
-ReadBytes = Callable[[SourceFile], bytes]
-
-
-@dataclass(frozen=True)
-class Section:
-    """One section of one chapter."""
-
-    chapter: str
-    """Identity of the chapter: its path within its report folder, without suffix."""
-    title: str
-    level: int
-    lead: tuple[str, ...]
-    """Markdown headings without text of their own that stand right above it."""
-    order: int
-    """Position in the chapter, from 0."""
-    text: str
-    source: str
-    """The file it comes from, relative to the workspace."""
-    hash: str
-    """SHA-256 of what a reader would see: lead, title, level and text."""
-
-    @property
-    def used_bytes(self) -> int:
-        """Bytes of the source that it holds: titles and text; the marks of headings are counted elsewhere."""
-        lead = sum(byte_length(heading.split(" ", 1)[1]) for heading in self.lead)
-        return lead + byte_length(self.title) + byte_length(self.text)
-
-    def to_json(self) -> str:
-        """One line of JSON."""
-        return json.dumps(asdict(self), ensure_ascii=False)
-
-    @classmethod
-    def from_json(cls, line: str) -> "Section":
-        fields = json.loads(line)
-        return cls(**fields | {"lead": tuple(fields["lead"])})
+KIND = "sections"
+"""What the store calls them."""
+DUPLICATE = "exact duplicate"
+_SHARDS = "shards.json"
+_UNREADABLE = "unreadable.json"
+_PRINT = 16
+"""Bytes of a text's SHA-256 that it is recognized by."""
 
 
 @dataclass(frozen=True)
-class _Candidate:
-    """A section of one file, before it is known whether it is used."""
+class Shard:
+    """The sections of a group of chapters."""
 
-    parsed: ParsedSection
-    file: int
-    """Index of its file's ledger."""
-    rank: tuple[int, str]
-    """Which of two versions counts: the higher one. Improved JSON over Markdown over drafts, later over earlier."""
-    place: int
-    json_title: str | None = None
-    """For comparison, the name of the JSON section whose text this is (a part of)."""
-    unwanted: str | None = None
-    """Why it is not used even if no other version replaces it."""
+    group: str
+    snapshot: str
+    """Blob of the snapshot's group that it was made from."""
+    lines: str
+    """Blob: a chapter a line."""
+    figures: str
+    """Blob: Figures."""
+    duplicates: tuple[int, ...]
+    """Sections, counted through the group, that are left out because another chapter holds their text."""
+    versions: tuple[tuple[str, str], ...]
+    """Names and versions of the chapters that are without some of their sections for that."""
 
 
 @dataclass
-class SectionsReport:
-    """What became of every file. Filled while the sections are read; complete when they have all been read."""
+class Figures:
+    """What the whole needs to know of a group without reading its text."""
 
-    files: list[FileLedger] = field(default_factory=list)
-    unreadable: list[Unreadable] = field(default_factory=list)
+    chapters: list[tuple[str, int, str]] = field(default_factory=list)
+    """Name, number of sections, and version of each, duplicates not yet taken out."""
+    prints: str = ""
+    """Hexadecimal: the beginnings of the SHA-256 of the sections' texts, one after the other."""
+    used: list[int] = field(default_factory=list)
+    """Bytes of each section."""
+    words: list[int] = field(default_factory=list)
+    """Words of each section."""
+    bytes_in: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)
     removed: Counter[str] = field(default_factory=Counter)
-    """Reason -> sections removed whole."""
-    chapters: int = 0
-    sections: int = 0
-    words: int = 0
+    unreadable: list[dict[str, Any]] = field(default_factory=list)
 
 
-def read_sections(
-    files: Iterable[SourceFile],
-    unreadable: Iterable[Unreadable],
-    read: ReadBytes,
-    options: Corpus,
-    report: SectionsReport,
-) -> Iterator[Section]:
-    """The sections of all chapters, chapter by chapter, in an order that depends on names only.
+def make_sections(snapshot: Artifact, options: Corpus) -> Artifact:
+    """The sections of a snapshot: from the store if they are there, else made from what is there.
 
-    Of a section that exists in several versions (Markdown and JSON, two JSON files) one is used; the same text in
-    two places is used at its first place. What is not used stands in the report, to the byte. Only one chapter's
-    text is in memory at a time.
-
-    Args:
-        files: what there is to read.
-        unreadable: what is known beforehand to be unreadable.
-        read: gives a file's bytes.
-        options: the recipe's part for the corpus.
-        report: filled on the way.
+    A chapter is read again only if its files changed since the sections that were stored last; a group of chapters
+    is written again only if one of them did.
 
     Raises:
         LedgerError: bytes do not add up.
+        StoreError: a chapter's bytes are missing from the store, or damaged.
     """
-    report.unreadable.extend(unreadable)
-    for item in report.unreadable:
-        report.files.append(_unreadable_ledger(item))
-    seen: set[str] = set()
-    for chapter, members in sorted(_group(files, read).items(), key=lambda item: natural_key(item[0])):
-        members.sort(key=lambda file: natural_key(file.path))
-        candidates = [c for file in members for c in _read_file(file, read(file), options, report)]
-        used = 0
-        for candidate in _one_version_each(_newest_in_json(candidates, report), report):
-            if candidate.unwanted:
-                _remove(candidate, report, candidate.unwanted)
-                continue
-            section = _section(chapter, used, candidate, report.files[candidate.file].path)
-            if (fingerprint := digest(section.text.encode())) in seen:
-                _remove(candidate, report, "exact duplicate")
-                continue
-            seen.add(fingerprint)
-            used += 1
-            report.sections += 1
-            report.words += len(section.text.split())
-            yield section
-        report.chapters += bool(used)
-    for ledger in report.files:
-        ledger.check()
+    store = snapshot.store
+    made_by = digest([CODE_VERSION, options.model_dump(mode="json")])
+    key = digest([snapshot.key, made_by])
+    if found := store.find(KIND, key):
+        return found
+    earlier = _Earlier(store, store.newest(KIND, made_by=made_by))
+    groups = [
+        earlier.same(shard) or _write_group(store, shard, options, earlier) for shard in snapshot_shards(snapshot)
+    ]
+    figures = [Figures(**json.loads(store.get_blob(group.figures))) for group in groups]
+    shards = [
+        earlier.with_duplicates(group, duplicates)
+        for group, duplicates in zip(groups, _find_duplicates(figures), strict=True)
+    ]
+    unreadable = [asdict(item) for item in unreadable_files(snapshot)]
+    about = {"made_by": made_by, SNAPSHOT: snapshot.key, "version": _version(shards, figures)}
+    about |= _totals(shards, figures, unreadable)
+    unreadable += [item for figure in figures for item in figure.unreadable]
+    with store.staging() as folder:
+        (folder / _SHARDS).write_text(json.dumps([asdict(shard) for shard in shards], indent=1), "utf-8")
+        (folder / _UNREADABLE).write_text(json.dumps(unreadable, indent=1, ensure_ascii=False), "utf-8")
+        return store.take_in(KIND, key, folder, about)
 
 
-def content_version(sections: Iterable[Section]) -> str:
-    """The data version of sections: chapter, order and content of each; not where they were read from."""
-    return digest([[section.chapter, section.order, section.hash] for section in sections])
+def stored_shards(sections: Artifact) -> list[Shard]:
+    """The groups that sections are stored in."""
+    return [
+        Shard(**row | {"duplicates": tuple(row["duplicates"]), "versions": tuple(map(tuple, row["versions"]))})
+        for row in sections.read_json(_SHARDS)
+    ]
 
 
-def natural_key(name: str) -> tuple[list[tuple[int, str]], str]:
-    """Sorts chapter_2 before chapter_10; different names have different keys."""
-    parts = [part.lstrip("0") if i % 2 else part for i, part in enumerate(re.split(r"([0-9]+)", name))]
-    # Of two numbers, the one with more digits is the larger one.
-    return [(len(part) if i % 2 else 0, part) for i, part in enumerate(parts)], name
+def stored_chapters(store: Store, shard: Shard) -> Iterator[Chapter]:
+    """The chapters of a group, without the texts that other chapters hold."""
+    first = 0
+    for line in store.get_blob(shard.lines).decode().split("\n"):
+        chapter = _chapter(json.loads(line))
+        after = first + len(chapter.sections)
+        inside = shard.duplicates[bisect_left(shard.duplicates, first) : bisect_left(shard.duplicates, after)]
+        chapter.remove([index - first for index in inside], DUPLICATE)
+        first = after
+        yield chapter
 
 
-def _group(files: Iterable[SourceFile], read: ReadBytes) -> dict[str, list[SourceFile]]:
-    """Files by the chapter they speak of. A JSON file may name its chapter inside, so it is parsed for that."""
-    groups: dict[str, list[SourceFile]] = defaultdict(list)
-    for file in files:
-        chapter = file.name
-        if file.kind == "json":
-            with suppress(ValueError):  # reported by name when it is read for its text
-                chapter = parse_report_json(read(file), file.name).chapter
-        groups[chapter].append(file)
-    return groups
+def all_chapters(sections: Artifact) -> Iterator[Chapter]:
+    """All chapters, group by group."""
+    for shard in stored_shards(sections):
+        yield from stored_chapters(sections.store, shard)
 
 
-def _read_file(file: SourceFile, data: bytes, options: Corpus, report: SectionsReport) -> list[_Candidate]:
-    """The sections of one file; everything else in it goes to its ledger."""
-    ledger = FileLedger(file.path, file.size)
-    index = len(report.files)
-    report.files.append(ledger)
-    try:
-        found = list(_candidates(file, data, options, ledger, index))
-    except ValueError as error:
-        report.unreadable.append(Unreadable(file.path, str(error), file.size))
-        report.files[index] = _unreadable_ledger(report.unreadable[-1])
-        return []
-    ledger.used = sum(candidate.parsed.kept_bytes for candidate in found)
-    return found
+def chapter_sizes(sections: Artifact) -> dict[str, int]:
+    """Bytes used of each chapter that has any."""
+    sizes: dict[str, int] = {}
+    for shard in stored_shards(sections):
+        figures = Figures(**json.loads(sections.store.get_blob(shard.figures)))
+        for index in shard.duplicates:
+            figures.used[index] = 0
+        first = 0
+        for name, count, _ in figures.chapters:
+            size = sum(figures.used[first : first + count])
+            if size:
+                sizes[name] = size
+            first += count
+    return sizes
 
 
-def _candidates(file: SourceFile, data: bytes, options: Corpus, ledger: FileLedger, index: int) -> Iterator[_Candidate]:
-    keep: dict[str, Any] = {"keep_bibliographies": options.bibliographies, "keep_review_blocks": options.review_blocks}
-    if file.kind == "markdown":
-        parsed = parse_markdown(decode(data), **keep)
-        ledger.left_out.update(parsed.left_out)
-        for place, section in enumerate(parsed.sections):
-            yield _Candidate(section, index, (1, ""), place)
-        return
-    report = parse_report_json(data, file.name)
-    ledger.left_out.update(report.left_out)
-    for text in report.texts:
-        if text.kind == "draft" and not options.drafts:
-            ledger.left_out["draft"] += byte_length(text.title) + byte_length(text.text)
-            continue
-        parsed = parse_markdown(text.text, under=Heading(2, text.title), **keep)
-        ledger.left_out.update(parsed.left_out)
-        rank = (2 if text.kind == "improved" else 0, text.timestamp)
-        for section in parsed.sections:
-            yield _Candidate(section, index, rank, text.place, normal_title(text.title), _unwanted(text.score, options))
+def unreadable_rows(sections: Artifact) -> list[dict[str, Any]]:
+    """What could not be read, as plain data: `path`, `reason`, `size`."""
+    return list(sections.read_json(_UNREADABLE))
 
 
-def _unwanted(score: float | None, options: Corpus) -> str | None:
-    """The text stays a candidate, or its copy in Markdown, which has no score, would be used."""
-    if options.minimum_score is not None and score is not None and score < options.minimum_score:
-        return "score below the recipe's minimum"
-    return None
+class _Earlier:
+    """What is there to take over from the sections that were stored last."""
+
+    def __init__(self, store: Store, sections: Artifact | None) -> None:
+        self.store = store
+        self.shards = stored_shards(sections) if sections else []
+        self.by_snapshot = {shard.snapshot: shard for shard in self.shards}
+
+    def same(self, wanted: SnapshotShard) -> Shard | None:
+        """The group as it is, if its files are the same and its blobs are there."""
+        shard = self.by_snapshot.get(wanted.blob)
+        if shard is None or not (self.store.has_blob(shard.lines) and self.store.has_blob(shard.figures)):
+            return None
+        return shard
+
+    def lines(self, group: str) -> dict[str, str]:
+        """Chapters that may belong to a group, as they were written: key -> line."""
+        found: dict[str, str] = {}
+        for shard in self.shards:
+            if overlap(shard.group, group) and self.store.has_blob(shard.lines):
+                for line in self.store.get_blob(shard.lines).decode().split("\n"):
+                    found[json.loads(line)["key"]] = line
+        return found
+
+    def with_duplicates(self, shard: Shard, duplicates: tuple[int, ...]) -> Shard:
+        """The group with these sections left out. Its text is read only where that is new."""
+        if shard.duplicates == duplicates and bool(shard.versions) == bool(duplicates):
+            return shard
+        marked = replace(shard, duplicates=duplicates, versions=())
+        if not duplicates:
+            return marked
+        chapters = [chapter for chapter in stored_chapters(self.store, marked) if chapter.removed[DUPLICATE]]
+        return replace(marked, versions=tuple((c.name, _chapter_version(c)) for c in chapters))
 
 
-def _newest_in_json(candidates: list[_Candidate], report: SectionsReport) -> list[_Candidate]:
-    """Without older versions of whole JSON sections, which may have had headings that the newest no longer has."""
-
-    def version(candidate: _Candidate) -> tuple[tuple[int, str], str]:
-        return candidate.rank, report.files[candidate.file].path
-
-    newest: dict[str, _Candidate] = {}
-    for candidate in candidates:
-        if candidate.json_title is not None:
-            other = newest.setdefault(candidate.json_title, candidate)
-            newest[candidate.json_title] = max(other, candidate, key=version)
-    kept = []
-    for candidate in candidates:
-        winner = candidate if candidate.json_title is None else newest[candidate.json_title]
-        if winner.file == candidate.file and winner.rank == candidate.rank:
-            kept.append(candidate)
-        else:
-            _remove(candidate, report, _REPLACED[(candidate.rank[0], winner.rank[0])])
-    return kept
+def _write_group(store: Store, shard: SnapshotShard, options: Corpus, earlier: _Earlier) -> Shard:
+    files: dict[str, list[SourceFile]] = defaultdict(list)
+    for file in shard_files(store, shard):
+        files[file.chapter].append(file)
+    known = earlier.lines(shard.group)
+    lines, chapters = [], []
+    for name, members in sorted(files.items(), key=lambda item: natural_key(item[0])):
+        key = digest([[file.kind, file.path, file.sha256] for file in members])
+        line = known.get(key)
+        if line is None:
+            line = _line(key, read_chapter(name, members, lambda file: store.get_blob(file.sha256), options))
+        lines.append(line)
+        chapters.append(_chapter(json.loads(line)))
+    figures = canonical_json(vars(_figures(chapters)))
+    lines_blob, figures_blob = store.put_blobs(["\n".join(lines).encode(), figures])
+    return Shard(shard.group, shard.blob, lines_blob, figures_blob, (), ())
 
 
-def _one_version_each(candidates: list[_Candidate], report: SectionsReport) -> list[_Candidate]:
-    """The candidates that are used, in reading order: the first version's place is the section's place.
-
-    Versions of one section have the same title in the same part of the chapter. A JSON section is a part; Markdown
-    does not tell such parts from headings within them, so there a part begins at a heading that a JSON section has.
-    """
-    names = {candidate.json_title for candidate in candidates}
-    parts: dict[int, str] = {}  # Markdown file -> part that is being read
-    versions: dict[tuple[str, str, int], _Candidate] = {}
-    nth: Counter[tuple[int, str, str]] = Counter()
-    for candidate in sorted(candidates, key=lambda c: (c.rank[0] != 1, c.place)):  # Markdown knows the order best
-        title = normal_title(candidate.parsed.title)
-        if candidate.json_title is None:
-            for above in (*(normal_title(heading.title) for heading in candidate.parsed.lead), title):
-                if above in names:
-                    parts[candidate.file] = above
-            source, part = candidate.file, parts.get(candidate.file, "")
-        else:
-            source, part = -1, candidate.json_title  # all JSON files together are one version of the chapter
-        key = (part, title, nth[source, part, title])  # a part may use one title twice
-        nth[source, part, title] += 1
-        other = versions.setdefault(key, candidate)
-        if other is not candidate:
-            loser, winner = sorted((other, candidate), key=lambda c: (c.rank, report.files[c.file].path))
-            versions[key] = winner
-            _remove(loser, report, _REPLACED[(loser.rank[0], winner.rank[0])])
-    return list(versions.values())
+def _line(key: str, chapter: Chapter) -> str:
+    """A chapter as one line of JSON. Only LF ends it: the text may hold other characters that end lines for some."""
+    content = {
+        "key": key,
+        "chapter": chapter.name,
+        "sections": [[s.title, s.level, s.lead, s.text, s.source, s.hash] for s in chapter.sections],
+        "files": [ledger.row() for ledger in chapter.files],
+        "removed": chapter.removed,
+    }
+    return json.dumps(content, ensure_ascii=False)
 
 
-_REPLACED = {
-    (0, 0): "older version",
-    (0, 1): "draft of a section that exists",
-    (0, 2): "draft of a section that exists",
-    (1, 1): "older version",
-    (1, 2): "improved version in JSON",
-    (2, 2): "older version",
-}
+def _chapter(content: Mapping[str, Any]) -> Chapter:
+    name = content["chapter"]
+    return Chapter(
+        name,
+        [
+            Section(name, title, level, tuple(lead), text, source, section_hash)
+            for title, level, lead, text, source, section_hash in content["sections"]
+        ],
+        [FileLedger.from_row(row) for row in content["files"]],
+        Counter(content["removed"]),
+    )
 
 
-def _remove(candidate: _Candidate, report: SectionsReport, reason: str) -> None:
-    report.removed[reason] += 1
-    report.files[candidate.file].move(candidate.parsed.kept_bytes, reason)
+def _figures(chapters: Sequence[Chapter]) -> Figures:
+    figures = Figures()
+    prints = []
+    for chapter in chapters:
+        figures.chapters.append((chapter.name, len(chapter.sections), _chapter_version(chapter)))
+        figures.removed.update(chapter.removed)
+        for section in chapter.sections:
+            prints.append(hashlib.sha256(section.text.encode()).digest()[:_PRINT])
+            figures.used.append(section.used_bytes)
+            figures.words.append(len(section.text.split()))
+        for ledger in chapter.files:
+            figures.bytes_in += ledger.size
+            figures.left_out.update(ledger.left_out)
+            if ledger.problem:
+                figures.unreadable.append({"path": ledger.path, "reason": ledger.problem, "size": ledger.size})
+    figures.prints = b"".join(prints).hex()
+    return figures
 
 
-def _section(chapter: str, order: int, candidate: _Candidate, source: str) -> Section:
-    parsed = candidate.parsed
-    lead = tuple(str(heading) for heading in parsed.lead)
-    content = digest([lead, parsed.title, parsed.level, parsed.text])
-    return Section(chapter, parsed.title, parsed.level, lead, order, parsed.text, source, content)
+def _chapter_version(chapter: Chapter) -> str:
+    """Hash of the sections in order; of none, nothing. Not where they were read from, nor what was left out."""
+    return digest([section.hash for section in chapter.sections]) if chapter.sections else ""
 
 
-def _unreadable_ledger(item: Unreadable) -> FileLedger:
-    reason = {"unreadable file": item.size} if item.size else {}
-    return FileLedger(item.path, item.size, left_out=Counter(reason), problem=item.reason)
+def _version(shards: Sequence[Shard], figures: Sequence[Figures]) -> str:
+    """Hash of what a reader sees: the chapters that have text, by name, and their sections in order."""
+    versions = {name: version for figure in figures for name, _, version in figure.chapters}
+    versions |= {name: version for shard in shards for name, version in shard.versions}
+    return digest(sorted((name, version) for name, version in versions.items() if version))
 
 
-def as_rows(report: SectionsReport) -> dict[str, Any]:
-    """The report as plain JSON."""
+def _find_duplicates(figures: Sequence[Figures]) -> list[tuple[int, ...]]:
+    """For each group, the sections whose text stands in reading order before them."""
+    prints = np.frombuffer(bytes.fromhex("".join(figure.prints for figure in figures)), dtype=np.uint8)
+    heads = prints.reshape(-1, _PRINT)[:, :8].copy().view(np.uint64).ravel()  # (sections)
+    order = np.argsort(heads, kind="stable")
+    same_as_next = np.flatnonzero(heads[order[1:]] == heads[order[:-1]])
+    suspects = set(order[same_as_next].tolist()) | set(order[same_as_next + 1].tolist())
+    ends = list(accumulate(len(figure.used) for figure in figures))
+    places: dict[bytes, list[tuple[Any, int, int]]] = defaultdict(list)
+    for index in suspects:
+        group = bisect_right(ends, index)
+        inside = index - (ends[group - 1] if group else 0)
+        starts = list(accumulate((count for _, count, _ in figures[group].chapters), initial=0))
+        name = figures[group].chapters[bisect_right(starts, inside) - 1][0]
+        text = prints[index * _PRINT : (index + 1) * _PRINT].tobytes()
+        places[text].append(((natural_key(name), inside), group, inside))
+    duplicates: list[list[int]] = [[] for _ in figures]
+    for found in places.values():
+        for _, group, inside in sorted(found)[1:]:
+            duplicates[group].append(inside)
+    return [tuple(sorted(inside)) for inside in duplicates]
+
+
+def _totals(
+    shards: Sequence[Shard], figures: Sequence[Figures], unreadable: Collection[dict[str, Any]]
+) -> dict[str, Any]:
+    """Counts over all groups."""
+    left_out: Counter[str] = Counter({"unreadable file": sum(item["size"] for item in unreadable)})
+    removed: Counter[str] = Counter()
+    total: Counter[str] = Counter(bytes_in=sum(item["size"] for item in unreadable))
+    for shard, figure in zip(shards, figures, strict=True):
+        left_out.update(figure.left_out)
+        removed.update(figure.removed)
+        out = set(shard.duplicates)
+        removed[DUPLICATE] += len(out)
+        left_out[DUPLICATE] += sum(figure.used[index] for index in out)
+        total["bytes_in"] += figure.bytes_in
+        total["sections"] += len(figure.used) - len(out)
+        total["used"] += sum(figure.used) - sum(figure.used[index] for index in out)
+        total["words"] += sum(figure.words) - sum(figure.words[index] for index in out)
+        first = 0
+        for _, count, _ in figure.chapters:
+            total["chapters"] += count > sum(first <= index < first + count for index in out)
+            first += count
     return {
-        "chapters": report.chapters,
-        "sections": report.sections,
-        "words": report.words,
-        "removed": dict(sorted(report.removed.items())),
-        "unreadable": [asdict(item) for item in report.unreadable],
-        "files": [ledger.row() for ledger in sorted(report.files, key=lambda ledger: natural_key(ledger.path))],
+        "chapters": total["chapters"],
+        "sections": total["sections"],
+        "words": total["words"],
+        "bytes_in": total["bytes_in"],
+        "used": total["used"],
+        "left_out": dict((+left_out).most_common()),
+        "removed": dict((+removed).most_common()),
     }

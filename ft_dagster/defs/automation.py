@@ -2,10 +2,11 @@
 
 Both ask about levels, not about events: what were the stages made from, and what is there now? Nothing is remembered
 between ticks that the next tick could not see again, so a lost tick, a killed daemon or a change during a run cost
-time and nothing else. One run brings all stale stages up to date; a stage whose inputs turn out to be equal takes
-what the store has.
+time and nothing else. One run brings all stale stages up to date; where little text changed, the plan knows before
+which stages will find their inputs unchanged, and leaves them out.
 """
 
+from contextlib import suppress
 from datetime import UTC, datetime
 
 import dagster as dg
@@ -14,6 +15,8 @@ from ft_dagster.base import BaseModelError
 from ft_dagster.corpus.files import CorpusError, require_reports
 from ft_dagster.corpus.index import changed_since
 from ft_dagster.defs.external import look, record
+from ft_dagster.defs.lag import report_lag
+from ft_dagster.defs.plan import make_plan
 from ft_dagster.defs.runs import (
     CAUSE_TAG,
     REASON_TAG,
@@ -29,6 +32,7 @@ from ft_dagster.recipe import RecipeError
 from ft_dagster.settings import Settings, load_settings
 from ft_dagster.store import StoreError
 
+_UNUSABLE = (CorpusError, RecipeError, BaseModelError, StoreError)
 BRING_UP_TO_DATE = "bring_up_to_date"
 _ATTEMPTS = 2
 """A run that failed is tried once more for the same cause; then it waits for another cause, or for a person."""
@@ -45,14 +49,14 @@ def decide(instance: dg.DagsterInstance, settings: Settings, workspace: Workspac
     """Whether a run is due now: for which stages and why, or why not."""
     try:
         return _decide(instance, settings, workspace)
-    except (CorpusError, RecipeError, BaseModelError, StoreError) as error:
+    except _UNUSABLE as error:
         return dg.SkipReason(str(error))
 
 
 def _decide(instance: dg.DagsterInstance, settings: Settings, workspace: Workspace) -> dg.RunRequest | dg.SkipReason:
-    require_reports(settings.workspace)
     recipe = workspace.recipe
     scan = look(settings)
+    require_reports(settings.workspace, len(scan.files) + len(scan.unreadable))
     if changed_since(scan, settings.settle_seconds):
         return dg.SkipReason(f"Reports changed within the last {settings.settle_seconds:g} s; somebody may be writing.")
     record(instance, scan, recipe)
@@ -79,7 +83,7 @@ def _decide(instance: dg.DagsterInstance, settings: Settings, workspace: Workspa
             f"{settings.minimum_interval_seconds:g} s."
         )
     return dg.RunRequest(
-        asset_selection=[stage.key for stage, _ in stale],
+        asset_selection=[dg.AssetKey(stage.stage) for stage in make_plan(instance, workspace, scan).stages],
         tags={CAUSE_TAG: cause, REASON_TAG: f"{first.name}: {reason}"},
     )
 
@@ -93,7 +97,10 @@ def _decide(instance: dg.DagsterInstance, settings: Settings, workspace: Workspa
     "run brings everything up to date.",
 )
 def keep_up_to_date(context: dg.SensorEvaluationContext, workspace: Workspace) -> dg.RunRequest | dg.SkipReason:
-    return decide(context.instance, workspace.settings, workspace)
+    decision = decide(context.instance, workspace.settings, workspace)
+    with suppress(*_UNUSABLE):  # said by the decision
+        report_lag(context.instance, workspace)
+    return decision
 
 
 @dg.schedule(

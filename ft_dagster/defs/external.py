@@ -28,7 +28,7 @@ base_model = dg.AssetSpec(
 
 def look(settings: Settings) -> Scan:
     """The report files as they are now; what did not change since the last look is not read."""
-    return scan_reports(settings.workspace, settings.state / "files.json")
+    return scan_reports(settings.workspace, settings.index)
 
 
 def record(instance: dg.DagsterInstance, scan: Scan, recipe: Recipe) -> None:

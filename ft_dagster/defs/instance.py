@@ -1,6 +1,8 @@
 """The Dagster instance of a workspace: the same one for the UI, the daemon and the command line."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import resources
 
 import dagster as dg
@@ -14,6 +16,19 @@ def open_instance(settings: Settings) -> dg.DagsterInstance:
     home = prepare_home(settings)
     os.environ["DAGSTER_HOME"] = home
     return dg.DagsterInstance.get()
+
+
+@contextmanager
+def instance_to_read(settings: Settings) -> Iterator[dg.DagsterInstance]:
+    """The instance as it is; an empty one where there is none yet. Makes nothing."""
+    home = settings.dagster_home.absolute()
+    if not (home / "dagster.yaml").exists():
+        with dg.DagsterInstance.ephemeral() as empty:
+            yield empty
+        return
+    os.environ["DAGSTER_HOME"] = str(home)
+    with dg.DagsterInstance.get() as instance:
+        yield instance
 
 
 def prepare_home(settings: Settings) -> str:

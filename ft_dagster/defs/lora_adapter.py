@@ -9,7 +9,7 @@ from pathlib import Path
 import dagster as dg
 
 from ft_dagster.base import PreparedBase, prepare_base
-from ft_dagster.corpus.sections import natural_key
+from ft_dagster.corpus.chapter import natural_key
 from ft_dagster.defs.child_process import ChildProcess
 from ft_dagster.defs.pictures import loss_curve, table
 from ft_dagster.defs.stages import LORA_ADAPTER, TOKENIZED_DATASET, describe, input_artifact
@@ -17,7 +17,7 @@ from ft_dagster.defs.workspace import GROUP, OWNERS, Workspace
 from ft_dagster.recipe import Recipe
 from ft_dagster.settings import Settings
 from ft_dagster.store import Artifact, Store
-from ft_dagster.tokens.dataset import Document, read_documents
+from ft_dagster.tokens.dataset import all_documents
 from ft_dagster.training.request import RESULT, TrainingRequest, training_key
 
 WEIGHTS = "adapter_model.safetensors"
@@ -66,7 +66,7 @@ def lora_adapter(
     else:
         context.log.info(f"adapter {key[:12]} was made before; used again")
     artifact.verify()
-    yield _describe(artifact, recipe, reused, read_documents(dataset.path))
+    yield _describe(artifact, recipe, reused, dataset)
 
 
 def _request(
@@ -74,7 +74,7 @@ def _request(
 ) -> TrainingRequest:
     trained_on = [
         {"chapter": d.chapter, "title": d.title, "source": d.source, "section": d.section}
-        for d in read_documents(dataset.path)
+        for d in all_documents(dataset)
         if d.split == "train"
     ]
     return TrainingRequest(
@@ -103,10 +103,10 @@ def _take_in(store: Store, key: str, attempt: Path) -> Artifact:
     return artifact
 
 
-def _describe(artifact: Artifact, recipe: Recipe, reused: bool, documents: list[Document]) -> dg.MaterializeResult:
+def _describe(artifact: Artifact, recipe: Recipe, reused: bool, dataset: Artifact) -> dg.MaterializeResult:
     about = artifact.about
     losses = [row["loss"] for row in about["history"]]
-    chapters = sorted({document.chapter for document in documents if document.split == "train"}, key=natural_key)
+    trained_on = {document.chapter for document in all_documents(dataset) if document.split == "train"}
     return describe(
         LORA_ADAPTER,
         artifact,
@@ -126,7 +126,7 @@ def _describe(artifact: Artifact, recipe: Recipe, reused: bool, documents: list[
             "device": about["device"],
             "base": recipe.base.model,
             "folder": dg.MetadataValue.path(artifact.path),
-            "chapters trained on": table([{"chapter": chapter} for chapter in chapters]),
+            "chapters trained on": table([{"chapter": chapter} for chapter in sorted(trained_on, key=natural_key)]),
         },
         [
             dg.AssetCheckResult(

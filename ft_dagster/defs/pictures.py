@@ -2,10 +2,14 @@
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import dagster as dg
+
+_MOST = 100
+"""Rows of a table that are shown."""
 
 
 def loss_curve(history: Sequence[Mapping[str, float]]) -> dg.MarkdownMetadataValue:
@@ -31,15 +35,18 @@ def loss_curve(history: Sequence[Mapping[str, float]]) -> dg.MarkdownMetadataVal
     return dg.MetadataValue.md(f"![loss by step](data:image/png;base64,{encoded})")
 
 
-def table(rows: Sequence[Mapping[str, Any]], most: int = 100) -> dg.MarkdownMetadataValue:
-    """Rows as a Markdown table; at most `most` of them, and then how many there are."""
-    if not rows:
+def table(rows: Iterable[Mapping[str, Any]], total: int | None = None) -> dg.MarkdownMetadataValue:
+    """Rows as a Markdown table: the first hundred, and how many more there are of `total` (default: of the rows)."""
+    remaining = iter(rows)
+    shown = list(islice(remaining, _MOST))
+    if not shown:
         return dg.MetadataValue.md("none")
-    columns = list(rows[0])
+    columns = list(shown[0])
     lines = [_line(columns), _line(["---"] * len(columns))]
-    lines += [_line([_cell(row[column]) for column in columns]) for row in rows[:most]]
-    if len(rows) > most:
-        lines.append(f"\n{len(rows) - most} more of {len(rows)}")
+    lines += [_line([_cell(row[column]) for column in columns]) for row in shown]
+    total = len(shown) + sum(1 for _ in remaining) if total is None else total
+    if total > len(shown):
+        lines.append(f"\n{total - len(shown)} more of {total}")
     return dg.MetadataValue.md("\n".join(lines))
 
 

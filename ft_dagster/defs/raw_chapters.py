@@ -1,21 +1,13 @@
 """The asset raw_chapters."""
 
-import json
-from dataclasses import asdict
-from pathlib import Path
-
 import dagster as dg
 
-from ft_dagster.corpus.files import SourceFile, Unreadable, require_reports
-from ft_dagster.corpus.index import Scan
-from ft_dagster.defs.external import look
+from ft_dagster.corpus.files import require_reports
+from ft_dagster.corpus.snapshot import snapshot_files, take_snapshot, unreadable_files
 from ft_dagster.defs.pictures import table
+from ft_dagster.defs.runs import CAUSE_TAG
 from ft_dagster.defs.stages import RAW_CHAPTERS, describe
 from ft_dagster.defs.workspace import GROUP, OWNERS, Workspace
-from ft_dagster.settings import Settings
-from ft_dagster.store import Artifact, Store
-
-FILES = "files.json"
 
 
 @dg.asset(
@@ -27,50 +19,23 @@ FILES = "files.json"
 )
 def raw_chapters(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
     """A snapshot of the report files' bytes, so that what was trained on can always be read again."""
-    settings, store = workspace.settings, workspace.store
-    require_reports(settings.workspace)
-    scan = take_snapshot(settings, store)
-    files, version = scan.files, scan.version
-    artifact = store.find(RAW_CHAPTERS.name, version) or _write(store, version, scan)
+    settings = workspace.settings
+    # Since an automatic run was asked for, somebody may have begun to write; a person who starts one knows.
+    settle_seconds = settings.settle_seconds if CAUSE_TAG in context.run.tags else 0.0
+    artifact = take_snapshot(settings.workspace, settings.index, workspace.store, settle_seconds)
+    unreadable = unreadable_files(artifact)
+    files = artifact.about["files"]
+    require_reports(settings.workspace, files + len(unreadable))
+    rows = ({"file": file.path, "bytes": file.size, "sha256": file.sha256[:12]} for file in snapshot_files(artifact))
     return describe(
         RAW_CHAPTERS,
         artifact,
         workspace.recipe,
-        version,
+        artifact.about["version"],
         {
-            "files": len(files),
-            "bytes": sum(file.size for file in files),
-            "cannot be opened": len(scan.unreadable),
-            "list": table([{"file": file.path, "bytes": file.size, "sha256": file.sha256[:12]} for file in files]),
+            "files": files,
+            "bytes": artifact.about["bytes"],
+            "cannot be opened": len(unreadable),
+            "list": table(rows, files),
         },
     )
-
-
-def take_snapshot(settings: Settings, store: Store) -> Scan:
-    """Look at the report files and keep the bytes of each; a file that changes meanwhile is looked at again."""
-    while True:
-        scan = look(settings)
-        missing = [file for file in scan.files if not store.has_blob(file.sha256)]
-        if all(_keep(settings.workspace / file.path, file.sha256, store) for file in missing):
-            return scan
-
-
-def _keep(path: Path, sha256: str, store: Store) -> bool:
-    try:
-        return store.put_blob(path.read_bytes()) == sha256
-    except OSError:  # gone, or not to be read any more: the next look says which
-        return False
-
-
-def _write(store: Store, version: str, scan: Scan) -> Artifact:
-    files = scan.files
-    with store.staging() as folder:
-        content = {"files": [asdict(file) for file in files], "unreadable": [asdict(item) for item in scan.unreadable]}
-        (folder / FILES).write_text(json.dumps(content, indent=1, ensure_ascii=False), "utf-8")
-        return store.take_in(RAW_CHAPTERS.name, version, folder, {"files": len(files)})
-
-
-def read_snapshot(artifact: Artifact) -> tuple[list[SourceFile], list[Unreadable]]:
-    """The files of a snapshot; their bytes are blobs of the store."""
-    content = json.loads((artifact.path / FILES).read_bytes())
-    return [SourceFile(**row) for row in content["files"]], [Unreadable(**row) for row in content["unreadable"]]

@@ -4,6 +4,7 @@ import json
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 import dagster as dg
@@ -19,20 +20,28 @@ from rich.progress import (
 )
 
 from ft_dagster.defs.external import look, record
+from ft_dagster.defs.plan import make_plan
 from ft_dagster.defs.runs import failure_message
-from ft_dagster.defs.stages import stale_stages
+from ft_dagster.defs.summary import print_plan
 from ft_dagster.defs.workspace import Workspace
 from ft_dagster.settings import Settings
 from ft_dagster.training.request import PROGRESS
 
+_ROUNDS = 5
 _POLL_SECONDS = 0.5
 _QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 
 def bring_up_to_date(
-    job: dg.JobDefinition, instance: dg.DagsterInstance, workspace: Workspace, console: Console
+    find_job: Callable[[], dg.JobDefinition], instance: dg.DagsterInstance, workspace: Workspace, console: Console
 ) -> bool:
-    """Look at the reports, and run the stages that are stale, in one run.
+    """Look at the reports, and run what the plan says, in one run; what changed meanwhile in one more.
+
+    Args:
+        find_job: gives the job of all stages; called when something has to run.
+        instance: the one that the UI shows.
+        workspace: whose reports.
+        console: for plan, progress and errors.
 
     Returns:
         True if all is up to date afterwards; False if a stage failed, which has then been said on the console.
@@ -40,20 +49,39 @@ def bring_up_to_date(
     Raises:
         KeyboardInterrupt: a signal ended the run; its children have been stopped.
     """
-    settings = workspace.settings
-    record(instance, look(settings), workspace.recipe)
-    stale = stale_stages(instance, workspace)
-    if not stale:
-        console.print("[green]Nothing to do:[/] no report, recipe, base model or code changed since the last run.")
-        return True
-    for stage, reason in stale:
-        console.print(f"[cyan]{stage.name}[/]: {reason}", highlight=False)
+    scan = look(workspace.settings)
+    record(instance, scan, workspace.recipe)
+    plan = make_plan(instance, workspace, scan)
+    print_plan(plan, console)
+    for _ in range(_ROUNDS):
+        if plan.nothing_to_do:
+            return True
+        selection = [dg.AssetKey(stage.stage) for stage in plan.stages]
+        if not _run(selection, find_job(), instance, workspace.settings, console):
+            return False
+        scan = look(workspace.settings)
+        record(instance, scan, workspace.recipe)
+        plan = make_plan(instance, workspace, scan)
+        if plan.stages:
+            console.print("Something changed meanwhile.")
+            print_plan(plan, console)
+    console.print("The reports keep changing. Run this again, or leave it to `make dev`.", style="red")
+    return False
+
+
+def _run(
+    selection: list[dg.AssetKey],
+    job: dg.JobDefinition,
+    instance: dg.DagsterInstance,
+    settings: Settings,
+    console: Console,
+) -> bool:
     run_id = str(uuid.uuid4())
     with _Follower(instance, run_id, settings, console):
         result = job.execute_in_process(
             instance=instance,
             run_id=run_id,
-            asset_selection=[stage.key for stage, _ in stale],
+            asset_selection=selection,
             run_config=_QUIET,
             raise_on_error=False,
         )

@@ -1,12 +1,14 @@
 """The stages of the graph, in order: what each is made from, by which code, by which part of the recipe."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import dagster as dg
 
 from ft_dagster.corpus import index as index_room
 from ft_dagster.corpus import sections as sections_room
+from ft_dagster.corpus import snapshot as snapshot_room
 from ft_dagster.defs.workspace import Workspace
 from ft_dagster.evaluation import request as evaluation_room
 from ft_dagster.recipe import Recipe
@@ -23,11 +25,27 @@ RECIPE = "recipe"
 """Metadata of each materialization: hash of the part of the recipe it was made by."""
 CHECKS = "blocking checks"
 """Metadata of each materialization: `passed` or `failed`."""
-BLOCKED = "a blocking check failed"
-"""The reason of a stage whose inputs are the same as when its check failed: only a person can mend that."""
 _DATA_VERSION_TAG = "dagster/data_version"
 _CODE_VERSION_TAG = "dagster/code_version"
 _INPUT_VERSION_TAG = "dagster/input_data_version/"
+
+
+External = Mapping[dg.AssetKey, str]
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why a stage is stale."""
+
+    kind: Literal["content", "recipe", "base", "code", "missing", "blocked", "upstream"]
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+BLOCKED = Reason("blocked", "a blocking check failed")
+"""Of a stage whose inputs are the same as when its check failed: only a person can mend that."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +73,9 @@ def _key(name: str) -> dg.AssetKey:
     return dg.AssetKey(name)
 
 
-RAW_CHAPTERS = Stage("raw_chapters", (REPORT_FILES,), index_room.CODE_VERSION, mirrors_parent=True)
-SECTIONS = Stage("sections", (_key("raw_chapters"),), sections_room.CODE_VERSION, ("corpus",))
-TOKENIZED_DATASET = Stage("tokenized_dataset", (_key("sections"), BASE_MODEL), tokens_room.CODE_VERSION, ("tokens",))
+RAW_CHAPTERS = Stage(snapshot_room.KIND, (REPORT_FILES,), index_room.CODE_VERSION, mirrors_parent=True)
+SECTIONS = Stage(sections_room.KIND, (RAW_CHAPTERS.key,), sections_room.CODE_VERSION, ("corpus",))
+TOKENIZED_DATASET = Stage(tokens_room.KIND, (SECTIONS.key, BASE_MODEL), tokens_room.CODE_VERSION, ("tokens",))
 LORA_ADAPTER = Stage(
     "lora_adapter",
     (_key("tokenized_dataset"), BASE_MODEL),
@@ -76,7 +94,7 @@ NOTHING = "none"
 STAGES = (RAW_CHAPTERS, SECTIONS, TOKENIZED_DATASET, LORA_ADAPTER, ADAPTER_EVALUATION, RELEASED_ADAPTER)
 
 
-def _artifact_kind(stage: Stage) -> str:
+def artifact_kind(stage: Stage) -> str:
     """What the store calls a stage's artifact: a release is of an evaluation's verdict."""
     return ADAPTER_EVALUATION.name if stage == RELEASED_ADAPTER else stage.name
 
@@ -87,47 +105,86 @@ def latest_materialization(instance: dg.DagsterInstance, key: dg.AssetKey) -> dg
     return event.asset_materialization if event else None
 
 
+def all_materializations(instance: dg.DagsterInstance) -> dict[dg.AssetKey, dg.AssetMaterialization]:
+    """The last materialization of each asset of the graph that has one, in one query."""
+    found = {}
+    for record in instance.get_asset_records([REPORT_FILES, BASE_MODEL, *(stage.key for stage in STAGES)]):
+        event = record.asset_entry.last_materialization
+        if event is not None and event.asset_materialization is not None:
+            found[record.asset_entry.asset_key] = event.asset_materialization
+    return found
+
+
 def data_version(instance: dg.DagsterInstance, key: dg.AssetKey) -> str | None:
     """The data version of an asset's last materialization."""
-    found = latest_materialization(instance, key)
+    return _version_of(latest_materialization(instance, key))
+
+
+def _version_of(found: dg.AssetMaterialization | None) -> str | None:
     return (found.tags or {}).get(_DATA_VERSION_TAG) if found else None
 
 
-def reason_stale(instance: dg.DagsterInstance, stage: Stage, workspace: Workspace) -> str | None:
+def input_version(materialization: dg.AssetMaterialization, parent: dg.AssetKey) -> str | None:
+    """The data version of a parent that something was made from."""
+    return (materialization.tags or {}).get(_INPUT_VERSION_TAG + parent.to_user_string())
+
+
+def reason_stale(
+    instance: dg.DagsterInstance, stage: Stage, workspace: Workspace, external: External | None = None
+) -> Reason | None:
     """Why a stage must be made again, or None: what it was made from against what is there now.
 
     This asks about levels, not about events, so that no change is lost and none counts twice. It reads only the
     tags and metadata of last materializations, whether the store has the artifact, and what is released.
+
+    Args:
+        instance: whose materializations.
+        stage: the stage.
+        workspace: recipe, store and releases.
+        external: data versions of external assets as they are now, where they have not been recorded.
     """
-    recipe = workspace.recipe
-    last = latest_materialization(instance, stage.key)
+    return _reason_stale(all_materializations(instance), stage, workspace, workspace.recipe, external or {})
+
+
+def _reason_stale(
+    materializations: Mapping[dg.AssetKey, dg.AssetMaterialization],
+    stage: Stage,
+    workspace: Workspace,
+    recipe: Recipe,
+    external: External,
+) -> Reason | None:
+    last = materializations.get(stage.key)
     if last is None:
-        return "never materialized"
+        return Reason("missing", "never materialized")
     tags = last.tags or {}
     if tags.get(_CODE_VERSION_TAG) != stage.code_version:
-        return "its code changed"
+        return Reason("code", "its code changed")
     made_by = last.metadata.get(RECIPE)
     if made_by is not None and made_by.value != stage.recipe_hash(recipe):
-        return f"the recipe changed ({', '.join(stage.recipe_parts)})"
+        return Reason("recipe", f"the recipe changed ({', '.join(stage.recipe_parts)})")
     for parent in stage.parents:
-        made_from = _DATA_VERSION_TAG if stage.mirrors_parent else _INPUT_VERSION_TAG + parent.to_user_string()
-        if data_version(instance, parent) != tags.get(made_from):
-            return f"{parent.to_user_string()} has new content"
-    if workspace.store.find(_artifact_kind(stage), str(last.metadata[ARTIFACT].value)) is None:
-        return "its artifact is missing from the store"
+        made_from = tags.get(_DATA_VERSION_TAG) if stage.mirrors_parent else input_version(last, parent)
+        now = external.get(parent) or _version_of(materializations.get(parent))
+        if now != made_from:
+            return Reason("base" if parent == BASE_MODEL else "content", f"{parent.to_user_string()} has new content")
+    if workspace.store.find(artifact_kind(stage), str(last.metadata[ARTIFACT].value)) is None:
+        return Reason("missing", "its artifact is missing from the store")
     if stage == RELEASED_ADAPTER and (workspace.releases.current() or NOTHING) != tags.get(_DATA_VERSION_TAG):
-        return "fine_tuned_model is not what was released"
+        return Reason("missing", "fine_tuned_model is not what was released")
     return BLOCKED if _is_blocked(last) else None
 
 
-def stale_stages(instance: dg.DagsterInstance, workspace: Workspace) -> list[tuple[Stage, str]]:
+def stale_stages(
+    instance: dg.DagsterInstance, workspace: Workspace, external: External | None = None
+) -> list[tuple[Stage, Reason]]:
     """Stages that must be made again, each with its reason; those below the first may turn out unchanged."""
-    stale: list[tuple[Stage, str]] = []
+    stale: list[tuple[Stage, Reason]] = []
+    materializations, recipe = all_materializations(instance), workspace.recipe
     for stage in STAGES:
-        if reason := reason_stale(instance, stage, workspace):
+        if reason := _reason_stale(materializations, stage, workspace, recipe, external or {}):
             stale.append((stage, reason))
         elif above := [parent for parent, _ in stale if parent.key in stage.parents]:
-            stale.append((stage, f"{above[0].name} may change"))
+            stale.append((stage, Reason("upstream", f"{above[0].name} may change")))
     return stale
 
 

@@ -9,8 +9,16 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ft_dagster.defs.sections import SECTIONS
-from ft_dagster.defs.stages import ADAPTER_EVALUATION, ARTIFACT, TOKENIZED_DATASET, Stage, latest_materialization
+from ft_dagster.defs.clean import Removable
+from ft_dagster.defs.plan import Plan
+from ft_dagster.defs.stages import (
+    ADAPTER_EVALUATION,
+    ARTIFACT,
+    SECTIONS,
+    TOKENIZED_DATASET,
+    Stage,
+    latest_materialization,
+)
 from ft_dagster.settings import Settings
 from ft_dagster.store import Artifact, Store
 
@@ -60,6 +68,67 @@ def print_summary(summary: dict[str, Any], console: Console) -> None:
     console.print(table, highlight=False)
 
 
+def print_plan(plan: Plan, console: Console) -> None:
+    """The plan, as a person reads it."""
+    for label, changes in (("added", plan.added), ("edited", plan.edited), ("removed", plan.removed)):
+        if changes:
+            console.print(f"[bold]{len(changes)} chapter(s) {label}[/]", highlight=False)
+        for change in changes[:_MOST_CHAPTERS]:
+            words = f"{change.words:,} words"
+            if label == "edited":
+                words += f" ({change.words - change.words_before:+,})"
+            console.print(Text(f"  {change.chapter}: {words}"))
+        if len(changes) > _MOST_CHAPTERS:
+            console.print(f"  and {len(changes) - _MOST_CHAPTERS} more", highlight=False)
+    if plan.nothing_to_do:
+        console.print(NOTHING_TO_DO)
+        return
+    table = Table(box=None, pad_edge=False)
+    for column in ("stage", "because", "outcome"):
+        table.add_column(column, overflow="fold")
+    for stage in plan.stages:
+        table.add_row(stage.stage, f"{stage.reason} ({stage.kind})", _OUTCOMES[stage.outcome])
+    console.print(table, highlight=False)
+    console.print(_cost(plan), highlight=False, soft_wrap=True)
+
+
+def _cost(plan: Plan) -> str:
+    if plan.train_tokens is None:
+        return "Files that cannot be read stop the run before training; `ft-dagster run` names them."
+    about = "" if plan.exact else "about "
+    if not plan.trains:
+        return "No training."
+    time = "time not known before a first training"
+    if plan.seconds is not None:
+        time = f"about {max(1, round(plan.seconds / 60))} min, at the speed of the last training"
+    return f"Training: {about}{plan.train_tokens:,} tokens an epoch, {about}{plan.steps:,} optimizer steps; {time}."
+
+
+def print_removable(removable: Removable, console: Console) -> None:
+    """What could be removed, as a person reads it."""
+    if not removable.paths:
+        console.print("[green]Nothing to remove.[/]")
+        return
+    table = Table(box=None, pad_edge=False)
+    for column in ("what no kept adapter needs", "how many", "MB"):
+        table.add_column(column, justify="left" if column.startswith("what") else "right")
+    sizes = removable.sizes()
+    for name, (count, size) in sizes.items():
+        table.add_row(name, f"{count:,}", f"{size / 1e6:,.1f}")
+    table.add_row("together", "", f"{sum(size for _, size in sizes.values()) / 1e6:,.1f}")
+    console.print(table, highlight=False)
+    console.print(f"{len(removable.kept_adapters)} adapter(s) kept, with all they were made from.", highlight=False)
+
+
+NOTHING_TO_DO = "[green]Nothing to do:[/] no report, recipe, base model or code changed since the last run."
+_MOST_CHAPTERS = 10
+_OUTCOMES = {
+    "runs": "runs",
+    "unchanged": "runs; its content will be the same",
+    "reused": "made before, used again",
+    "blocked": "stops here",
+    "if needed": "runs if that changes",
+}
 _LABELS = {"base": "base", "released": "released before", "new": "adapter"}
 
 

@@ -1,5 +1,8 @@
 """The workspace as a Dagster resource: settings, recipe, store, releases."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import dagster as dg
 
 from ft_dagster.recipe import Recipe, load_recipe
@@ -14,6 +17,12 @@ OWNERS = ["team:reports"]
 
 class Workspace(dg.ConfigurableResource):
     """Where one body of reports is, and what is made of it. Read anew by each step: FT_WORKSPACE and `.env`."""
+
+    @contextmanager
+    def yield_for_execution(self, context: dg.InitResourceContext) -> Iterator["Workspace"]:
+        """For the time of a run's steps, nobody cleans the store."""
+        with self.store.in_use():
+            yield self
 
     @property
     def settings(self) -> Settings:

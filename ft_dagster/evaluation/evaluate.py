@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import load_from_disk
 from peft import PeftModel
 from transformers import AutoTokenizer
 
 from ft_dagster.evaluation.request import RESULT, EvaluationRequest
 from ft_dagster.evaluation.samples import continue_prompt
 from ft_dagster.evaluation.scoring import document_nats, summarize
-from ft_dagster.store import write_atomically
-from ft_dagster.tokens.dataset import read_documents
+from ft_dagster.store import Artifact, write_atomically
+from ft_dagster.tokens.dataset import load_shards
 from ft_dagster.training.device import one_process_a_device
 from ft_dagster.training.model import load_base
 
@@ -37,18 +36,19 @@ def _evaluate(request: EvaluationRequest) -> dict[str, Any]:
     began = time.monotonic()
     recipe = request.resolved_recipe()
     base = request.prepared_base()
-    dataset = Path(request.dataset)
-    rows = load_from_disk(str(dataset / "held_out"))
-    documents = read_documents(dataset)
+    held_out = list(load_shards(Artifact.open(Path(request.dataset)), "held_out"))
     tokenizer = AutoTokenizer.from_pretrained(base.folder)
     model = _with_adapters(load_base(base, recipe, Path(request.offload)), request.adapters)
     models: dict[str, Any] = {}
     for name in (BASE, *request.adapters):
         with _as(model, name):
-            nats = document_nats(
-                model, rows, tokenizer.eos_token_id, recipe.training.rows_per_device, recipe.base.dtype
-            )
-            models[name] = summarize(nats, documents)
+            batch, dtype = recipe.training.rows_per_device, recipe.base.dtype
+            nats = [
+                (documents[index], value)
+                for rows, documents in held_out
+                for index, value in document_nats(model, rows, tokenizer.eos_token_id, batch, dtype).items()
+            ]
+            models[name] = summarize(nats)
     if recipe.base.quantization == "none" and not torch.cuda.is_available():
         model.float()  # decoding one token at a time is several times slower in bfloat16 on a CPU
     for name in (BASE, *request.adapters):

@@ -37,7 +37,7 @@ class EvaluationRequest:
     base: dict[str, str]
     """A PreparedBase."""
     dataset: str
-    """Folder that holds `held_out/` and `documents.jsonl`."""
+    """Folder of the dataset's artifact."""
     recipe: dict[str, Any]
     """The resolved recipe."""
     adapters: dict[str, str]

@@ -6,7 +6,7 @@ loss it weighs every token alike and can be compared between tokenizers.
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from datasets import Dataset
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from ft_dagster.tokens.dataset import Document
+from ft_dagster.tokens.shard import Document
 from ft_dagster.training.device import device
 from ft_dagster.training.rows import IGNORED, collate
 
@@ -65,13 +65,13 @@ def document_nats(model: PreTrainedModel, rows: Dataset, end_id: int, batch: int
     return dict(nats)
 
 
-def summarize(nats: dict[int, float], documents: Sequence[Document]) -> dict[str, Any]:
-    """Bits per byte of the whole and of each chapter, from nats by document."""
+def summarize(nats: Iterable[tuple[Document, float]]) -> dict[str, Any]:
+    """Bits per byte of the whole and of each chapter, from documents with their nats."""
     chapters: dict[str, list[float]] = {}
-    for index, value in nats.items():
-        total = chapters.setdefault(documents[index].chapter, [0.0, 0.0])
+    for document, value in nats:
+        total = chapters.setdefault(document.chapter, [0.0, 0.0])
         total[0] += value
-        total[1] += documents[index].scored_bytes
+        total[1] += document.scored_bytes
     whole = [sum(column) for column in zip(*chapters.values(), strict=True)]
     return {
         "bits_per_byte": bits_per_byte(whole[0], int(whole[1])),

@@ -1,179 +1,156 @@
-"""Sections -> a Hugging Face dataset of packed token rows on disk, and the ledger of every byte."""
+"""The tokenized dataset: packed rows in groups of chapters, and the ledger of every byte.
 
-import hashlib
+A group of chapters is up to four blobs: rows of each split (Arrow streams, as Hugging Face datasets reads them),
+its documents, and its figures. What an edit does not touch is not written again, and not tokenized again.
+"""
+
 import json
-import tempfile
+import resource
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 
 from ft_dagster.corpus.files import CorpusError
 from ft_dagster.corpus.ledger import LedgerError
-from ft_dagster.corpus.markdown import byte_length
-from ft_dagster.corpus.sections import Section
+from ft_dagster.corpus.sections import KIND as SECTIONS
+from ft_dagster.corpus.sections import Shard as SectionsShard
+from ft_dagster.corpus.sections import all_chapters, chapter_sizes, stored_chapters, stored_shards
+from ft_dagster.corpus.shards import overlap
+from ft_dagster.corpus.snapshot import KIND as SNAPSHOT
 from ft_dagster.recipe import Tokens
-from ft_dagster.tokens.documents import find_breaks, render, source_spans
-from ft_dagster.tokens.held_out import Split
-from ft_dagster.tokens.packing import pack
-from ft_dagster.tokens.splitting import cut_positions, split_document
-from ft_dagster.tokens.tokenizer import DocumentTokenizer, EncodedText
+from ft_dagster.store import Artifact, Store, canonical_json, digest
+from ft_dagster.tokens.held_out import Pinned, Split, choose_held_out
+from ft_dagster.tokens.shard import (
+    SPLITS,
+    Document,
+    PackedShard,
+    TokenizedText,
+    count_rows,
+    flat,
+    pack_sections,
+    rows_version,
+    tokenized_texts,
+)
+from ft_dagster.tokens.tokenizer import DocumentTokenizer
 
-CODE_VERSION = "1"
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+CODE_VERSION = "2"
 """Raised by hand when the same sections would give other rows."""
-SPLITS = ("train", "held_out")
-_BATCH = 64
-"""Documents tokenized together; all that is in memory of the text at a time."""
+KIND = "tokenized_dataset"
+"""What the store calls it."""
+NOT_IN_VOCABULARY = "not in the tokenizer's vocabulary"
+_SHARDS = "shards.json"
+_PRINT = 16
+"""Bytes of a section's hash that it is recognized by."""
 
 
 @dataclass(frozen=True)
-class Document:
-    """One section as it went into the dataset."""
+class DatasetShard:
+    """The rows of a group of chapters."""
 
-    chapter: str
-    title: str
-    order: int
-    section: str
-    """The section's content hash."""
-    source: str
-    split: str
-    tokens: int
-    """Tokens of the text, without end-of-sequence and beginning-of-sequence tokens."""
-    bytes: int
-    """UTF-8 bytes of the text as the model reads it, heading marks included."""
-    scored_bytes: int
-    """Of these, the bytes whose tokens can be predicted: without a beginning-of-sequence token the first cannot."""
+    group: str
+    key: str
+    """Hash of what it was made from."""
+    figures: str
+    """Blob: what the whole needs to know of the group, as JSON."""
+    documents: str
+    """Blob: a Document a line."""
+    rows: dict[str, str]
+    """Split -> blob; a split without text has none."""
 
-
-@dataclass(frozen=True)
-class _Item:
-    """One piece of one document, waiting to be packed."""
-
-    order: tuple[str, int]
-    """(content of the document, place of the piece in it): an order that no name of a file decides."""
-    document: int
-    start: int
-    """Where its tokens begin in the spool."""
-    length: int
+    @property
+    def blobs(self) -> list[str]:
+        return [self.figures, self.documents, *self.rows.values()]
 
 
-class _Side:
-    """One side of the split: its tokens go to a spool file at once, so that only their places are in memory."""
+def choose_split(sections: Artifact, options: Tokens, pinned: Pinned) -> Split:
+    """Which chapters are held out. Raises CorpusError if nothing can be."""
 
-    def __init__(self, spool: BinaryIO) -> None:
-        self.spool = spool
-        self.written = 0
-        self.items: list[_Item] = []
+    def every_section() -> Iterator[tuple[str, str, int]]:
+        for chapter in all_chapters(sections):
+            for section in chapter.sections:
+                yield chapter.name, section.title, section.used_bytes
 
-    def add(self, ids: list[int], cuts: list[list[int]], block_length: int, content: str, document: int) -> None:
-        for place, piece in enumerate(split_document(len(ids), cuts, block_length)):
-            start = self.written + piece.first - piece.context
-            self.items.append(_Item((content, place), document, start, piece.length))
-        self.spool.write(np.asarray(ids, dtype=np.int32).tobytes())
-        self.written += len(ids)
-
-    def rows(self, block_length: int) -> Iterator[dict[str, np.ndarray]]:
-        """Packed rows; what they are does not depend on names or order of files."""
-        self.spool.flush()
-        items = sorted(self.items, key=lambda item: item.order)
-        tokens = np.memmap(self.spool.name, dtype=np.int32, mode="r")
-        for row in pack([item.length for item in items], block_length):
-            chosen = [items[index] for index in row]
-            yield {
-                "input_ids": np.concatenate([tokens[item.start : item.start + item.length] for item in chosen]),
-                "lengths": np.asarray([item.length for item in chosen], dtype=np.int32),
-                "documents": np.asarray([item.document for item in chosen], dtype=np.int32),
-                "pieces": np.asarray([item.order[1] for item in chosen], dtype=np.int32),
-            }
+    return choose_held_out(chapter_sizes(sections), every_section, options.held_out, pinned)
 
 
-def prepare_dataset(
-    sections: Iterable[Section],
-    tokenizer: DocumentTokenizer,
-    options: Tokens,
-    split: Split,
-    corpus: Mapping[str, Any],
-    folder: Path,
-) -> dict[str, Any]:
-    """Tokenize, split and pack sections into `folder`, and account for every byte of the report files.
+def dataset_key(sections: Artifact, tokenizer: str, options: Tokens, pinned: Pinned) -> str:
+    """The key of a dataset. Sections of equal content are the same sections: their version is in it."""
+    pins = [sorted(pinned.held_out), sorted(pinned.train)]
+    return digest([sections.about["version"], pins, _made_by(tokenizer, options)])
 
-    The folder holds `train/` and `held_out/` (each for `datasets.load_from_disk`; a row has `input_ids`, the
-    `lengths` of the pieces packed in it, the `documents` they belong to and which of its `pieces` each is),
-    `documents.jsonl` (one Document a line, in the order that `documents` counts) and `dataset.json` (what is
-    returned).
+
+def make_dataset(sections: Artifact, folder: Path, tokenizer: str, options: Tokens, split: Split) -> Artifact:
+    """The dataset of these sections: from the store if it is there, else made from what is there.
+
+    A section is tokenized only if it was not in the dataset that was stored last; a group of chapters is written
+    only if it changed.
 
     Args:
-        sections: in reading order; read once, a few at a time.
-        tokenizer: of the base model.
+        sections: from the corpus room.
+        folder: the base model's, for its tokenizer.
+        tokenizer: hash of the tokenizer.
         options: the recipe's part for tokens.
-        split: which chapters are held out.
-        corpus: the corpus room's report, as plain data.
-        folder: an empty folder.
+        split: from `choose_split`.
 
     Returns:
-        Plain data: `version` (hash of token ids and boundaries), `splits`, `ledger`, `held_out`.
+        An artifact whose `about` has `version` (hash of token ids and boundaries), `splits`, `held_out`, `ledger`
+        and `checks`.
 
     Raises:
         CorpusError: a side of the split has no text.
         LedgerError: bytes or tokens do not add up.
     """
+    store = sections.store
+    key = dataset_key(sections, tokenizer, options, split.pinned)
+    if found := store.find(KIND, key):
+        return found
+    made_by = _made_by(tokenizer, options)
+    writer = _Writer(store, DocumentTokenizer(folder), options, split, made_by)
+    shards = [shard for source in stored_shards(sections) if (shard := writer.write(source))]
+    figures = [json.loads(store.get_blob(shard.figures)) for shard in shards]
+    splits = {name: _total(name, figures, options.block_length) for name in SPLITS}
+    for name, purpose in zip(SPLITS, ("train on", "measure the adapter on"), strict=True):
+        if not splits[name]["rows"]:
+            raise CorpusError(f"The reports hold no text to {purpose}. `left out` in the ledger says where it went.")
     used: Counter[str] = Counter()
-    lost: Counter[str] = Counter()
-    documents: list[Document] = []
-    with ExitStack() as stack:
-        spools = [stack.enter_context(tempfile.NamedTemporaryFile(dir=folder, suffix=".spool")) for _ in SPLITS]
-        sides = {name: _Side(spool) for name, spool in zip(SPLITS, spools, strict=True)}  # type: ignore[arg-type]
-        for section, text, encoded in _encoded(sections, tokenizer):
-            side = "held_out" if split.holds_out(section.chapter, section.title) else "train"
-            ids = [*tokenizer.prefix, *encoded.ids, tokenizer.eos_id]
-            offset = len(tokenizer.prefix)
-            cuts = [[at + offset for at in kind] for kind in cut_positions(encoded.starts, find_breaks(text))]
-            sides[side].add(ids, cuts, options.block_length, section.hash, len(documents))
-            lost_bytes = _lost_bytes(section, text, encoded)
-            used[side] += section.used_bytes - lost_bytes
-            lost["not in the tokenizer's vocabulary"] += lost_bytes
-            documents.append(_document(section, side, text, encoded, bool(tokenizer.prefix)))
-        for name, purpose in zip(SPLITS, ("train on", "measure the adapter on"), strict=True):
-            if not sides[name].items:
-                raise CorpusError(
-                    f"The reports hold no text to {purpose}. `left out` in the ledger says where it went."
-                )
-        version = hashlib.sha256(b"%d" % options.block_length)
-        splits = {name: _write_rows(sides[name], name, options.block_length, folder, version) for name in SPLITS}
-    _check_tokens(documents, splits, len(tokenizer.prefix) + 1)
-    (folder / "documents.jsonl").write_text(
-        "".join(json.dumps(asdict(document), ensure_ascii=False) + "\n" for document in documents), "utf-8"
-    )
+    for figure in figures:
+        used.update(figure["used"])
     about = {
-        "version": version.hexdigest(),
+        "made_by": made_by,
+        "made_from": {SNAPSHOT: sections.about[SNAPSHOT], SECTIONS: sections.key},
         "block_length": options.block_length,
         "splits": splits,
+        "version": digest([options.block_length, [figure["versions"] for figure in figures]]),
         "held_out": sorted(split.held_out),
-        "ledger": balance(corpus, used, +lost),
+        "ledger": balance(sections.about, used, sum(figure["lost"] for figure in figures)),
+        "checks": _checks(figures),
     }
-    (folder / "dataset.json").write_text(json.dumps(about, indent=1, ensure_ascii=False), "utf-8")
-    return about
+    with store.staging() as staging:
+        (staging / _SHARDS).write_text(json.dumps([asdict(shard) for shard in shards], indent=1), "utf-8")
+        return store.take_in(KIND, key, staging, about)
 
 
-def balance(corpus: Mapping[str, Any], used: Mapping[str, int], lost: Mapping[str, int]) -> dict[str, Any]:
+def balance(corpus: Mapping[str, Any], used: Mapping[str, int], lost: int) -> dict[str, Any]:
     """The ledger of the whole: bytes in = train + held out + left out by reason.
 
     Raises:
         LedgerError: they are not equal.
     """
-    left_out: Counter[str] = Counter(lost)
-    for file in corpus["files"]:
-        left_out.update(file["left_out"])
+    left_out = Counter(corpus["left_out"])
+    left_out[NOT_IN_VOCABULARY] += lost
     ledger = {
-        "bytes_in": sum(file["size"] for file in corpus["files"]),
+        "bytes_in": corpus["bytes_in"],
         "train": used.get("train", 0),
         "held_out": used.get("held_out", 0),
-        "left_out": dict(sorted(left_out.items(), key=lambda item: -item[1])),
+        "left_out": dict((+left_out).most_common()),
     }
     counted = ledger["train"] + ledger["held_out"] + sum(ledger["left_out"].values())
     if counted != ledger["bytes_in"]:
@@ -181,95 +158,134 @@ def balance(corpus: Mapping[str, Any], used: Mapping[str, int], lost: Mapping[st
     return ledger
 
 
-def _encoded(sections: Iterable[Section], tokenizer: DocumentTokenizer) -> Iterator[tuple[Section, str, EncodedText]]:
-    remaining = iter(sections)
-    while batch := list(islice(remaining, _BATCH)):
-        texts = [render(section) for section in batch]
-        try:
-            encoded = tokenizer.encode(texts)
-        except LedgerError as error:
-            chapters = ", ".join(sorted({section.source for section in batch}))
-            raise CorpusError(
-                f"{error}. It is in one of {chapters}. Take these characters out, or use another base model."
-            ) from error
-        yield from zip(batch, texts, encoded, strict=True)
+def dataset_shards(dataset: Artifact) -> list[DatasetShard]:
+    """The groups that a dataset is stored in."""
+    return [DatasetShard(**row) for row in dataset.read_json(_SHARDS)]
 
 
-def _lost_bytes(section: Section, text: str, encoded: EncodedText) -> int:
-    """Bytes of the source that the vocabulary lacks; heading marks it lacks are counted as marks already."""
-    return sum(
-        byte_length(text[max(start, first) : min(end, after)])
-        for start, end in encoded.lost
-        for first, after in source_spans(section)
-    )
+def shard_documents(store: Store, shard: DatasetShard) -> list[Document]:
+    """The documents of a group, as its rows count them."""
+    lines = store.get_blob(shard.documents).decode().split("\n")
+    return [Document(**json.loads(line)) for line in lines]
 
 
-def _document(section: Section, split: str, text: str, encoded: EncodedText, prefixed: bool) -> Document:
-    first_scored = 0 if prefixed else (encoded.starts[1] if len(encoded.starts) > 1 else len(text))
-    return Document(
-        chapter=section.chapter,
-        title=section.title,
-        order=section.order,
-        section=section.hash,
-        source=section.source,
-        split=split,
-        tokens=len(encoded.ids),
-        bytes=byte_length(text),
-        scored_bytes=byte_length(text[first_scored:]),
-    )
+def all_documents(dataset: Artifact) -> Iterator[Document]:
+    """All documents, group by group."""
+    for shard in dataset_shards(dataset):
+        yield from shard_documents(dataset.store, shard)
 
 
-def _write_rows(side: _Side, name: str, block_length: int, folder: Path, version: "hashlib._Hash") -> dict[str, Any]:
-    """Write one side as a Hugging Face dataset; its tokens and boundaries go into the version."""
-    from datasets import Dataset, Features, Sequence, Value, disable_progress_bars
+def load_rows(dataset: Artifact, split: str) -> "Dataset":
+    """All rows of a split, mapped into memory, their bytes checked."""
+    from datasets import concatenate_datasets
 
-    disable_progress_bars()
-    count: Counter[str] = Counter()
+    return concatenate_datasets([rows for rows, _ in load_shards(dataset, split)])
 
-    def rows() -> Iterator[dict[str, np.ndarray]]:
-        version.update(name.encode())
-        for row in side.rows(block_length):
-            version.update(b"|" + row["lengths"].tobytes() + row["input_ids"].tobytes())
-            count["rows"] += 1
-            count["pieces"] += len(row["lengths"])
-            count["tokens"] += len(row["input_ids"])
-            # The first token of each piece is a document's first or only context: nothing predicts it here.
-            count["supervised"] += len(row["input_ids"]) - len(row["lengths"])
-            count["context"] += int((row["pieces"] > 0).sum())
-            yield row
 
-    columns = ("input_ids", "lengths", "documents", "pieces")
-    features = Features({column: Sequence(Value("int32")) for column in columns})
-    with tempfile.TemporaryDirectory(dir=folder) as cache:  # a cache of its own: a shared one returns stale rows
-        Dataset.from_generator(rows, features=features, cache_dir=cache, fingerprint=name).save_to_disk(folder / name)
+def load_shards(dataset: Artifact, split: str) -> Iterator[tuple["Dataset", list[Document]]]:
+    """The rows of a split, group by group, with the documents that they count. Raises StoreError if damaged."""
+    from datasets import Dataset
+
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a mapped file is an open file
+    for shard in dataset_shards(dataset):
+        if blob := shard.rows.get(split):
+            dataset.store.get_blob(blob)
+            yield Dataset.from_file(str(dataset.store.blob_path(blob))), shard_documents(dataset.store, shard)
+
+
+class _Writer:
+    """Writes groups of one dataset, and takes over what the dataset that was stored last has."""
+
+    def __init__(self, store: Store, tokenizer: DocumentTokenizer, options: Tokens, split: Split, made_by: str) -> None:
+        self.store = store
+        self.tokenizer = tokenizer
+        self.options = options
+        self.split = split
+        self.made_by = made_by
+        before = store.newest(KIND, made_by=made_by)
+        self.earlier = dataset_shards(before) if before else []
+        self.by_key = {shard.key: shard for shard in self.earlier}
+
+    def write(self, source: SectionsShard) -> DatasetShard | None:
+        """The group of these sections; None if it has no text."""
+        chapters = json.loads(self.store.get_blob(source.figures))["chapters"]
+        units = sorted(self.split.units_of({name for name, *_ in chapters}))
+        key = digest([source.lines, source.duplicates, units, self.made_by])
+        same = self.by_key.get(key)
+        if same and all(self.store.has_blob(blob) for blob in same.blobs):
+            return same
+        sections = [section for chapter in stored_chapters(self.store, source) for section in chapter.sections]
+        if not sections:
+            return None
+        wanted = {section.hash for section in sections}
+        packed = pack_sections(
+            sections, self.tokenizer, self.options.block_length, self.split, self._known(source.group, wanted)
+        )
+        documents = "\n".join(json.dumps(asdict(document), ensure_ascii=False) for document in packed.documents)
+        names = [name for name in SPLITS if name in packed.rows]
+        contents = [canonical_json(_figures(packed)), documents.encode()]
+        figures, listed, *rows = self.store.put_blobs([*contents, *(_stream(packed.rows[name]) for name in names)])
+        return DatasetShard(source.group, key, figures, listed, dict(zip(names, rows, strict=True)))
+
+    def _known(self, group: str, wanted: set[str]) -> dict[str, TokenizedText]:
+        known: dict[str, TokenizedText] = {}
+        for shard in self.earlier:
+            if overlap(shard.group, group) and all(self.store.has_blob(blob) for blob in shard.blobs):
+                rows = {name: _table(self.store.get_blob(blob)) for name, blob in shard.rows.items()}
+                texts = tokenized_texts(shard_documents(self.store, shard), rows)
+                known |= {section: text for section, text in texts.items() if section in wanted}
+        return known
+
+
+def _made_by(tokenizer: str, options: Tokens) -> str:
+    return digest([CODE_VERSION, tokenizer, options.model_dump(mode="json")])
+
+
+def _stream(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue().to_pybytes()
+
+
+def _table(data: bytes) -> pa.Table:
+    return pa.ipc.open_stream(data).read_all()
+
+
+def _figures(packed: PackedShard) -> dict[str, Any]:
+    strayed = 0
+    for name, table in packed.rows.items():
+        owners = np.unique(flat(table, "documents"))
+        strayed += sum(packed.documents[index].split != name for index in owners)
+    prints = {name: "".join(d.section[: 2 * _PRINT] for d in packed.documents if d.split == name) for name in SPLITS}
     return {
-        "rows": count["rows"],
-        "pieces": count["pieces"],
-        "tokens": count["tokens"] - count["context"],
-        "supervised_tokens": count["supervised"],
-        "fill": count["tokens"] / (count["rows"] * block_length),
+        "splits": {name: count_rows(packed.rows.get(name)) for name in SPLITS},
+        "versions": [rows_version(packed.rows.get(name)) for name in SPLITS],
+        "used": packed.used,
+        "lost": packed.lost,
+        "strayed": strayed,
+        "prints": prints,
     }
 
 
-def _check_tokens(documents: Iterable[Document], splits: Mapping[str, Mapping[str, Any]], special: int) -> None:
-    """Every token of every document is in a row, once. Raises LedgerError."""
-    expected: Counter[str] = Counter()
-    for document in documents:
-        expected[document.split] += document.tokens + special
-    for name in SPLITS:
-        if splits[name]["tokens"] != expected[name]:
-            raise LedgerError(f"{name}: {expected[name]} tokens in documents, {splits[name]['tokens']} in rows")
+def _total(split: str, figures: Iterable[Mapping[str, Any]], block_length: int) -> dict[str, Any]:
+    total: Counter[str] = Counter()
+    for figure in figures:
+        total.update(figure["splits"][split])
+    fill = total["slots"] / (total["rows"] * block_length) if total["rows"] else 0.0
+    return {**{name: total[name] for name in ("rows", "pieces", "tokens", "supervised_tokens")}, "fill": fill}
 
 
-def read_documents(folder: Path) -> list[Document]:
-    """The documents of a dataset folder, in the order that its rows count them."""
-    with (folder / "documents.jsonl").open(encoding="utf-8") as lines:
-        return [Document(**json.loads(line)) for line in lines]
-
-
-def row_documents(folder: Path, split: str) -> set[int]:
-    """Which documents (indices into documents.jsonl) have tokens in the rows of a split."""
-    from datasets import load_from_disk
-
-    rows = load_from_disk(str(folder / split))
-    return {index for documents in rows["documents"] for index in documents}
+def _checks(figures: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    """Facts that the checks of the asset are made of."""
+    prints: dict[str, set[str]] = {name: set() for name in SPLITS}
+    strayed = 0
+    for figure in figures:
+        strayed += figure["strayed"]
+        for name, text in figure["prints"].items():
+            prints[name].update(text[at : at + 2 * _PRINT] for at in range(0, len(text), 2 * _PRINT))
+    return {
+        "sections on both sides": len(prints["train"] & prints["held_out"]),
+        "rows with documents of the other side": strayed,
+    }

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ft_dagster.corpus.sections import Section
+from ft_dagster.corpus.chapter import Section
 
 _FENCE = re.compile(r" {0,3}(```+(?!.*`)|~~~+)")  # backticks later in the line: a code span, not a fence
 _HEADING = re.compile(r" {0,3}#{1,6}[ \t]")
@@ -22,7 +22,7 @@ class Breaks:
 def render(section: Section) -> str:
     """The text of a section as a document: headings above it, its own heading, and its text, as Markdown.
 
-    >>> render(Section("a", "Costs", 2, ("# Report",), 0, "They fell.", "a.md", ""))
+    >>> render(Section("a", "Costs", 2, ("# Report",), "They fell.", "a.md", ""))
     '# Report\\n\\n## Costs\\n\\nThey fell.'
     """
     own = [f"{'#' * section.level} {section.title}"] if section.level else []
@@ -32,7 +32,7 @@ def render(section: Section) -> str:
 def source_spans(section: Section) -> list[tuple[int, int]]:
     """Where, in the rendered text, the titles and the text stand: all but heading marks and the lines between.
 
-    >>> source_spans(Section("a", "Costs", 2, ("# Report",), 0, "They fell.", "a.md", ""))
+    >>> source_spans(Section("a", "Costs", 2, ("# Report",), "They fell.", "a.md", ""))
     [(2, 8), (13, 18), (20, 30)]
     """
     spans = []

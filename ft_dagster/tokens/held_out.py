@@ -3,8 +3,9 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from ft_dagster.corpus.files import CorpusError
@@ -32,6 +33,14 @@ class Split:
         """Whether a section of a chapter is held out."""
         return chapter in self.held_out or section_unit(chapter, section) in self.held_out
 
+    def units_of(self, chapters: Collection[str]) -> frozenset[str]:
+        """The held-out units that may be one of these chapters, or a section of one."""
+        return self.held_out.intersection(chapters) | self._sections
+
+    @cached_property
+    def _sections(self) -> frozenset[str]:
+        return frozenset(unit for unit in self.held_out if "#" in unit)
+
 
 def section_unit(chapter: str, section: str) -> str:
     """Name of one section as a unit; used only where the reports are a single chapter."""
@@ -43,7 +52,9 @@ def position(unit: str) -> float:
     return int.from_bytes(hashlib.sha256(f"held-out:{unit}".encode()).digest()[:8]) / 2**64
 
 
-def choose_held_out(sections: Iterable[tuple[str, str, int]], share: float, pinned: Pinned) -> Split:
+def choose_held_out(
+    sizes: Mapping[str, int], sections: Callable[[], Iterable[tuple[str, str, int]]], share: float, pinned: Pinned
+) -> Split:
     """Split units into train and held out.
 
     A chapter is held out when its position is below `share`; what was decided otherwise before stays so. Should
@@ -52,21 +63,22 @@ def choose_held_out(sections: Iterable[tuple[str, str, int]], share: float, pinn
     chapter only, its sections are the units.
 
     Args:
-        sections: (chapter, title, bytes) of every section.
+        sizes: bytes of every chapter that has text.
+        sections: gives (chapter, title, bytes) of every section; asked only where sections are units, or were.
         share: of chapters to hold out, between 0 and 1.
         pinned: earlier decisions.
 
     Raises:
         CorpusError: a single section cannot be split.
     """
-    by_chapter: Counter[str] = Counter()
+    chapters = set(sizes)
     by_section: Counter[str] = Counter()
-    for chapter, title, size in sections:
-        by_chapter[chapter] += size
-        by_section[section_unit(chapter, title)] += size
-    chapters, named = set(by_chapter), set(by_section)
-    sizes = by_chapter if len(chapters) > 1 else by_section
-    units = set(sizes)
+    if len(chapters) == 1 or pinned.held_out - chapters:
+        for chapter, title, size in sections():
+            by_section[section_unit(chapter, title)] += size
+    named = set(by_section)
+    unit_sizes = Counter(sizes) if len(chapters) > 1 else by_section
+    units = set(unit_sizes)
     if len(units) < 2:
         raise CorpusError(
             "The reports are one chapter with one section, so nothing can be held out to measure the adapter on. "
@@ -75,8 +87,8 @@ def choose_held_out(sections: Iterable[tuple[str, str, int]], share: float, pinn
     below = {unit for unit in units if position(unit) < share} | (units & pinned.held_out)
     held_out = below - pinned.train
     if not held_out and not named & pinned.held_out:
-        wanted = share * sizes.total()
-        held_out = {min(units, key=lambda unit: (abs(sizes[unit] - wanted), position(unit)))}
+        wanted = share * unit_sizes.total()
+        held_out = {min(units, key=lambda unit: (abs(unit_sizes[unit] - wanted), position(unit)))}
         pinned = Pinned(pinned.held_out | held_out, pinned.train - held_out)
     elif held_out == units:
         last = max(units, key=position)

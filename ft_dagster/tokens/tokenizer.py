@@ -3,11 +3,11 @@
 import json
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from ft_dagster.base import tokenizer_config
 from ft_dagster.corpus.ledger import LedgerError
@@ -19,12 +19,23 @@ class EncodedText:
     """Tokens of one text."""
 
     ids: list[int]
-    starts: list[int]
-    """Character position where each token begins; as long as ids."""
     lost: list[tuple[int, int]]
     """Spans of characters that the vocabulary does not have."""
     lost_bytes: int
     """Bytes of these characters."""
+    encoding: Encoding = field(repr=False, compare=False)
+
+    def token_at(self, character: int) -> int | None:
+        """The token that begins at a character of the text, if one does."""
+        token = self.encoding.char_to_token(character)
+        span = None if token is None else self.encoding.token_to_chars(token)
+        return token if span and span[0] == character else None
+
+    @property
+    def second_start(self) -> int | None:
+        """Character position where the second token begins, if there is one."""
+        span = self.encoding.token_to_chars(1) if len(self.ids) > 1 else None
+        return span[0] if span else None
 
 
 class DocumentTokenizer:
@@ -53,26 +64,27 @@ class DocumentTokenizer:
                 can only be read as a control token.
         """
         encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
-        return [self._checked(text, encoding) for text, encoding in zip(texts, encodings, strict=True)]
+        ids = [encoding.ids for encoding in encodings]
+        back = self._tokenizer.decode_batch(ids, skip_special_tokens=False)
+        return [self._checked(*row) for row in zip(texts, encodings, ids, back, strict=True)]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of tokens, special tokens written out."""
         return self._tokenizer.decode(list(ids), skip_special_tokens=False)
 
-    def _checked(self, text: str, encoding) -> EncodedText:  # type: ignore[no-untyped-def] # tokenizers has no stubs
-        starts = [start for start, _ in encoding.offsets]
-        if not self._control_ids.isdisjoint(encoding.ids):  # a vocabulary of whole pieces has them as ordinary ones
-            control = next(token for token in encoding.ids if token in self._control_ids)
+    def _checked(self, text: str, encoding: Encoding, ids: list[int], read_back: str) -> EncodedText:
+        if not self._control_ids.isdisjoint(ids):  # a vocabulary of whole pieces has them as ordinary ones
+            control = next(token for token in ids if token in self._control_ids)
             raise LedgerError(f"The tokenizer reads {self.decode([control])!r} as a control token in {text[:80]!r}")
-        if self.decode(encoding.ids) == text:
-            return EncodedText(encoding.ids, starts, [], 0)
-        tokens = list(zip(encoding.ids, encoding.offsets, strict=True))
+        if read_back == text:
+            return EncodedText(ids, [], 0, encoding)
+        tokens = list(zip(ids, encoding.offsets, strict=True))
         lost = [span for token, span in tokens if token == self._unknown_id]
         back = self.decode([token for token, _ in tokens if token != self._unknown_id])
         kept = _without(text, lost)
         if _comparable(back) != _comparable(kept):
             raise LedgerError(f"The tokenizer does not give this text back: {kept[:80]!r} became {back[:80]!r}")
-        return EncodedText(encoding.ids, starts, lost, byte_length(text) - byte_length(kept))
+        return EncodedText(ids, lost, byte_length(text) - byte_length(kept), encoding)
 
     def _special(self, config: Mapping[str, Any], name: str, folder: Path) -> int:
         token = _content(config.get(name))

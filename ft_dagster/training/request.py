@@ -41,7 +41,7 @@ class TrainingRequest:
     base: dict[str, str]
     """A PreparedBase."""
     dataset: str
-    """Folder that holds `train/` and `held_out/`."""
+    """Folder of the dataset's artifact."""
     recipe: dict[str, Any]
     """The resolved recipe."""
     attempt: str

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset, load_from_disk
+from datasets import Dataset
 from peft import PeftModel, get_peft_model_state_dict
 from peft.utils.save_and_load import load_peft_weights, set_peft_model_state_dict
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainingArguments
 
 from ft_dagster.recipe import Recipe
-from ft_dagster.store import write_atomically
+from ft_dagster.store import Artifact, write_atomically
+from ft_dagster.tokens.dataset import load_rows
 from ft_dagster.training.checkpoints import CompleteCheckpoints, StopOnSignal, last_complete
 from ft_dagster.training.device import device, one_process_a_device
 from ft_dagster.training.model import add_adapter, load_base
@@ -80,7 +81,7 @@ class _Training:
         self.recipe: Recipe = request.resolved_recipe()
         self.base = request.prepared_base()
         self.attempt = Path(request.attempt)
-        self.rows: Dataset = load_from_disk(str(Path(request.dataset) / "train"))
+        self.rows: Dataset = load_rows(Artifact.open(Path(request.dataset)), "train")
         self.stop = StopOnSignal()
 
     def run(self) -> dict[str, Any]:

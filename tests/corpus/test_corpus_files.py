@@ -16,10 +16,12 @@ from ft_dagster.corpus.files import (
     Unreadable,
     content_version,
     decode,
+    find_reports,
     load_text_files,
-    read_reports,
+    read_file,
     require_reports,
 )
+from ft_dagster.corpus.index import Scan, scan_reports
 from ft_dagster.corpus.markdown import parse_markdown
 from ft_dagster.store import digest
 
@@ -34,24 +36,25 @@ def write(workspace: Path, *names: str, content: bytes = b"text\n") -> None:
         path.write_bytes(content)
 
 
+def scan(workspace: Path) -> Scan:
+    """All report files, read: there is no index yet, and none is made."""
+    return scan_reports(workspace, workspace / "no index", remember=False)
+
+
 def paths(workspace: Path) -> list[str]:
-    return [found.path if isinstance(found, Unreadable) else found[0].path for found in read_reports(workspace)]
+    return [found.path for found in find_reports(workspace)]
 
 
 def only_problem(workspace: Path) -> Unreadable:
-    (found,) = read_reports(workspace)
-    assert isinstance(found, Unreadable)
-    return found
+    found = scan(workspace)
+    (problem,) = found.unreadable
+    assert found.files == []
+    return problem
 
 
 def version(workspace: Path, backwards: bool = False) -> str:
-    files, unreadable = [], []
-    for found in list(read_reports(workspace))[:: -1 if backwards else 1]:
-        if isinstance(found, Unreadable):
-            unreadable.append(found)
-        else:
-            files.append(found[0])
-    return content_version(files, unreadable)
+    found, step = scan(workspace), -1 if backwards else 1
+    return content_version(found.files[::step], found.unreadable[::step])
 
 
 def test_reports_are_found_in_both_folders_and_their_sub_folders_in_a_fixed_order(tmp_path: Path) -> None:
@@ -68,11 +71,24 @@ def test_reports_are_found_in_both_folders_and_their_sub_folders_in_a_fixed_orde
     ]
 
 
-def test_a_report_file_comes_with_its_name_kind_size_hash_and_bytes(tmp_path: Path) -> None:
-    write(tmp_path, "chapter_markdowns/part/v1.2 é.md", content=b"\xef\xbb\xbf# A\r\n")
+def test_a_report_file_comes_with_its_name_kind_size_hash_chapter_and_words(tmp_path: Path) -> None:
+    data = b"\xef\xbb\xbf# A\r\n"
+    write(tmp_path, "chapter_markdowns/part/v1.2 é.md", content=data)
     name = "part/v1.2 é"
-    source = SourceFile(f"chapter_markdowns/{name}.md", name, "markdown", 8, digest(b"\xef\xbb\xbf# A\r\n"))
-    assert list(read_reports(tmp_path)) == [(source, b"\xef\xbb\xbf# A\r\n")]
+    path = f"chapter_markdowns/{name}.md"
+    assert scan(tmp_path).files == [SourceFile(path, name, "markdown", 8, digest(data), name, 2)]
+    assert read_file(tmp_path / path) == data
+
+
+def test_a_json_report_is_of_the_chapter_that_it_names_and_has_the_words_of_its_text(tmp_path: Path) -> None:
+    reviewed = b'{"metadata": {"chapter": 3, "section": "A"}, "final_result": {"final_text": "one two"}}'
+    for name, data in {"a": reviewed, "chapter_4_draft": b'{"sections": {"A": "one", "B": "two"}}', "c": b"{"}.items():
+        write(tmp_path, f"outputs/consolidated/part/{name}.json", content=data)
+    assert [(file.name, file.chapter, file.words) for file in scan(tmp_path).files] == [
+        ("part/a", "part/chapter_3", 2),
+        ("part/c", "part/c", 0),  # why it cannot be read is said when its text is asked for
+        ("part/chapter_4_draft", "part/chapter_4", 2),
+    ]
 
 
 def test_hidden_and_other_files_are_not_reports(tmp_path: Path) -> None:
@@ -127,8 +143,11 @@ def test_a_pipe_or_a_socket_is_reported_and_never_opened() -> None:
         os.mkfifo(folder / "pipe.json")
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(str(folder / "socket.json"))
-            found = list(read_reports(Path(short)))
-    assert found == [Unreadable(f"outputs/consolidated/{name}.json", NOT_REGULAR) for name in ("pipe", "socket")]
+            found = scan(Path(short))
+    assert found.files == []
+    assert found.unreadable == [
+        Unreadable(f"outputs/consolidated/{name}.json", NOT_REGULAR) for name in ("pipe", "socket")
+    ]
 
 
 @pytest.mark.parametrize("name", [b"caf\xe9.md", b"caf\xe9/a.md"])
@@ -172,15 +191,14 @@ def test_a_file_that_changes_once_while_it_is_read_is_read_again(
         return data
 
     monkeypatch.setattr(Path, "read_bytes", read_and_then_the_rest_arrives)
-    ((source, data),) = [found for found in read_reports(tmp_path) if not isinstance(found, Unreadable)]
-    assert (source.size, data) == (13, b"half and half")
+    assert [(file.size, file.sha256) for file in scan(tmp_path).files] == [(13, digest(b"half and half"))]
 
 
 def test_a_file_of_which_a_part_arrives_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path, "chapter_markdowns/a.md", content=b"whole")
     answers = [b"who", b"whole"]
     monkeypatch.setattr(Path, "read_bytes", lambda path: answers.pop(0))
-    assert [found[1] for found in read_reports(tmp_path) if not isinstance(found, Unreadable)] == [b"whole"]
+    assert read_file(tmp_path / "chapter_markdowns" / "a.md") == b"whole"
 
 
 def test_a_file_that_the_system_refuses_to_read_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,6 +209,11 @@ def test_a_file_that_the_system_refuses_to_read_is_reported(tmp_path: Path, monk
 
     monkeypatch.setattr(Path, "read_bytes", refuse)
     assert only_problem(tmp_path) == Unreadable("chapter_markdowns/a.md", "Permission denied")
+
+
+def test_a_file_that_is_not_there_any_more_is_no_problem_of_the_reports(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        read_file(tmp_path / "gone.md")
 
 
 def test_the_version_of_the_reports_is_their_names_and_bytes_wherever_and_whenever_written(tmp_path: Path) -> None:
@@ -209,14 +232,13 @@ def test_the_version_of_the_reports_is_their_names_and_bytes_wherever_and_whenev
 
 def test_a_workspace_without_reports_is_refused_with_what_to_put_where(tmp_path: Path) -> None:
     with pytest.raises(CorpusError) as error:
-        require_reports(tmp_path)
+        require_reports(tmp_path, 0)
     assert str(error.value) == (
         f"No chapters in the workspace {tmp_path}. Put Markdown chapters into {tmp_path}/chapter_markdowns or report "
         f"JSON into {tmp_path}/outputs/consolidated, name another workspace with FT_WORKSPACE, or try `make demo`, "
         "which brings a report of its own."
     )
-    write(tmp_path, "chapter_markdowns/a.md")
-    require_reports(tmp_path)
+    require_reports(tmp_path, 1)
 
 
 @pytest.mark.parametrize(

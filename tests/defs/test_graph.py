@@ -13,12 +13,14 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from ft_dagster.corpus.sections import stored_shards
 from ft_dagster.definitions import defs
 from ft_dagster.defs.automation import BRING_UP_TO_DATE
 from ft_dagster.defs.external import look, record
 from ft_dagster.defs.stages import STAGES, reason_stale, stale_stages
 from ft_dagster.defs.workspace import Workspace
 from ft_dagster.settings import load_settings
+from ft_dagster.store import Artifact
 from ft_dagster.training.request import CODE_VERSION
 
 
@@ -44,6 +46,7 @@ def test_chapters_become_a_released_adapter_that_loads_plainly(
         "no_held_out_text_in_train",
         "loss_is_finite",
         "adapter_reloads_and_differs_from_base",
+        "keeps_up_with_reports",
     }
     evaluation = metadata(result, "adapter_evaluation")
     assert evaluation["bits per byte: new"] < evaluation["bits per byte: base"]
@@ -86,7 +89,7 @@ def test_an_edit_trains_again_and_its_reversal_brings_the_earlier_adapter_back(
     before = edited.read_text()
     edited.write_text(before + "\nA sentence that was not there before.\n")
     record(up_to_date, look(load_settings()), Workspace().recipe)
-    reasons = {stage.name: reason for stage, reason in stale_stages(up_to_date, Workspace())}
+    reasons = {stage.name: reason.text for stage, reason in stale_stages(up_to_date, Workspace())}
     assert reasons["raw_chapters"] == "report_files has new content"
     second = metadata(run(up_to_date), "lora_adapter")
     assert second["reused"] is False and second["artifact"] != first
@@ -111,7 +114,7 @@ def test_a_recipe_change_is_the_reason_given(
 ) -> None:
     tiny_recipe["lora"]["rank"] = 2
     (workspace / "recipe.yaml").write_text(yaml.safe_dump(tiny_recipe))
-    stale = {stage.name: reason for stage, reason in stale_stages(up_to_date, Workspace())}
+    stale = {stage.name: reason.text for stage, reason in stale_stages(up_to_date, Workspace())}
     assert stale["lora_adapter"] == "the recipe changed (base, lora, training)"
     assert "tokenized_dataset" not in stale and "sections" not in stale
     result = run(up_to_date, *stale)
@@ -125,13 +128,13 @@ def test_a_code_change_and_a_changed_base_are_the_reasons_given(
     adapter = next(stage for stage in STAGES if stage.name == "lora_adapter")
     object.__setattr__(adapter, "code_version", CODE_VERSION + "-next")
     try:
-        assert reason_stale(up_to_date, adapter, workspace_now) == "its code changed"
+        assert str(reason_stale(up_to_date, adapter, workspace_now)) == "its code changed"
     finally:
         object.__setattr__(adapter, "code_version", CODE_VERSION)
     up_to_date.report_runless_asset_event(
         dg.AssetMaterialization("base_model", tags={"dagster/data_version": "another"})
     )
-    assert reason_stale(up_to_date, adapter, workspace_now) == "base_model has new content"
+    assert str(reason_stale(up_to_date, adapter, workspace_now)) == "base_model has new content"
 
 
 def test_a_file_that_cannot_be_read_stops_the_run_before_training_and_is_named(
@@ -145,7 +148,7 @@ def test_a_file_that_cannot_be_read_stops_the_run_before_training_and_is_named(
     assert (
         check.description is not None and "chapter_markdowns/latin.md: byte 5 (0xe9) is not UTF-8" in check.description
     )
-    assert reason_stale(instance, STAGES[1], Workspace()) == "a blocking check failed"
+    assert str(reason_stale(instance, STAGES[1], Workspace())) == "a blocking check failed"
     alone = run(instance, "tokenized_dataset")
     assert not alone.success, "the check cannot be stepped around by materializing what comes after it"
 
@@ -197,13 +200,15 @@ def test_a_damaged_artifact_is_noticed_before_it_is_used(
     instance: dg.DagsterInstance, workspace: Path, chapters: list[Path]
 ) -> None:
     assert run(instance, "raw_chapters", "sections").success
-    (lines,) = (workspace / ".ft" / "store" / "sections").glob("*/sections.jsonl")
+    (folder,) = (workspace / ".ft" / "store" / "sections").iterdir()
+    artifact = Artifact.open(folder)
+    lines = artifact.store.blob_path(stored_shards(artifact)[0].lines)
     data = bytearray(lines.read_bytes())
     data[10] ^= 1
     lines.write_bytes(data)
     result = run(instance, "tokenized_dataset")
     (failure,) = result.get_step_failure_events()
-    assert "sections.jsonl is damaged" in str(failure.step_failure_data.error)
+    assert f"{lines} is damaged" in str(failure.step_failure_data.error)
 
 
 def test_the_hub_token_is_in_nothing_that_was_written(
@@ -219,7 +224,7 @@ def test_the_hub_token_is_in_nothing_that_was_written(
 def test_an_artifact_that_is_gone_from_the_store_is_made_again(up_to_date: dg.DagsterInstance, workspace: Path) -> None:
     (artifact,) = (workspace / ".ft" / "store" / "tokenized_dataset").iterdir()
     shutil.rmtree(artifact)
-    stale = {stage.name: reason for stage, reason in stale_stages(up_to_date, Workspace())}
+    stale = {stage.name: reason.text for stage, reason in stale_stages(up_to_date, Workspace())}
     assert stale["tokenized_dataset"] == "its artifact is missing from the store"
     result = run(up_to_date, *stale)
     assert result.success and metadata(result, "lora_adapter")["reused"] is True
@@ -232,7 +237,7 @@ def test_a_fine_tuned_model_that_was_removed_or_replaced_is_put_back(
     (workspace / "fine_tuned_model").unlink()
     (workspace / "fine_tuned_model").mkdir()
     ((stage, reason),) = stale_stages(up_to_date, Workspace())
-    assert (stage.name, reason) == ("released_adapter", "fine_tuned_model is not what was released")
+    assert (stage.name, reason.text) == ("released_adapter", "fine_tuned_model is not what was released")
     assert run(up_to_date, "released_adapter").success
     assert (workspace / "fine_tuned_model").resolve() == released
     assert (workspace / "fine_tuned_model.before-1").is_dir()
@@ -250,7 +255,7 @@ def test_text_that_was_there_only_while_a_run_read_it_does_not_stay(
     assert job.execute_in_process(instance=up_to_date, asset_selection=selection).success
     chapter.write_text(before)
     record(up_to_date, look(load_settings()), Workspace().recipe)
-    assert {s.name: r for s, r in stale_stages(up_to_date, Workspace())}["raw_chapters"] == (
+    assert {s.name: r.text for s, r in stale_stages(up_to_date, Workspace())}["raw_chapters"] == (
         "report_files has new content"
     )
 

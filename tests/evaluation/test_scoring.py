@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from datasets import load_from_disk
 from transformers import AutoModelForCausalLM
 
 from ft_dagster.base import prepare_base
@@ -16,7 +15,9 @@ from ft_dagster.evaluation.evaluate import evaluate
 from ft_dagster.evaluation.request import EvaluationRequest, evaluation_key
 from ft_dagster.evaluation.scoring import bits_per_byte, document_nats, summarize
 from ft_dagster.recipe import resolve_recipe
-from ft_dagster.tokens.dataset import Document, read_documents
+from ft_dagster.store import Artifact
+from ft_dagster.tokens.dataset import all_documents, load_shards
+from ft_dagster.tokens.shard import Document
 from ft_dagster.tokens.tokenizer import DocumentTokenizer
 from ft_dagster.training.request import TrainingRequest
 from ft_dagster.training.train import train
@@ -35,11 +36,11 @@ def dataset(make_dataset: Callable[..., Path], texts: dict[str, str]) -> Path:
 def test_packed_and_cut_documents_score_as_they_do_whole_and_alone(
     tiny_base: Path, make_dataset: Callable[..., Path], texts: dict[str, str]
 ) -> None:
-    dataset = make_dataset(texts, held_out=["chapter_3", "chapter_short"], block_length=512)
+    dataset = Artifact.open(make_dataset(texts, held_out=["chapter_3", "chapter_short"], block_length=512))
     model = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
     tokenizer = DocumentTokenizer(tiny_base)
-    documents = read_documents(dataset)
-    nats = document_nats(model, load_from_disk(str(dataset / "held_out")), tokenizer.eos_id, 2, "float32")
+    ((rows, documents),) = load_shards(dataset, "held_out")
+    nats = document_nats(model, rows, tokenizer.eos_id, 2, "float32")
     assert {documents[index].chapter for index in nats} == {"chapter_3", "chapter_short"}
     for index, value in nats.items():
         ids = torch.tensor([tokenizer.encode([texts[documents[index].chapter]])[0].ids])
@@ -52,7 +53,7 @@ def test_every_byte_that_can_be_predicted_is_counted_once(
     dataset: Path, tiny_base: Path, texts: dict[str, str]
 ) -> None:
     tokenizer = DocumentTokenizer(tiny_base)
-    for document in read_documents(dataset):
+    for document in all_documents(Artifact.open(dataset)):
         text = texts[document.chapter]
         first = tokenizer.decode(tokenizer.encode([text])[0].ids[:1])
         if "�" not in first:  # a token that is a whole character
@@ -62,10 +63,10 @@ def test_every_byte_that_can_be_predicted_is_counted_once(
 
 def test_bits_per_byte_weigh_chapters_by_their_bytes() -> None:
     def document(chapter: str, size: int) -> Document:
-        return Document(chapter, "", 0, "", "", "held_out", 1, size, size)
+        return Document(chapter, "", "", "", "held_out", 1, size, size, 0)
 
-    documents = [document("a", 100), document("a", 100), document("b", 800)]
-    summary = summarize({0: 100 * math.log(2), 1: 300 * math.log(2), 2: 800 * math.log(2)}, documents)
+    bits = [(document("a", 100), 100), (document("b", 800), 800), (document("a", 100), 300)]
+    summary = summarize((scored, number * math.log(2)) for scored, number in bits)
     assert summary["chapters"]["a"] == {"bits_per_byte": pytest.approx(2.0), "bytes": 200}
     assert summary["chapters"]["b"] == {"bits_per_byte": pytest.approx(1.0), "bytes": 800}
     assert summary["bits_per_byte"] == pytest.approx(1.2)

@@ -3,7 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ft_dagster.corpus.sections import Section
+from ft_dagster.corpus.chapter import Section
 from ft_dagster.tokens.documents import Breaks, find_breaks, render, source_spans
 
 TITLES = st.text("Costs #é\t", min_size=1, max_size=8)
@@ -13,7 +13,6 @@ SECTIONS = st.builds(
     title=TITLES,
     level=st.integers(0, 6),
     lead=st.lists(TITLES.map(lambda title: f"# {title}"), max_size=2).map(tuple),
-    order=st.just(0),
     text=st.text(max_size=20),
     source=st.just("a.md"),
     hash=st.just(""),
@@ -21,7 +20,7 @@ SECTIONS = st.builds(
 
 
 def section(title: str, level: int, lead: tuple[str, ...], text: str) -> Section:
-    return Section("a", title, level, lead, 0, text, "a.md", "")
+    return Section("a", title, level, lead, text, "a.md", "")
 
 
 def test_a_document_is_the_headings_above_the_own_heading_and_the_text() -> None:

@@ -60,9 +60,10 @@ def test_the_token_of_context_counts_for_the_length() -> None:
 
 
 def test_breaks_become_the_tokens_that_begin_there() -> None:
-    starts = [0, 3, 6, 6, 9]  # two tokens of one character begin at 6
-    assert cut_positions(starts, Breaks([3], [6], [9])) == [[1], [2], [4]]
+    token_at = {0: 0, 3: 1, 6: 2, 9: 4}.get  # two tokens of one character begin at 6
+    assert cut_positions(token_at, Breaks([3], [6], [9])) == [[1], [2], [4]]
 
 
 def test_a_break_inside_a_token_or_after_the_last_or_at_the_first_is_none() -> None:
-    assert cut_positions([0, 3, 6], Breaks([4], [7], [0])) == [[], [], []]
+    token_at = {0: 0, 3: 1, 6: 2}.get
+    assert cut_positions(token_at, Breaks([4], [7], [0])) == [[], [], []]

@@ -20,6 +20,16 @@ def byte_level(tiny_base: Path) -> DocumentTokenizer:
     return DocumentTokenizer(tiny_base)
 
 
+def starts(text: EncodedText) -> list[int]:
+    """Character position where each token begins."""
+    return [start for start, _ in text.encoding.offsets]
+
+
+def encoded(tokenizer: DocumentTokenizer, *texts: str) -> list[tuple[list[int], list[int], list[tuple[int, int]], int]]:
+    """(ids, where each begins, spans that are lost, bytes of these) of each text."""
+    return [(text.ids, starts(text), text.lost, text.lost_bytes) for text in tokenizer.encode(texts)]
+
+
 def save(folder: Path, tokenizer: Tokenizer, **config: Any) -> Path:
     """A model's folder as far as the tokenizer goes."""
     tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
@@ -46,16 +56,21 @@ def words(*known: str) -> Tokenizer:
 @settings(max_examples=200, deadline=None)
 @given(text=st.text(st.characters(exclude_categories=["Cs"])))
 def test_a_byte_level_tokenizer_reads_every_text_back(byte_level: DocumentTokenizer, text: str) -> None:
-    (encoded,) = byte_level.encode([text])
-    assert byte_level.decode(encoded.ids) == text
-    assert (encoded.lost, encoded.lost_bytes, len(encoded.starts)) == ([], 0, len(encoded.ids))
-    assert encoded.starts == sorted(encoded.starts)
+    (found,) = byte_level.encode([text])
+    assert byte_level.decode(found.ids) == text
+    begins = starts(found)
+    assert (found.lost, found.lost_bytes, len(begins)) == ([], 0, len(found.ids))
+    assert begins == sorted(begins)
+    assert found.second_start == (begins[1] if len(begins) > 1 else None)
+    assert [found.token_at(at) for at in range(len(text) + 1)] == [
+        begins.index(at) if at in begins else None for at in range(len(text) + 1)
+    ]
 
 
 def test_text_of_control_tokens_stays_text(byte_level: DocumentTokenizer) -> None:
-    (encoded,) = byte_level.encode([CONTROL])
-    assert {0, 1, 2}.isdisjoint(encoded.ids)
-    assert byte_level.decode(encoded.ids) == CONTROL
+    (found,) = byte_level.encode([CONTROL])
+    assert {0, 1, 2}.isdisjoint(found.ids)
+    assert byte_level.decode(found.ids) == CONTROL
 
 
 def test_control_tokens_that_were_added_to_a_vocabulary_stay_text(tmp_path: Path) -> None:
@@ -64,9 +79,9 @@ def test_control_tokens_that_were_added_to_a_vocabulary_stay_text(tmp_path: Path
     added = {tokenizer.token_to_id("<|im_end|>"), tokenizer.token_to_id("[INST]")}
     assert set(tokenizer.encode("<|im_end|> [INST]").ids) > added
     document_tokenizer = DocumentTokenizer(save(tmp_path, tokenizer))
-    (encoded,) = document_tokenizer.encode(["<|im_end|> [INST]"])
-    assert added.isdisjoint(encoded.ids)
-    assert encoded.lost_bytes == 0
+    (found,) = document_tokenizer.encode(["<|im_end|> [INST]"])
+    assert added.isdisjoint(found.ids)
+    assert found.lost_bytes == 0
 
 
 def test_a_text_that_can_only_be_read_as_a_control_token_is_refused(tmp_path: Path) -> None:
@@ -76,8 +91,9 @@ def test_a_text_that_can_only_be_read_as_a_control_token_is_refused(tmp_path: Pa
 
 
 def test_starts_are_the_characters_where_tokens_begin(byte_level: DocumentTokenizer) -> None:
-    (encoded,) = byte_level.encode(["é\n\nb"])
-    assert encoded.starts == [0, 0, 1, 2, 3]
+    (found,) = byte_level.encode(["é\n\nb"])
+    assert starts(found) == [0, 0, 1, 2, 3]
+    assert [found.token_at(at) for at in range(5)] == [0, 2, 3, 4, None]
 
 
 def test_a_tokenizer_without_a_beginning_token_has_no_prefix(byte_level: DocumentTokenizer) -> None:
@@ -90,25 +106,25 @@ def test_the_prefix_is_what_a_model_expects_before_a_text(tmp_path: Path, templa
     tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=[("<s>", 1), ("</s>", 2)])
     document_tokenizer = DocumentTokenizer(save(tmp_path, tokenizer))
     assert document_tokenizer.prefix == prefix
-    assert document_tokenizer.encode(["ab"]) == [EncodedText([3, 4], [0, 1], [], 0)]
+    assert encoded(document_tokenizer, "ab") == [([3, 4], [0, 1], [], 0)]
 
 
 def test_bytes_of_characters_that_the_vocabulary_lacks_are_counted(tmp_path: Path) -> None:
     tokenizer = DocumentTokenizer(save(tmp_path, characters("ab ")))
-    assert tokenizer.encode(["ab é🎉 a", "b"]) == [
-        EncodedText([3, 4, 5, 0, 5, 3], [0, 1, 2, 3, 5, 6], [(3, 5)], 6),
-        EncodedText([4], [0], [], 0),
+    assert encoded(tokenizer, "ab é🎉 a", "b") == [
+        ([3, 4, 5, 0, 5, 3], [0, 1, 2, 3, 5, 6], [(3, 5)], 6),
+        ([4], [0], [], 0),
     ]
 
 
 def test_bytes_of_words_that_the_vocabulary_lacks_are_counted(tmp_path: Path) -> None:
     tokenizer = DocumentTokenizer(save(tmp_path, words("costs", "fell")))
-    assert tokenizer.encode(["costs fell überall"]) == [EncodedText([3, 4, 0], [0, 6, 11], [(11, 18)], 8)]
+    assert encoded(tokenizer, "costs fell überall") == [([3, 4, 0], [0, 6, 11], [(11, 18)], 8)]
 
 
 def test_blank_space_may_come_back_otherwise(tmp_path: Path) -> None:
     tokenizer = DocumentTokenizer(save(tmp_path, words("costs", "fell")))
-    assert tokenizer.encode([" costs\n\nfell"]) == [EncodedText([3, 4], [1, 8], [], 0)]
+    assert encoded(tokenizer, " costs\n\nfell") == [([3, 4], [1, 8], [], 0)]
 
 
 def test_a_lossy_normalizer_is_refused(tmp_path: Path) -> None:

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import torch
-from datasets import Dataset, load_from_disk
 from filelock import FileLock
 from peft import PeftModel
 from safetensors.torch import load_file
@@ -20,7 +20,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ft_dagster.base import BaseModelError, prepare_base
 from ft_dagster.recipe import Recipe, resolve_recipe
-from ft_dagster.tokens.dataset import read_documents
+from ft_dagster.store import Artifact, Store
+from ft_dagster.tokens.dataset import DatasetShard, all_documents, load_rows
+from ft_dagster.tokens.shard import Document
 from ft_dagster.training.checkpoints import last_complete
 from ft_dagster.training.progress import TrainingError
 from ft_dagster.training.request import RESULT, TrainingRequest, training_key
@@ -43,7 +45,7 @@ def request_for(dataset: Path, tiny_recipe: dict[str, Any], tmp_path: Path) -> C
         content = tiny_recipe | {name: tiny_recipe.get(name, {}) | fields for name, fields in parts.items()}
         recipe = resolve_recipe(content)
         base = prepare_base(recipe.base, tmp_path / "cache")
-        version = json.loads((dataset / "dataset.json").read_text())["version"]
+        version = Artifact.open(dataset).about["version"]
         return TrainingRequest(
             key=training_key(version, base.identity, recipe),
             base=base.to_json(),
@@ -88,9 +90,9 @@ def test_rows_become_tensors_with_positions_and_labels_by_piece() -> None:
 
 
 def test_every_token_of_every_train_document_but_its_first_is_supervised_once(dataset: Path) -> None:
-    rows = load_from_disk(str(dataset / "train"))
+    rows = load_rows(Artifact.open(dataset), "train")
     supervised = sum(int((collate([row], 2)["labels"] != IGNORED).sum()) for row in rows)
-    documents = [d for d in read_documents(dataset) if d.split == "train"]
+    documents = [d for d in all_documents(Artifact.open(dataset)) if d.split == "train"]
     assert supervised == sum(d.tokens + 1 - 1 for d in documents)  # the end is supervised, the first token is not
     ends = sum(int((collate([row], 2)["labels"] == 2).sum()) for row in rows)
     assert ends == len(documents)
@@ -99,7 +101,7 @@ def test_every_token_of_every_train_document_but_its_first_is_supervised_once(da
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_documents_in_one_row_do_not_see_each_other(tiny_base: Path, dataset: Path, attention: str) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32, attn_implementation=attention)
-    rows = [row for row in load_from_disk(str(dataset / "train")) if len(row["lengths"]) > 1]
+    rows = [row for row in load_rows(Artifact.open(dataset), "train") if len(row["lengths"]) > 1]
     assert len(rows) >= 2
     batch = collate(rows[:2], 2)
     with torch.no_grad():
@@ -201,9 +203,21 @@ def test_a_loss_that_is_not_a_number_ends_training_and_says_what_to_change(
 def test_a_dataset_without_a_supervised_token_is_refused_before_the_model_is_loaded(
     request_for: Callable[..., TrainingRequest], tmp_path: Path
 ) -> None:
-    Dataset.from_dict({"input_ids": [[5, 6]], "lengths": [[1, 1]]}).save_to_disk(tmp_path / "single" / "train")
+    rows, store = pa.table({"input_ids": [[5, 6]], "lengths": [[1, 1]]}), Store(tmp_path / "single")
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, rows.schema) as writer:
+        writer.write_table(rows)
+    document = Document("a", "", "", "a.md", "train", 1, 1, 0, 0)
+    figures, documents, blob = store.put_blobs(
+        [b"{}", json.dumps(vars(document)).encode(), sink.getvalue().to_pybytes()]
+    )
+    with store.staging() as folder:
+        (folder / "shards.json").write_text(
+            json.dumps([vars(DatasetShard("", "", figures, documents, {"train": blob}))]), "utf-8"
+        )
+        single = store.take_in("tokenized_dataset", "single", folder, {}).path
     with pytest.raises(TrainingError, match="nothing to learn"):
-        train(TrainingRequest(**{**vars(request_for()), "dataset": str(tmp_path / "single")}), lambda _: None)
+        train(TrainingRequest(**{**vars(request_for()), "dataset": str(single)}), lambda _: None)
 
 
 def test_a_base_whose_weights_changed_is_refused(request_for: Callable[..., TrainingRequest]) -> None:

@@ -1,0 +1,106 @@
+"""How fast text becomes packed rows on disk, next to `datasets.map` with the same tokenizer.
+
+    python benchmarks/tokenizing.py --reports FOLDER
+
+Both sides start from the same sections in memory and end with an Arrow file on disk. `datasets.map` only tokenizes.
+Ours also decodes every text and compares it, cuts at headings and paragraphs, packs, and keeps the account. The two
+alternate in one process, after a round that does not count; the table has medians.
+"""
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks.corpus import write_chapters
+from ft_dagster.base import prepare_base
+from ft_dagster.corpus.chapter import Section
+from ft_dagster.corpus.sections import all_chapters, make_sections
+from ft_dagster.corpus.snapshot import take_snapshot
+from ft_dagster.recipe import Corpus, Tokens, load_recipe
+from ft_dagster.settings import Settings
+from ft_dagster.store import Store
+from ft_dagster.tokens.dataset import choose_split, make_dataset
+from ft_dagster.tokens.documents import render
+from ft_dagster.tokens.held_out import Pinned
+
+PROJECT = Path(__file__).parents[1]
+ROUNDS = 3
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--reports", type=Path, default=PROJECT / "examples" / "chapter_markdowns")
+    parser.add_argument("--chapters", type=int, default=2000)
+    parser.add_argument("--output", type=Path, default=PROJECT / "benchmarks" / "results" / "tokenizing.md")
+    options = parser.parse_args()
+
+    from datasets import Dataset, disable_caching, disable_progress_bars
+    from transformers import AutoTokenizer
+
+    disable_caching()
+    disable_progress_bars()
+    base = prepare_base(load_recipe("smollm2-135m").base, Settings().cache)
+    tokenizer = AutoTokenizer.from_pretrained(base.folder)
+    with tempfile.TemporaryDirectory() as scratch:
+        workspace = Path(scratch)
+        write_chapters(options.reports, workspace, options.chapters)
+        snapshot = take_snapshot(workspace, workspace / "files.db", Store(workspace / "store"))
+        sections = make_sections(snapshot, Corpus())
+        found: list[Section] = [section for chapter in all_chapters(sections) for section in chapter.sections]
+        texts = [render(section) for section in found]
+        size = sum(len(text.encode()) for text in texts) / 1e6
+        rows = Dataset.from_dict({"text": texts})
+        split = choose_split(sections, Tokens(), Pinned())
+        round_number = 0
+
+        def ours() -> None:
+            nonlocal round_number
+            round_number += 1  # another block length each time, so that nothing is taken over from the round before
+            options = Tokens(block_length=512 + round_number)
+            made = make_dataset(sections, Path(base.folder), base.tokenizer, options, split)
+            assert made.about["splits"]["train"]["rows"]
+
+        def theirs() -> None:
+            rows.map(
+                lambda batch: tokenizer(batch["text"], add_special_tokens=False),
+                batched=True,
+                remove_columns=["text"],
+                cache_file_name=str(workspace / "theirs.arrow"),
+            )
+
+        times: dict[str, list[tuple[float, float]]] = {"ours": [], "datasets.map": []}
+        for number in range(ROUNDS + 1):
+            for name, work in (("ours", ours), ("datasets.map", theirs)):
+                taken = timed(work)
+                if number:
+                    times[name].append(taken)
+    lines = ["| | MB/s | MB per CPU-s |", "|---|---:|---:|"]
+    speeds = {}
+    for name, taken in times.items():
+        seconds, cpu = (statistics.median(column) for column in zip(*taken, strict=True))
+        speeds[name] = (size / seconds, size / cpu)
+        lines.append(f"| {name} | {size / seconds:.2f} | {size / cpu:.2f} |")
+    ratios = [ours / theirs for ours, theirs in zip(speeds["ours"], speeds["datasets.map"], strict=True)]
+    lines.append(f"| ours / datasets.map | {ratios[0]:.2f} | {ratios[1]:.2f} |")
+    about = (
+        f"# Tokenizing\n\n{len(texts):,} sections, {size:.1f} MB, recombined from real ones; tokenizer of "
+        f"SmolLM2-135M; {ROUNDS} alternated rounds, medians, {os.cpu_count()} cores. `datasets.map` tokenizes; ours "
+        "also reads every text back and compares, cuts, packs and accounts for every byte.\n\n"
+    )
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(about + "\n".join(lines) + "\n")
+    print(about + "\n".join(lines))
+
+
+def timed(work: Callable[[], None]) -> tuple[float, float]:
+    began, cpu = time.perf_counter(), time.process_time()
+    work()
+    return time.perf_counter() - began, time.process_time() - cpu
+
+
+if __name__ == "__main__":
+    main()

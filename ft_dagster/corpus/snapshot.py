@@ -1,0 +1,108 @@
+"""The bytes of the report files at one moment, kept so that what was trained on can always be read again."""
+
+import json
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from ft_dagster.corpus.files import SourceFile, Unreadable
+from ft_dagster.corpus.index import CODE_VERSION, Scan, changed_since, scan_reports
+from ft_dagster.corpus.shards import group_names
+from ft_dagster.store import Artifact, Store, canonical_json, digest
+
+KIND = "raw_chapters"
+"""What the store calls a snapshot."""
+_SHARDS = "shards.json"
+
+
+@dataclass(frozen=True)
+class SnapshotShard:
+    """The files of a group of chapters."""
+
+    group: str
+    blob: str
+    """SHA-256 of the list of files: a group with the same list has the same bytes in it."""
+
+
+def take_snapshot(workspace: Path, index_path: Path, store: Store, settle_seconds: float = 0.0) -> Artifact:
+    """Look at the report files and keep the bytes of each; a file that changes meanwhile is looked at again.
+
+    Args:
+        workspace: whose reports.
+        index_path: the index of what was hashed before.
+        store: takes bytes and list.
+        settle_seconds: how long the files must have lain still before they are read, or somebody may be writing.
+    """
+    doubted: set[str] = set()
+    while True:
+        scan = scan_reports(workspace, index_path, doubted=doubted)
+        if changed_since(scan, settle_seconds):
+            time.sleep(min(1.0, settle_seconds))
+            continue
+        if keep_contents(workspace, scan, store):
+            return write_snapshot(scan, store)
+        doubted = {file.path for file in scan.files if not store.has_blob(file.sha256)}  # perhaps the index is wrong
+
+
+def keep_contents(workspace: Path, scan: Scan, store: Store) -> bool:
+    """Keep the bytes of every file; False if a file is not any more what the scan found."""
+    kept = store.blobs()
+    missing = {file.sha256: file for file in scan.files if file.sha256 not in kept}
+    return missing.keys() <= set(store.put_blobs(_contents(workspace, missing.values())))
+
+
+def _contents(workspace: Path, files: Iterable[SourceFile]) -> Iterator[bytes]:
+    for file in files:
+        try:
+            yield (workspace / file.path).read_bytes()
+        except OSError:  # gone, or not to be read any more: the next look says which
+            continue
+
+
+def write_snapshot(scan: Scan, store: Store) -> Artifact:
+    """Keep the list of files that a scan found, whose bytes have been kept."""
+    version = scan.version
+    key = digest([CODE_VERSION, version])
+    if found := store.find(KIND, key):
+        return found
+    chapters: dict[str, list[SourceFile]] = {}
+    for file in scan.files:
+        chapters.setdefault(file.chapter, []).append(file)
+    groups = group_names(chapters)
+    blobs = store.put_blobs(
+        canonical_json([tuple(file) for name in names for file in sorted(chapters[name])]) for names in groups.values()
+    )
+    with store.staging() as folder:
+        content = {
+            "shards": [asdict(SnapshotShard(*shard)) for shard in zip(groups, blobs, strict=True)],
+            "unreadable": [asdict(item) for item in scan.unreadable],
+        }
+        (folder / _SHARDS).write_text(json.dumps(content, indent=1, ensure_ascii=False), "utf-8")
+        about = {
+            "version": version,
+            "files": len(scan.files),
+            "bytes": sum(file.size for file in scan.files) + sum(item.size for item in scan.unreadable),
+        }
+        return store.take_in(KIND, key, folder, about)
+
+
+def snapshot_shards(snapshot: Artifact) -> list[SnapshotShard]:
+    """The groups of a snapshot."""
+    return [SnapshotShard(**shard) for shard in snapshot.read_json(_SHARDS)["shards"]]
+
+
+def unreadable_files(snapshot: Artifact) -> list[Unreadable]:
+    """What could not be read when the snapshot was taken."""
+    return [Unreadable(**item) for item in snapshot.read_json(_SHARDS)["unreadable"]]
+
+
+def shard_files(store: Store, shard: SnapshotShard) -> list[SourceFile]:
+    """The files of one group."""
+    return [SourceFile(*row) for row in json.loads(store.get_blob(shard.blob))]
+
+
+def snapshot_files(snapshot: Artifact) -> Iterator[SourceFile]:
+    """All files of a snapshot, group by group; their bytes are blobs of the store."""
+    for shard in snapshot_shards(snapshot):
+        yield from shard_files(snapshot.store, shard)

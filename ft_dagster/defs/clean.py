@@ -1,0 +1,171 @@
+"""What the store need not keep: everything that no kept adapter was made from."""
+
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from ft_dagster.corpus.sections import stored_shards
+from ft_dagster.corpus.snapshot import shard_files, snapshot_shards
+from ft_dagster.defs.stages import (
+    ADAPTER_EVALUATION,
+    ARTIFACT,
+    LORA_ADAPTER,
+    RAW_CHAPTERS,
+    SECTIONS,
+    STAGES,
+    TOKENIZED_DATASET,
+    all_materializations,
+    artifact_kind,
+)
+from ft_dagster.defs.workspace import Workspace
+from ft_dagster.store import Artifact, Store
+from ft_dagster.tokens.dataset import dataset_shards
+
+_ATTEMPT_SECONDS = 86_400
+"""A training that was given up longer ago than this is not gone on with."""
+_MANIFEST = "manifest.json"
+KINDS = (RAW_CHAPTERS, SECTIONS, TOKENIZED_DATASET, LORA_ADAPTER, ADAPTER_EVALUATION)
+
+
+@dataclass
+class Removable:
+    """Files and folders that nothing kept refers to."""
+
+    paths: dict[str, list[Path]] = field(default_factory=dict)
+    """What they are -> where they are."""
+    kept_adapters: list[str] = field(default_factory=list)
+
+    def sizes(self) -> dict[str, tuple[int, int]]:
+        """What they are -> how many, and their bytes."""
+        return {name: (len(paths), sum(map(_size, paths))) for name, paths in self.paths.items()}
+
+    def to_json(self) -> dict[str, Any]:
+        rows = {name: {"count": count, "bytes": size} for name, (count, size) in self.sizes().items()}
+        return {"removable": rows, "kept_adapters": self.kept_adapters}
+
+    def remove(self) -> None:
+        """Remove them: first what refers to others, each at once, so that an interruption leaves nothing half there."""
+        for paths in self.paths.values():
+            for path in paths:
+                if path.is_dir() and not path.is_symlink():
+                    aside = path.with_name(f".removed-{path.name}")
+                    path.rename(aside)
+                    shutil.rmtree(aside)
+                else:
+                    path.unlink(missing_ok=True)
+
+
+def find_removable(instance: dg.DagsterInstance, workspace: Workspace) -> Removable:
+    """What no kept adapter and no current asset needs.
+
+    Kept are the adapters that were made last (FT_KEEP_ADAPTERS), those ever released (FT_KEEP_RELEASED), the released
+    one and the current one; of each the chapters, sections, dataset and evaluations; and what the assets hold now.
+
+    Raises:
+        StoreError: what is kept is damaged, so that it cannot be told what belongs to it.
+    """
+    store, settings = workspace.store, workspace.settings
+    keep = _Kept(store)
+    materializations = all_materializations(instance)
+    for stage in STAGES:
+        if last := materializations.get(stage.key):
+            keep.add(artifact_kind(stage), str(last.metadata[ARTIFACT].value))
+    released = workspace.releases.current()
+    wanted = set(_newest(store, settings.keep_adapters)) | ({released} if released else set())
+    if settings.keep_released:
+        wanted |= {entry["adapter"] for entry in workspace.releases.history()}
+    for key in wanted:
+        keep.add(LORA_ADAPTER.name, key)
+    kept_adapters = sorted(keep.artifacts[LORA_ADAPTER.name])
+    for key in _keys(store, ADAPTER_EVALUATION.name):
+        evaluation = store.find(ADAPTER_EVALUATION.name, key)
+        if evaluation and evaluation.about["adapter"] in kept_adapters:
+            keep.add(ADAPTER_EVALUATION.name, key)
+    removable = Removable(kept_adapters=kept_adapters)
+    for stage in reversed(KINDS):
+        gone = [key for key in _keys(store, stage.name) if key not in keep.artifacts[stage.name]]
+        removable.paths[stage.name] = [store.root / stage.name / key for key in gone]
+    removable.paths["copies of released adapters"] = [
+        path for path in _children(workspace.releases.folder) if path.is_dir() and path.name not in wanted
+    ]
+    removable.paths["files of chapters, sections and datasets"] = [
+        store.blob_path(name) for name in sorted(store.blobs() - keep.blobs)
+    ]
+    removable.paths["trainings given up"] = [
+        path for path in _children(settings.state / "attempts") if time.time() - _newest_change(path) > _ATTEMPT_SECONDS
+    ]
+    unfinished = [*_children(store.root / "staging"), *store.root.glob("*/.removed-*"), *store.root.glob("blobs/*/.*")]
+    removable.paths["unfinished artifacts"] = unfinished
+    removable.paths = {name: paths for name, paths in removable.paths.items() if paths}
+    return removable
+
+
+class _Kept:
+    """Artifacts that are kept, with all they were made from."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.artifacts: dict[str, set[str]] = {stage.name: set() for stage in KINDS}
+        self.blobs: set[str] = set()
+
+    def add(self, kind: str, key: str) -> None:
+        artifact = self.store.find(kind, key)
+        if key in self.artifacts[kind] or artifact is None:
+            return
+        self.artifacts[kind].add(key)
+        self.blobs.update(_blobs(artifact))
+        for parent, parent_key in _made_from(artifact).items():
+            self.add(parent, parent_key)
+
+
+def _made_from(artifact: Artifact) -> dict[str, str]:
+    if artifact.kind == SECTIONS.name:
+        return {RAW_CHAPTERS.name: artifact.about[RAW_CHAPTERS.name]}
+    if artifact.kind == TOKENIZED_DATASET.name:
+        return dict(artifact.about["made_from"])
+    if artifact.kind == LORA_ADAPTER.name:
+        return dict(artifact.read_json(_MANIFEST)["made_from"])
+    if artifact.kind == ADAPTER_EVALUATION.name:
+        return {LORA_ADAPTER.name: artifact.about["adapter"]}
+    return {}
+
+
+def _blobs(artifact: Artifact) -> Iterator[str]:
+    if artifact.kind == RAW_CHAPTERS.name:
+        for shard in snapshot_shards(artifact):
+            yield shard.blob
+            yield from (file.sha256 for file in shard_files(artifact.store, shard))
+    elif artifact.kind == SECTIONS.name:
+        for sections in stored_shards(artifact):
+            yield from (sections.lines, sections.figures)
+    elif artifact.kind == TOKENIZED_DATASET.name:
+        for rows in dataset_shards(artifact):
+            yield from rows.blobs
+
+
+def _newest(store: Store, count: int) -> list[str]:
+    folder = store.root / LORA_ADAPTER.name
+    newest = sorted(_children(folder), key=lambda path: -path.stat().st_mtime_ns)
+    return [path.name for path in newest[:count]]
+
+
+def _keys(store: Store, kind: str) -> list[str]:
+    return [path.name for path in _children(store.root / kind)]
+
+
+def _children(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.name[0] != ".") if folder.is_dir() else []
+
+
+def _newest_change(folder: Path) -> float:
+    return max([folder.stat().st_mtime, *(path.stat().st_mtime for path in folder.rglob("*"))])
+
+
+def _size(path: Path) -> int:
+    files = path.rglob("*") if path.is_dir() and not path.is_symlink() else [path]
+    return sum(file.lstat().st_size for file in files if file.is_file())

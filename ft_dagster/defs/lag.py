@@ -1,0 +1,67 @@
+"""Whether the released adapter lags behind the reports: a check that the UI shows red while it does, for too long.
+
+Not one of Dagster's freshness policies, which count from the last materialization: they turn red when nothing has
+changed for a while, which is when nothing has to run.
+"""
+
+import time
+
+import dagster as dg
+
+from ft_dagster.defs.stages import RELEASED_ADAPTER, REPORT_FILES, stale_stages
+from ft_dagster.defs.workspace import Workspace
+
+_DESCRIPTION = (
+    "The released adapter is not behind the reports for longer than FT_LAG_SECONDS. Evaluated with every release, and "
+    "by the sensor whenever the answer changes."
+)
+
+
+@dg.asset_check(asset=RELEASED_ADAPTER.key, name="keeps_up_with_reports", description=_DESCRIPTION)
+def keeps_up_with_reports(context: dg.AssetCheckExecutionContext, workspace: Workspace) -> dg.AssetCheckResult:
+    return _result(seconds_behind(context.instance, workspace), workspace.settings.lag_seconds)
+
+
+def report_lag(instance: dg.DagsterInstance, workspace: Workspace) -> None:
+    """Record the check's result if it is another than the last one."""
+    result = _result(seconds_behind(instance, workspace), workspace.settings.lag_seconds)
+    key = dg.AssetCheckKey(RELEASED_ADAPTER.key, "keeps_up_with_reports")
+    last = instance.event_log_storage.get_latest_asset_check_execution_by_key([key]).get(key)
+    evaluation = last.evaluation if last else None
+    if evaluation is None and result.passed:
+        return  # before the first run there is nothing to be behind with
+    if evaluation is None or evaluation.passed != result.passed:
+        instance.report_runless_asset_event(
+            dg.AssetCheckEvaluation(
+                asset_key=key.asset_key,
+                check_name=key.name,
+                passed=result.passed,
+                severity=result.severity,
+                metadata=result.metadata,
+                description=result.description,
+            )
+        )
+
+
+def seconds_behind(instance: dg.DagsterInstance, workspace: Workspace) -> float:
+    """Seconds since the reports became other than what the released adapter stands for; 0 when they are the same."""
+    if not stale_stages(instance, workspace):
+        return 0.0
+    released = instance.fetch_materializations(RELEASED_ADAPTER.key, limit=1).records
+    since = dg.AssetRecordsFilter(REPORT_FILES, after_timestamp=released[0].timestamp if released else None)
+    changes = instance.fetch_materializations(since, limit=1, ascending=True).records
+    return max(0.0, time.time() - changes[0].timestamp) if changes else 0.0
+
+
+def _result(behind: float, most: float) -> dg.AssetCheckResult:
+    late = behind > most
+    return dg.AssetCheckResult(
+        check_name="keeps_up_with_reports",
+        asset_key=RELEASED_ADAPTER.key,
+        passed=not late,
+        severity=dg.AssetCheckSeverity.ERROR,
+        metadata={"seconds behind": round(behind, 1), "at most": most},
+        description=f"The reports changed {behind / 60:.0f} min ago and no adapter stands for them yet."
+        if late
+        else None,
+    )

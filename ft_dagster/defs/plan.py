@@ -1,0 +1,291 @@
+"""What a run would do now, and why: chapters, stages, tokens, steps, time. Looks, and changes nothing.
+
+Where little text changed, the light stages are tried out in a folder that is thrown away, so that the plan knows what
+the run will find: that an edit changes no token, or that the adapter for it was made before. Where much changed, the
+figures are estimates from the bytes, and say so.
+"""
+
+import math
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from ft_dagster.base import PreparedBase, base_version, local_base
+from ft_dagster.corpus.chapter import natural_key
+from ft_dagster.corpus.files import CorpusError, SourceFile, require_reports
+from ft_dagster.corpus.index import Scan, scan_reports
+from ft_dagster.corpus.ledger import LedgerError
+from ft_dagster.corpus.sections import make_sections, unreadable_rows
+from ft_dagster.corpus.snapshot import keep_contents, snapshot_files, write_snapshot
+from ft_dagster.defs.stages import (
+    ADAPTER_EVALUATION,
+    ARTIFACT,
+    BASE_MODEL,
+    BLOCKED,
+    LORA_ADAPTER,
+    RAW_CHAPTERS,
+    REPORT_FILES,
+    SECTIONS,
+    STAGES,
+    TOKENIZED_DATASET,
+    Reason,
+    Stage,
+    data_version,
+    input_version,
+    latest_materialization,
+    stale_stages,
+)
+from ft_dagster.defs.workspace import Workspace
+from ft_dagster.recipe import Recipe
+from ft_dagster.store import Artifact, Overlay, Store
+from ft_dagster.tokens.dataset import choose_split, make_dataset
+from ft_dagster.tokens.held_out import read_pinned
+from ft_dagster.training.request import training_key
+
+_TRIED_BYTES = 2_000_000
+"""More changed text than this is estimated, not tried out: parsing and tokenizing it takes longer than a person waits
+for a plan."""
+_BYTES_PER_TOKEN = 4.0
+"""Of English prose, where no dataset of these reports says better (SmolLM2's tokenizer: 4.1 on the example report)."""
+
+
+@dataclass(frozen=True)
+class ChapterChange:
+    """A chapter that is not what it was when the reports were last read."""
+
+    chapter: str
+    words: int
+    """Now; before, if it was removed."""
+    words_before: int = 0
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage that a run would bring up to date."""
+
+    stage: str
+    kind: str
+    """content, recipe, base, code, missing, blocked, or upstream: a stage above may change."""
+    reason: str
+    outcome: str
+    """`runs`, `unchanged` (runs, and its content turns out to be the same), `reused` (the store has what it would
+    make), `blocked` (a file that cannot be read stops the run here), or `if needed` (what comes before it decides)."""
+
+
+@dataclass
+class Plan:
+    """What `ft-dagster run` would do now."""
+
+    added: list[ChapterChange] = field(default_factory=list)
+    edited: list[ChapterChange] = field(default_factory=list)
+    removed: list[ChapterChange] = field(default_factory=list)
+    stages: list[StagePlan] = field(default_factory=list)
+    exact: bool = True
+    """Whether the figures are those that the run will have; otherwise they are estimates."""
+    trains: bool = False
+    train_tokens: int | None = None
+    """Tokens in an epoch."""
+    steps: int | None = None
+    """Optimizer steps; 0 if no training is due."""
+    seconds: float | None = None
+    """Estimated time of training and evaluation, from those before; None before the first."""
+
+    @property
+    def nothing_to_do(self) -> bool:
+        return not self.stages
+
+    def to_json(self) -> dict[str, Any]:
+        changes = {name: asdict(self)[name] for name in ("added", "edited", "removed")}
+        words = {name: sum(item["words"] for item in items) for name, items in changes.items()}
+        return {"nothing_to_do": self.nothing_to_do, "words": words} | asdict(self)
+
+
+def make_plan(instance: dg.DagsterInstance, workspace: Workspace, scan: Scan | None = None) -> Plan:
+    """Look at reports, recipe, base model, code, store and release, and say what a run would do.
+
+    Args:
+        instance: what was made.
+        workspace: what is there.
+        scan: the reports, if they have been looked at; they are looked at without a trace otherwise.
+
+    Raises:
+        CorpusError: there are no reports.
+    """
+    settings, recipe = workspace.settings, workspace.recipe
+    scan = scan or scan_reports(settings.workspace, settings.index, remember=False)
+    require_reports(settings.workspace, len(scan.files) + len(scan.unreadable))
+    now = {REPORT_FILES: scan.version, BASE_MODEL: base_version(recipe.base)}
+    plan = Plan()
+    before = _artifact(instance, workspace.store, RAW_CHAPTERS)
+    changed = _compare(plan, scan, before)
+    stale = stale_stages(instance, workspace, now)
+    if not stale:
+        return plan
+    with tempfile.TemporaryDirectory() as scratch:
+        tried = None
+        if sum(file.size for file in changed) <= _TRIED_BYTES:
+            tried = _Trial(instance, workspace, Overlay(workspace.store, Path(scratch)), now).run(scan, dict(stale))
+        plan.exact = tried is not None
+        plan.stages = tried.stages if tried else [_as_found(stage, reason) for stage, reason in stale]
+        _count(plan, instance, workspace, tried, scan)
+    return plan
+
+
+def _artifact(instance: dg.DagsterInstance, store: Store, stage: Stage) -> Artifact | None:
+    last = latest_materialization(instance, stage.key)
+    return store.find(stage.name, str(last.metadata[ARTIFACT].value)) if last else None
+
+
+def _as_found(stage: Stage, reason: Reason) -> StagePlan:
+    return StagePlan(stage.name, reason.kind, reason.text, "if needed" if reason.kind == "upstream" else "runs")
+
+
+def _compare(plan: Plan, scan: Scan, before: Artifact | None) -> list[SourceFile]:
+    """Fill in the changed chapters; returns the files of now that are not what they were."""
+    old, new = _by_chapter(snapshot_files(before) if before else ()), _by_chapter(scan.files)
+    changed = []
+    names = [name for name in old.keys() | new.keys() if old.get(name, {}).keys() != new.get(name, {}).keys()]
+    for name in sorted(names, key=natural_key):
+        was, is_now = old.get(name, {}), new.get(name, {})
+        words, words_before = (sum(file.words for file in files.values()) for files in (is_now, was))
+        if not was:
+            plan.added.append(ChapterChange(name, words))
+        elif not is_now:
+            plan.removed.append(ChapterChange(name, words_before, words_before))
+        else:
+            plan.edited.append(ChapterChange(name, words, words_before))
+        changed += [file for key, file in is_now.items() if key not in was]
+    return changed
+
+
+def _by_chapter(files: Iterable[SourceFile]) -> dict[str, dict[tuple[str, str], SourceFile]]:
+    """Chapter -> (path, content) -> file."""
+    chapters: dict[str, dict[tuple[str, str], SourceFile]] = defaultdict(dict)
+    for file in files:
+        chapters[file.chapter][file.path, file.sha256] = file
+    return chapters
+
+
+@dataclass
+class _Outcome:
+    """What a trial found."""
+
+    stages: list[StagePlan]
+    dataset: Artifact | None
+    """None if a file that cannot be read stops the run before."""
+
+
+class _Trial:
+    """Makes what the light stages would make, in a store that is thrown away."""
+
+    def __init__(
+        self, instance: dg.DagsterInstance, workspace: Workspace, store: Overlay, now: Mapping[dg.AssetKey, str]
+    ) -> None:
+        self.instance = instance
+        self.workspace = workspace
+        self.recipe: Recipe = workspace.recipe
+        self.store = store
+        self.now = now
+        self.stages: list[StagePlan] = []
+        self.changes: set[dg.AssetKey] = set()
+        """Assets whose content will be another."""
+
+    def run(self, scan: Scan, stale: Mapping[Stage, Reason]) -> _Outcome | None:
+        """None where the base model is not on this machine, or the reports cannot be used: the run will say why."""
+        settings = self.workspace.settings
+        base = local_base(self.recipe.base, settings.cache)
+        if base is None or not keep_contents(settings.workspace, scan, self.store):
+            return None
+        try:
+            snapshot = write_snapshot(scan, self.store)
+            sections = make_sections(snapshot, self.recipe.corpus)
+            versions = {RAW_CHAPTERS: snapshot.about["version"], SECTIONS: sections.about["version"]}
+            self.changes |= {key for key, version in self.now.items() if data_version(self.instance, key) != version}
+            if unreadable_rows(sections) and self.recipe.corpus.unreadable == "fail":
+                return self._blocked(stale, versions)
+            split = choose_split(sections, self.recipe.tokens, read_pinned(settings.pins))
+            folder = Path(base.folder)
+            dataset = make_dataset(sections, folder, base.tokenizer, self.recipe.tokens, split)
+        except (CorpusError, LedgerError):
+            return None
+        adapter = self._adapter(dataset, base)
+        versions[TOKENIZED_DATASET] = dataset.about["version"]
+        for stage in STAGES:
+            known_adapter = stage == LORA_ADAPTER and adapter is not None
+            self._add(stage, stale.get(stage), versions.get(stage), known_adapter)
+        return _Outcome(self.stages, dataset)
+
+    def _blocked(self, stale: Mapping[Stage, Reason], versions: Mapping[Stage, str]) -> "_Outcome":
+        for stage in (RAW_CHAPTERS, SECTIONS):
+            self._add(stage, stale.get(stage), versions[stage], False)
+        last = self.stages[-1] if self.stages else StagePlan(SECTIONS.name, BLOCKED.kind, BLOCKED.text, "")
+        self.stages = [*self.stages[:-1], replace(last, outcome="blocked")]
+        return _Outcome(self.stages, None)
+
+    def _add(self, stage: Stage, reason: Reason | None, version: str | None, reused: bool) -> None:
+        due = reason is not None and reason.kind != "upstream"
+        above = [parent.to_user_string() for parent in stage.parents if parent in self.changes]
+        if not due and not above:
+            return
+        if reason is None or not due:
+            reason = Reason("content", f"{above[0]} will have new content")
+        same = version is not None and version == data_version(self.instance, stage.key)
+        if not same:
+            self.changes.add(stage.key)
+        outcome = "unchanged" if same else "reused" if reused else "runs"
+        self.stages.append(StagePlan(stage.name, reason.kind, reason.text, outcome))
+
+    def _adapter(self, dataset: Artifact, base: PreparedBase) -> Artifact | None:
+        identity = base.identity
+        if not base.weights:  # too much to hash for a plan; the last adapter's manifest says it, if it is the same base
+            last = latest_materialization(self.instance, LORA_ADAPTER.key)
+            adapter = _artifact(self.instance, self.workspace.store, LORA_ADAPTER)
+            if last is None or adapter is None or input_version(last, BASE_MODEL) != self.now[BASE_MODEL]:
+                return None
+            identity = adapter.read_json("manifest.json")["base"]
+        key = training_key(dataset.about["version"], identity, self.recipe)
+        return self.workspace.store.find(LORA_ADAPTER.name, key)
+
+
+def _count(plan: Plan, instance: dg.DagsterInstance, workspace: Workspace, tried: _Outcome | None, scan: Scan) -> None:
+    """Fill in whether training is due, and how much it is."""
+    outcomes = {stage.stage: stage.outcome for stage in plan.stages}
+    adapter = _artifact(instance, workspace.store, LORA_ADAPTER)
+    plan.trains = outcomes.get(LORA_ADAPTER.name) in ("runs", "if needed")
+    if tried and tried.dataset is None:
+        plan.steps = 0
+        return
+    if tried and tried.dataset:
+        rows, plan.train_tokens = (tried.dataset.about["splits"]["train"][name] for name in ("rows", "tokens"))
+    else:
+        plan.train_tokens = _guess_tokens(_artifact(instance, workspace.store, TOKENIZED_DATASET), scan)
+        rows = math.ceil(plan.train_tokens / workspace.recipe.tokens.block_length)
+    plan.steps = optimizer_steps(rows, workspace.recipe) if plan.trains else 0
+    evaluation = _artifact(instance, workspace.store, ADAPTER_EVALUATION)
+    if evaluation is None or adapter is None:
+        return
+    speed = adapter.about["tokens_per_second"]
+    training = plan.train_tokens * workspace.recipe.training.epochs / speed if plan.trains and speed else 0.0
+    measuring = outcomes.get(ADAPTER_EVALUATION.name) in ("runs", "if needed")
+    plan.seconds = training + (evaluation.about["seconds"] if measuring else 0.0)
+
+
+def optimizer_steps(rows: int, recipe: Recipe) -> int:
+    """Optimizer steps of a training, as transformers' Trainer counts them: an incomplete last batch is a step."""
+    options = recipe.training
+    batches = math.ceil(rows / options.rows_per_device)
+    a_step = options.rows_per_step // options.rows_per_device
+    return math.ceil(options.epochs * max(1, math.ceil(batches / a_step)))
+
+
+def _guess_tokens(dataset: Artifact | None, scan: Scan) -> int:
+    size = sum(file.size for file in scan.files)
+    if dataset is None:
+        return round(size / _BYTES_PER_TOKEN)
+    ledger = dataset.about["ledger"]
+    return round(size * dataset.about["splits"]["train"]["tokens"] / max(1, ledger["bytes_in"]))

@@ -1,0 +1,98 @@
+"""What is kept of the store, and what is removed."""
+
+import json
+import shutil
+from pathlib import Path
+
+import dagster as dg
+import pytest
+from graphs import run
+
+from ft_dagster.corpus.sections import all_chapters
+from ft_dagster.defs.clean import find_removable
+from ft_dagster.defs.stages import stale_stages
+from ft_dagster.defs.workspace import Workspace
+from ft_dagster.store import Artifact, Store, StoreError
+from ft_dagster.tokens.dataset import load_rows
+
+
+def edit(workspace: Path, text: str) -> None:
+    """Another sentence in a chapter that is trained on, in place of the last one."""
+    manifest = json.loads((workspace / "fine_tuned_model" / "manifest.json").read_text())
+    chapters = sorted((workspace / "chapter_markdowns").iterdir())
+    chapter = next(path for path in chapters if path.stem not in manifest["held_out"])
+    chapter.write_text(chapter.read_text().split("\nEdited.")[0] + f"\nEdited. {text}\n")
+
+
+def adapters(workspace: Path) -> dict[str, Artifact]:
+    folder = workspace / ".ft" / "store" / "lora_adapter"
+    return {path.name: Artifact.open(path) for path in folder.iterdir()}
+
+
+def test_right_after_a_run_there_is_nothing_to_remove(up_to_date: dg.DagsterInstance) -> None:
+    assert find_removable(up_to_date, Workspace()).paths == {}
+
+
+def test_only_what_no_kept_adapter_was_made_from_is_removed(
+    up_to_date: dg.DagsterInstance, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FT_KEEP_ADAPTERS", "1")
+    first = set(adapters(workspace))
+    edit(workspace, "Second.")
+    assert run(up_to_date, "raw_chapters", "sections", "tokenized_dataset").success  # a dataset without an adapter
+    edit(workspace, "Third.")
+    assert run(up_to_date).success
+    kept = adapters(workspace)
+    found = find_removable(up_to_date, Workspace())
+    counts = {name: len(paths) for name, paths in found.paths.items()}
+    assert counts.pop("files of chapters, sections and datasets") > 0
+    assert counts == {"tokenized_dataset": 1, "sections": 1, "raw_chapters": 1}
+    assert first < set(found.kept_adapters) == set(kept), "the first one was released"
+    found.remove()
+    assert find_removable(up_to_date, Workspace()).paths == {}
+    assert stale_stages(up_to_date, Workspace()) == []
+    store = Store(workspace / ".ft" / "store")
+    for adapter in adapters(workspace).values():
+        made_from = adapter.read_json("manifest.json")["made_from"]
+        assert len(load_rows(store.get("tokenized_dataset", made_from["tokenized_dataset"]), "train"))
+        sections = store.get("sections", made_from["sections"])
+        assert sum(len(chapter.sections) for chapter in all_chapters(sections)) == sections.about["sections"]
+
+
+def test_adapters_that_were_released_may_be_given_up_but_never_the_one_in_use(
+    up_to_date: dg.DagsterInstance, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FT_KEEP_ADAPTERS", "1")
+    monkeypatch.setenv("FT_KEEP_RELEASED", "false")
+    (first,) = adapters(workspace)
+    released = (workspace / "fine_tuned_model").resolve()
+    attempt = workspace / ".ft" / "attempts" / "recent"
+    attempt.mkdir(parents=True)
+    other = workspace / ".ft" / "store" / "lora_adapter" / "other"
+    made = Artifact.open(workspace / ".ft" / "store" / "lora_adapter" / first)
+    copy = workspace / "copy"
+    shutil.copytree(made.path, copy)
+    made.store.take_in("lora_adapter", "other", copy, made.about)
+    found = find_removable(up_to_date, Workspace())
+    assert other.name in found.kept_adapters, "it was made last"
+    assert first in found.kept_adapters, "it is released, and what the asset holds"
+    assert released.exists() and "trainings given up" not in found.paths
+
+
+def test_a_store_that_a_run_uses_is_not_cleaned(workspace: Path) -> None:
+    store = Store(workspace / ".ft" / "store")
+    with store.in_use(), pytest.raises(StoreError, match="in use by a run"), store.cleaning(patience=0.2):
+        pass
+    with store.cleaning():
+        pass
+
+
+def test_what_a_killed_process_left_half_written_is_removed(up_to_date: dg.DagsterInstance, workspace: Path) -> None:
+    store = workspace / ".ft" / "store"
+    (store / "staging" / "left" / "artifact").mkdir(parents=True)
+    (store / "blobs" / "00").mkdir(exist_ok=True)
+    (store / "blobs" / "00" / ".half.1234").write_bytes(b"half")
+    found = find_removable(up_to_date, Workspace())
+    assert found.sizes() == {"unfinished artifacts": (2, 4)}
+    found.remove()
+    assert find_removable(up_to_date, Workspace()).paths == {}

@@ -1,0 +1,79 @@
+"""The UI is red while the released adapter lags behind the reports for longer than set, and only then."""
+
+import time
+from pathlib import Path
+
+import dagster as dg
+import pytest
+from graphs import run
+
+from ft_dagster.defs import lag
+from ft_dagster.defs.external import look, record
+from ft_dagster.defs.lag import report_lag, seconds_behind
+from ft_dagster.defs.workspace import Workspace
+from ft_dagster.settings import load_settings
+
+CHECK = dg.AssetCheckKey(dg.AssetKey("released_adapter"), "keeps_up_with_reports")
+
+
+def results(instance: dg.DagsterInstance) -> list[bool]:
+    """Results of the check, oldest first."""
+    records = instance.event_log_storage.get_asset_check_execution_history(CHECK, limit=10)
+    return [bool(found.evaluation.passed) for found in reversed(records) if found.evaluation]
+
+
+def an_hour_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    later = time.time() + 3700
+    monkeypatch.setattr(lag.time, "time", lambda: later)
+
+
+def edit(workspace: Path) -> None:
+    chapter = workspace / "chapter_markdowns" / "chapter_1.md"
+    chapter.write_text(chapter.read_text() + "\nMore.\n")
+
+
+def look_and_tick(instance: dg.DagsterInstance) -> None:
+    record(instance, look(load_settings()), Workspace().recipe)
+    report_lag(instance, Workspace())
+
+
+def test_while_nothing_changes_no_time_makes_it_red(
+    up_to_date: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert results(up_to_date) == [True]
+    an_hour_later(monkeypatch)
+    look_and_tick(up_to_date)
+    assert results(up_to_date) == [True], "nothing new to say"
+
+
+def test_a_change_without_an_adapter_makes_it_red_after_the_time_set_and_an_adapter_green_again(
+    up_to_date: dg.DagsterInstance, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edit(workspace)
+    look_and_tick(up_to_date)
+    assert results(up_to_date) == [True] and 0 <= seconds_behind(up_to_date, Workspace()) < 600
+    with monkeypatch.context() as patch:
+        an_hour_later(patch)
+        look_and_tick(up_to_date)
+        look_and_tick(up_to_date)
+        assert results(up_to_date) == [True, False], "said once"
+    assert run(up_to_date).success
+    assert results(up_to_date)[-1] is True
+
+
+def test_how_long_is_a_setting(
+    up_to_date: dg.DagsterInstance, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edit(workspace)
+    monkeypatch.setenv("FT_LAG_SECONDS", "5000")
+    look_and_tick(up_to_date)
+    an_hour_later(monkeypatch)
+    look_and_tick(up_to_date)
+    assert results(up_to_date) == [True]
+
+
+def test_before_the_first_run_there_is_nothing_to_lag_behind(
+    instance: dg.DagsterInstance, chapters: list[Path]
+) -> None:
+    look_and_tick(instance)
+    assert results(instance) == []

@@ -1,0 +1,171 @@
+"""What a run would do and why, told without changing anything."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+import yaml
+from graphs import run
+
+from ft_dagster.base import EMBEDDED
+from ft_dagster.defs.plan import Plan, make_plan, optimizer_steps
+from ft_dagster.defs.stages import STAGES
+from ft_dagster.defs.workspace import Workspace
+from ft_dagster.recipe import resolve_recipe
+
+ALL = [stage.name for stage in STAGES]
+
+
+def planned(instance: dg.DagsterInstance) -> Plan:
+    return make_plan(instance, Workspace())
+
+
+def outcomes(plan: Plan) -> dict[str, str]:
+    return {stage.stage: stage.outcome for stage in plan.stages}
+
+
+def train_chapter(workspace: Path) -> Path:
+    """A chapter that is trained on."""
+    held_out = json.loads((workspace / "fine_tuned_model" / "manifest.json").read_text())["held_out"]
+    return next(p for p in sorted((workspace / "chapter_markdowns").iterdir()) if p.stem not in held_out)
+
+
+def edit(chapter: Path) -> str:
+    before = chapter.read_text()
+    chapter.write_text(before + "\nThree words more.\n")
+    return before
+
+
+def snapshot(*folders: Path) -> dict[Path, tuple[int, bytes]]:
+    """Every file with its bytes; Dagster's own databases by their names."""
+    files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+    return {
+        path: (path.stat().st_mtime_ns, b"") if path.suffix == ".db" else (0, path.read_bytes())
+        for path in files
+        if not path.name.endswith(("-wal", "-shm", "-journal"))
+    }
+
+
+def test_with_nothing_changed_there_is_nothing_to_do(up_to_date: dg.DagsterInstance) -> None:
+    plan = planned(up_to_date)
+    assert plan.nothing_to_do and not (plan.added or plan.edited or plan.removed)
+
+
+def test_chapters_that_came_changed_and_went_are_named_with_their_words(
+    up_to_date: dg.DagsterInstance, workspace: Path
+) -> None:
+    edited = train_chapter(workspace)
+    words = len(edit(edited).split())
+    (edited.parent / "chapter_9.md").write_text("## New\n\nFour words of text.\n")
+    gone = next(path for path in edited.parent.iterdir() if path not in (edited, edited.parent / "chapter_9.md"))
+    gone_words = len(gone.read_text().split())
+    gone.unlink()
+    plan = planned(up_to_date)
+    assert [(c.chapter, c.words) for c in plan.added] == [("chapter_9", 6)]
+    assert [(c.chapter, c.words_before, c.words) for c in plan.edited] == [(edited.stem, words, words + 3)]
+    assert [(c.chapter, c.words) for c in plan.removed] == [(gone.stem, gone_words)]
+
+
+def test_the_tokens_and_steps_of_the_plan_are_those_of_the_run(up_to_date: dg.DagsterInstance, workspace: Path) -> None:
+    edit(train_chapter(workspace))
+    plan = planned(up_to_date)
+    assert plan.exact and plan.trains and list(outcomes(plan)) == ALL
+    assert set(outcomes(plan).values()) == {"runs"} and plan.seconds is not None and plan.seconds > 0
+    result = run(up_to_date)
+    assert result.success
+    done = {
+        event.asset_key.to_user_string(): event.materialization.metadata
+        for event in result.get_asset_materialization_events()
+        if event.asset_key
+    }
+    assert done["tokenized_dataset"]["train tokens"].value == plan.train_tokens
+    assert done["lora_adapter"]["steps"].value == plan.steps
+    assert planned(up_to_date).nothing_to_do
+
+
+def test_a_plan_changes_nothing(up_to_date: dg.DagsterInstance, workspace: Path, tmp_path: Path) -> None:
+    edit(train_chapter(workspace))
+    (workspace / "chapter_markdowns" / "new.md").write_text("## New\n\nText.\n")
+    before = snapshot(workspace, tmp_path / "cache")
+    runs = up_to_date.get_runs_count()
+    assert not planned(up_to_date).nothing_to_do
+    assert snapshot(workspace, tmp_path / "cache") == before
+    assert up_to_date.get_runs_count() == runs
+
+
+def test_a_change_that_does_not_show_ends_at_the_stage_that_finds_it_so(
+    up_to_date: dg.DagsterInstance, workspace: Path
+) -> None:
+    chapter = train_chapter(workspace)
+    chapter.write_text("\ufeff" + chapter.read_text() + "\n\n\n")
+    plan = planned(up_to_date)
+    assert outcomes(plan) == {"raw_chapters": "runs", "sections": "unchanged"}
+    assert not plan.trains and plan.steps == 0
+    assert run(up_to_date, *outcomes(plan)).success
+    assert planned(up_to_date).nothing_to_do
+
+
+def test_an_edit_taken_back_will_use_the_earlier_adapter_again(up_to_date: dg.DagsterInstance, workspace: Path) -> None:
+    chapter = train_chapter(workspace)
+    before = edit(chapter)
+    assert run(up_to_date).success
+    chapter.write_text(before)
+    plan = planned(up_to_date)
+    assert outcomes(plan)["lora_adapter"] == "reused" and not plan.trains and plan.steps == 0
+
+
+def test_each_reason_is_told_by_its_kind(
+    up_to_date: dg.DagsterInstance, workspace: Path, tiny_base: Path, tiny_recipe: dict[str, Any]
+) -> None:
+    def reasons() -> dict[str, str]:
+        return {stage.stage: stage.kind for stage in planned(up_to_date).stages}
+
+    (workspace / "recipe.yaml").write_text(yaml.safe_dump(tiny_recipe | {"lora": {"rank": 2}}))
+    assert reasons()["lora_adapter"] == "recipe" and "tokenized_dataset" not in reasons()
+    shutil.copytree(tiny_base, workspace / "other-base")
+    (workspace / "other-base" / "chat_template.jinja").write_text("another template")
+    tiny_recipe["base"]["model"] = "other-base"
+    (workspace / "recipe.yaml").write_text(yaml.safe_dump(tiny_recipe))
+    assert reasons()["lora_adapter"] == "recipe" and reasons()["tokenized_dataset"] == "base"
+    tiny_recipe["base"]["model"] = str(tiny_base)
+    (workspace / "recipe.yaml").write_text(yaml.safe_dump(tiny_recipe))
+    assert reasons() == {}
+    adapter = next(stage for stage in STAGES if stage.name == "lora_adapter")
+    version = adapter.code_version
+    object.__setattr__(adapter, "code_version", "next")
+    try:
+        assert reasons()["lora_adapter"] == "code"
+    finally:
+        object.__setattr__(adapter, "code_version", version)
+    (artifact,) = (workspace / ".ft" / "store" / "adapter_evaluation").iterdir()
+    shutil.rmtree(artifact)
+    assert reasons()["adapter_evaluation"] == "missing"
+
+
+def test_a_file_that_cannot_be_read_stops_the_plan_where_it_stops_the_run(
+    up_to_date: dg.DagsterInstance, workspace: Path
+) -> None:
+    (workspace / "chapter_markdowns" / "bad.md").write_bytes(b"\xff\xfe")
+    assert outcomes(planned(up_to_date)) == {"raw_chapters": "runs", "sections": "blocked"}
+    assert not run(up_to_date).success
+    plan = planned(up_to_date)
+    assert outcomes(plan) == {"sections": "blocked"} and plan.stages[0].kind == "blocked"
+
+
+def test_before_the_base_model_is_on_the_machine_figures_are_estimates_and_say_so(
+    instance: dg.DagsterInstance, workspace: Path, chapters: list[Path], tiny_recipe: dict[str, Any]
+) -> None:
+    tiny_recipe["base"] = {"source": "embedded", "model": next(iter(EMBEDDED))}
+    (workspace / "recipe.yaml").write_text(yaml.safe_dump(tiny_recipe))
+    plan = planned(instance)
+    assert not plan.exact and plan.trains and plan.seconds is None
+    assert plan.train_tokens == pytest.approx(sum(path.stat().st_size for path in chapters) / 4, abs=1)
+    assert [stage.kind for stage in plan.stages] == ["missing"] * len(STAGES)
+
+
+@pytest.mark.parametrize(("rows", "steps"), [(1, 3), (4, 3), (5, 6), (8, 6), (9, 9)])
+def test_an_incomplete_last_batch_is_a_step(tiny_recipe: dict[str, Any], rows: int, steps: int) -> None:
+    assert optimizer_steps(rows, resolve_recipe(tiny_recipe)) == steps  # 3 epochs, 4 rows a step

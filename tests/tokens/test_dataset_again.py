@@ -1,0 +1,398 @@
+"""The dataset after edits: what is made from what was there before is what would be made from nothing."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ft_dagster.corpus import snapshot as snapshot_room
+from ft_dagster.corpus.chapter import Section, natural_key, read_chapter
+from ft_dagster.corpus.files import CorpusError, SourceFile
+from ft_dagster.corpus.sections import (
+    all_chapters,
+    chapter_sizes,
+    make_sections,
+    stored_shards,
+    unreadable_rows,
+)
+from ft_dagster.corpus.shards import group_names
+from ft_dagster.corpus.snapshot import snapshot_files, take_snapshot
+from ft_dagster.recipe import Corpus, Tokens
+from ft_dagster.store import Artifact, Store, StoreError
+from ft_dagster.tokens.dataset import (
+    all_documents,
+    choose_split,
+    dataset_shards,
+    load_rows,
+    load_shards,
+    make_dataset,
+    shard_documents,
+)
+from ft_dagster.tokens.documents import render
+from ft_dagster.tokens.held_out import Pinned, Split
+from ft_dagster.tokens.tokenizer import DocumentTokenizer, EncodedText
+
+LIMIT = 3
+OPTIONS = Tokens(block_length=16, held_out=0.3)
+NAMES = [f"c{number}" for number in range(1, 13)]
+HELD_OUT = Split(frozenset({"c2", "c7"}), Pinned())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _small_groups_and_no_waiting_for_the_disk() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(snapshot_room, "group_names", partial(group_names, limit=LIMIT))
+        patch.setattr(os, "sync", lambda: None)
+        patch.setattr(os, "fsync", lambda _: None)
+        yield
+
+
+class Reports:
+    """Report files of a workspace, and a store that they went through before."""
+
+    def __init__(self, folder: Path, base: Path) -> None:
+        self.workspace = folder
+        self.store = Store(folder / "store")
+        self.base = base
+
+    def put(self, files: Mapping[str, str]) -> None:
+        """Make these the only report files: {path: text}."""
+        for folder in ("chapter_markdowns", "outputs"):
+            shutil.rmtree(self.workspace / folder, ignore_errors=True)
+        for path, text in files.items():
+            (self.workspace / path).parent.mkdir(parents=True, exist_ok=True)
+            (self.workspace / path).write_text(text, "utf-8")
+
+    def write(self, name: str, text: str) -> None:
+        path = self.workspace / "chapter_markdowns" / f"{name}.md"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, "utf-8")
+
+    def sections(self) -> Artifact:
+        return make_sections(take_snapshot(self.workspace, self.workspace / "files.db", self.store), Corpus())
+
+    def dataset(self, split: Split = HELD_OUT) -> Artifact:
+        return make_dataset(self.sections(), self.base, "the tiny base's", OPTIONS, split)
+
+
+# Whatever is edited
+
+TEXTS = ["one", "two words", "three of them, and a number of tokens more than a block holds", "</s>", "é🎉", "- a\n- b"]
+CONTENT = st.lists(st.tuples(st.sampled_from(["A", "B", "References"]), st.sampled_from(TEXTS)), max_size=3)
+NAME = st.sampled_from(["a", "b", "c2", "c10", "part/x", "ä"])
+EDIT = st.one_of(
+    st.tuples(st.just("write"), NAME, CONTENT),
+    st.tuples(st.just("delete"), NAME),
+    st.tuples(st.just("rename"), NAME, NAME),
+    st.tuples(st.just("append the text of"), NAME, NAME),
+    st.tuples(st.just("move to JSON"), NAME),
+    st.tuples(st.just("add a blank line"), NAME),
+    st.tuples(st.just("break"), NAME),
+)
+
+
+def markdown(content: Sequence[tuple[str, str]]) -> str:
+    return "".join(f"## {title}\n\n{text}\n\n" for title, text in content)
+
+
+def path_of(name: str) -> str:
+    return f"chapter_markdowns/{name}.md"
+
+
+def edited(files: Mapping[str, str], kind: str, name: str, *rest: Any) -> dict[str, str]:
+    """The files after an edit; as they were where there is nothing to edit."""
+    files = dict(files)
+    text = files.get(path_of(name))
+    if kind == "write":
+        files[path_of(name)] = markdown(rest[0])
+    elif kind == "break":
+        files[f"outputs/consolidated/{name}.json"] = '{"sections":'
+    elif text is not None and kind == "append the text of":
+        files[path_of(name)] = text + files.get(path_of(rest[0]), "")
+    elif text is not None and kind == "add a blank line":
+        files[path_of(name)] = text + "\n"
+    elif text is not None:
+        del files[path_of(name)]
+        if kind == "rename":
+            files[path_of(rest[0])] = text
+        elif kind == "move to JSON":
+            parts = [part.partition("\n\n") for part in text.split("## ") if part.strip()]
+            content = {title: {"improved": body} for title, _, body in parts}
+            files[f"outputs/consolidated/{name}.json"] = json.dumps({"sections": content})
+    return files
+
+
+def sections_by_hand(snapshot_of: Artifact, store: Store) -> dict[str, list[Section]]:
+    """What the sections should be: chapters in natural order, each read, each text kept where it stands first."""
+    files: dict[str, list[SourceFile]] = {}
+    for file in snapshot_files(snapshot_of):
+        files.setdefault(file.chapter, []).append(file)
+    seen: set[str] = set()
+    found: dict[str, list[Section]] = {}
+    for name in sorted(files, key=natural_key):
+        for section in read_chapter(name, files[name], lambda file: store.get_blob(file.sha256), Corpus()).sections:
+            if section.text not in seen:
+                seen.add(section.text)
+                found.setdefault(name, []).append(section)
+    return found
+
+
+def assert_same_sections(made: Artifact, fresh: Artifact) -> None:
+    assert (made.key, made.about, unreadable_rows(made)) == (fresh.key, fresh.about, unreadable_rows(fresh))
+    assert list(all_chapters(made)) == list(all_chapters(fresh))
+    assert chapter_sizes(made) == chapter_sizes(fresh)
+    assert [(shard.snapshot, shard.lines, shard.figures, shard.duplicates) for shard in stored_shards(made)] == [
+        (shard.snapshot, shard.lines, shard.figures, shard.duplicates) for shard in stored_shards(fresh)
+    ]
+
+
+def assert_same_dataset(made: Artifact, fresh: Artifact) -> None:
+    expected = dict(fresh.about)
+    if made.about["made_from"] != fresh.about["made_from"]:  # of the same sections, made before
+        expected |= {name: made.about[name] for name in ("made_from", "ledger")}
+    else:
+        assert [shard.blobs for shard in dataset_shards(made)] == [shard.blobs for shard in dataset_shards(fresh)]
+    assert (made.key, made.about) == (fresh.key, expected)
+    assert [(d.chapter, d.section, d.split) for d in all_documents(made)] == [
+        (d.chapter, d.section, d.split) for d in all_documents(fresh)
+    ]
+    assert [shard.rows for shard in dataset_shards(made)] == [shard.rows for shard in dataset_shards(fresh)]
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(first=st.dictionaries(NAME.map(path_of), CONTENT.map(markdown), max_size=5), edits=st.lists(EDIT, max_size=6))
+def test_what_is_made_after_edits_is_what_is_made_from_nothing(
+    tiny_base: Path, first: dict[str, str], edits: list[Any]
+) -> None:
+    files, pinned = first, Pinned()
+    with TemporaryDirectory() as folder:
+        reports = Reports(Path(folder), tiny_base)
+        for number, edit in enumerate([None, *edits]):
+            files = edited(files, *edit) if edit else files
+            reports.put(files)
+            other = Reports(Path(folder) / f"from nothing {number}", tiny_base)
+            other.put(files)
+            made, fresh = reports.sections(), other.sections()
+            assert_same_sections(made, fresh)
+            by_hand = sections_by_hand(reports.store.get("raw_chapters", made.about["raw_chapters"]), reports.store)
+            assert {c.name: c.sections for c in all_chapters(made) if c.sections} == by_hand
+            try:
+                split = choose_split(made, OPTIONS, pinned)
+            except CorpusError:  # nothing to hold out
+                continue
+            assert choose_split(fresh, OPTIONS, pinned) == split
+            pinned = split.pinned
+            assert_same_dataset(reports.dataset(split), other.dataset(split))
+
+
+# What an edit costs
+
+
+@pytest.fixture
+def reports(tmp_path: Path, tiny_base: Path) -> Reports:
+    """Twelve chapters of two sections each, in several groups."""
+    made = Reports(tmp_path, tiny_base)
+    for name in NAMES:
+        made.write(name, f"## One\n\nThe text of {name}.\n\n## Two\n\nMore, of {name}.\n")
+    return made
+
+
+@pytest.fixture
+def encoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The texts that were tokenized, in order."""
+    texts: list[str] = []
+    encode = DocumentTokenizer.encode
+
+    def counted(tokenizer: DocumentTokenizer, batch: Sequence[str]) -> list[EncodedText]:
+        texts.extend(batch)
+        return encode(tokenizer, batch)
+
+    monkeypatch.setattr(DocumentTokenizer, "encode", counted)
+    return texts
+
+
+def blobs_by_chapter(dataset: Artifact) -> dict[str, list[str]]:
+    """Chapter -> blobs of its group."""
+    return {
+        document.chapter: shard.blobs
+        for shard in dataset_shards(dataset)
+        for document in shard_documents(dataset.store, shard)
+    }
+
+
+def flip_bit(store: Store, blob: str) -> None:
+    path = store.blob_path(blob)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def test_only_the_section_that_changed_is_tokenized_and_only_its_group_is_written(
+    reports: Reports, encoded: list[str]
+) -> None:
+    before = blobs_by_chapter(reports.dataset())
+    assert len(encoded) == 2 * len(NAMES)
+    encoded.clear()
+    reports.write("c7", "## One\n\nThe text of c7.\n\n## Two\n\nOther text.\n")
+    after = blobs_by_chapter(reports.dataset())
+    assert encoded == ["## Two\n\nOther text."]
+    assert {name for name in NAMES if after[name] != before[name]} == {
+        name for name in NAMES if before[name] == before["c7"]
+    }
+
+
+def test_a_chapter_that_divides_its_group_is_the_only_one_that_is_tokenized(
+    reports: Reports, encoded: list[str]
+) -> None:
+    groups = len(group_names(NAMES, LIMIT))
+    name = next(n for n in (f"c{i}" for i in range(100, 200)) if len(group_names([*NAMES, n], LIMIT)) > groups)
+    before = blobs_by_chapter(reports.dataset())
+    encoded.clear()
+    reports.write(name, "A new chapter.")
+    after = blobs_by_chapter(reports.dataset())
+    assert encoded == ["A new chapter."]
+    assert len({shard[0] for shard in after.values()} - {shard[0] for shard in before.values()}) == 2
+    assert len({shard[0] for shard in before.values()} - {shard[0] for shard in after.values()}) == 1
+
+
+def test_a_chapter_that_is_deleted_makes_nothing_be_tokenized(reports: Reports, encoded: list[str]) -> None:
+    reports.dataset()
+    encoded.clear()
+    (reports.workspace / path_of("c5")).unlink()
+    assert {d.chapter for d in all_documents(reports.dataset())} == set(NAMES) - {"c5"}
+    assert encoded == []
+
+
+def test_a_chapter_that_changes_sides_is_packed_again_and_not_tokenized_again(
+    reports: Reports, encoded: list[str]
+) -> None:
+    before = blobs_by_chapter(reports.dataset())
+    encoded.clear()
+    made = reports.dataset(Split(HELD_OUT.held_out | {"c5"}, Pinned(frozenset({"c5"}))))
+    after = blobs_by_chapter(made)
+    assert encoded == []
+    assert {d.chapter for d in all_documents(made) if d.split == "held_out"} == {"c2", "c5", "c7"}
+    assert {name for name in NAMES if after[name] != before[name]} == {
+        name for name in NAMES if before[name] == before["c5"]
+    }
+
+
+def test_tokens_of_another_tokenizer_or_block_are_not_taken_over(reports: Reports, encoded: list[str]) -> None:
+    sections = reports.sections()
+    for tokenizer, options in (("one", OPTIONS), ("other", OPTIONS), ("other", Tokens(block_length=17))):
+        encoded.clear()
+        make_dataset(sections, reports.base, tokenizer, options, HELD_OUT)
+        assert len(encoded) == 2 * len(NAMES)
+
+
+@pytest.mark.parametrize("kind", ["figures", "documents", "train"])
+def test_a_group_whose_blob_is_missing_is_made_again_at_the_next_change(
+    reports: Reports, encoded: list[str], kind: str
+) -> None:
+    before = reports.dataset()
+    shard = next(s for s in dataset_shards(before) if "c5" in {d.chapter for d in shard_documents(before.store, s)})
+    members = {d.chapter for d in shard_documents(before.store, shard)}
+    lost = shard.rows["train"] if kind == "train" else getattr(shard, kind)
+    reports.store.blob_path(lost).unlink()
+    encoded.clear()
+    outside = next(name for name in NAMES if name not in members)
+    reports.write(outside, "Other text.")
+    made = reports.dataset()
+    assert "Other text." in encoded and len(encoded) == 1 + 2 * len(members)
+    assert reports.store.has_blob(lost)
+    assert {d.chapter for d in all_documents(made)} == set(NAMES)
+    assert len(load_rows(made, "train")) == made.about["splits"]["train"]["rows"]
+
+
+def test_what_is_missing_is_made_again_when_the_folders_of_artifacts_are_gone(reports: Reports) -> None:
+    before = reports.dataset()
+    shards = dataset_shards(before)
+    for blob in shards[0].blobs:
+        reports.store.blob_path(blob).unlink()
+    for folder in ("raw_chapters", "sections", "tokenized_dataset"):
+        shutil.rmtree(reports.store.root / folder)
+    again = reports.dataset()
+    assert (again.about, dataset_shards(again)) == (before.about, shards)
+    assert all(reports.store.has_blob(blob) for shard in shards for blob in shard.blobs)
+
+
+@pytest.mark.parametrize("kind", ["documents", "train"])
+def test_a_damaged_blob_is_named_when_it_is_read_and_its_tokens_are_never_taken_over(
+    reports: Reports, kind: str
+) -> None:
+    before = reports.dataset()
+    shard = next(s for s in dataset_shards(before) if "c5" in {d.chapter for d in shard_documents(before.store, s)})
+    damaged = shard.rows["train"] if kind == "train" else getattr(shard, kind)
+    flip_bit(reports.store, damaged)
+    with pytest.raises(StoreError, match=f"{damaged} is damaged"):
+        list(load_shards(before, "train"))
+    reports.write("c5", "Other text.")
+    with pytest.raises(StoreError, match=f"{damaged} is damaged"):
+        reports.dataset()
+
+
+def test_damaged_figures_are_named_when_the_whole_is_counted(reports: Reports) -> None:
+    shard = dataset_shards(reports.dataset())[0]
+    members = {d.chapter for d in shard_documents(reports.store, shard)}
+    flip_bit(reports.store, shard.figures)
+    reports.write(next(name for name in NAMES if name not in members), "Other text.")
+    with pytest.raises(StoreError, match=f"{shard.figures} is damaged"):
+        reports.dataset()
+
+
+def test_sections_that_did_not_change_are_the_same_dataset_whatever_else_did(
+    reports: Reports, encoded: list[str]
+) -> None:
+    before = reports.dataset()
+    encoded.clear()
+    reports.write("c5", "\ufeff## One\r\n\r\n\r\nThe text of c5.  \n\n## Two\n\nMore, of c5.\n\n## References\n\n[1]\n")
+    assert reports.dataset() == before
+    assert encoded == []
+
+
+def test_an_edit_that_changes_which_copy_of_a_text_counts_is_seen_in_the_other_group(
+    reports: Reports, encoded: list[str]
+) -> None:
+    assert not any({"c3", "c10"} <= set(group) for group in group_names(NAMES, LIMIT).values())
+    reports.write("c3", "Shared.\n\n## Two\n\nOwn of c3.")
+    reports.write("c10", "## Ten\n\nShared.\n\n## Two\n\nOwn of c10.")
+    before = [(d.chapter, d.title) for d in all_documents(reports.dataset())]
+    assert ("c3", "") in before and ("c10", "Ten") not in before
+    encoded.clear()
+    reports.write("c3", "## Two\n\nOwn of c3.")
+    after = [(d.chapter, d.title) for d in all_documents(reports.dataset())]
+    assert ("c3", "") not in after and ("c10", "Ten") in after
+    assert encoded == ["## Ten\n\nShared."]
+
+
+def test_rows_after_an_edit_give_every_text_back(reports: Reports) -> None:
+    reports.dataset()
+    reports.write("c5", "## One\n\nA text that is longer than a block, so that it is cut in pieces, and another one.")
+    reports.write("c13", "New.")
+    sections = reports.sections()
+    made = reports.dataset()
+    tokenizer = DocumentTokenizer(reports.base)
+    texts = {s.hash: render(s) for chapter in all_chapters(sections) for s in chapter.sections}
+    found = {}
+    for split in ("train", "held_out"):
+        for rows, documents in load_shards(made, split):
+            pieces: dict[tuple[int, int], list[int]] = {}
+            for row in rows:
+                start = 0
+                for document, piece, length in zip(row["documents"], row["pieces"], row["lengths"], strict=True):
+                    context = piece > 0
+                    pieces[document, piece] = row["input_ids"][start + context : start + length]
+                    start += length
+            for index, document in enumerate(documents):
+                ids = [token for key in sorted(pieces) if key[0] == index for token in pieces[key]]
+                if document.split == split:
+                    found[document.section] = tokenizer.decode(ids).removesuffix("</s>")
+    assert found == texts
