@@ -1,15 +1,17 @@
 """The asset raw_chapters."""
 
 import json
+import time
 from dataclasses import asdict
 from pathlib import Path
 
 import dagster as dg
 
 from ft_dagster.corpus.files import SourceFile, Unreadable, require_reports
-from ft_dagster.corpus.index import Scan
+from ft_dagster.corpus.index import Scan, changed_since
 from ft_dagster.defs.external import look
 from ft_dagster.defs.pictures import table
+from ft_dagster.defs.runs import CAUSE_TAG
 from ft_dagster.defs.stages import RAW_CHAPTERS, describe
 from ft_dagster.defs.workspace import GROUP, OWNERS, Workspace
 from ft_dagster.settings import Settings
@@ -29,6 +31,8 @@ def raw_chapters(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.
     """A snapshot of the report files' bytes, so that what was trained on can always be read again."""
     settings, store = workspace.settings, workspace.store
     require_reports(settings.workspace)
+    if CAUSE_TAG in context.run.tags:
+        _wait_for_writers(settings)
     scan = take_snapshot(settings, store)
     files, version = scan.files, scan.version
     artifact = store.find(RAW_CHAPTERS.name, version) or _write(store, version, scan)
@@ -44,6 +48,12 @@ def raw_chapters(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.
             "list": table([{"file": file.path, "bytes": file.size, "sha256": file.sha256[:12]} for file in files]),
         },
     )
+
+
+def _wait_for_writers(settings: Settings) -> None:
+    """Wait until the reports lie still: since an automatic run was asked for, somebody may have begun to write."""
+    while changed_since(look(settings), settings.settle_seconds):
+        time.sleep(min(1.0, settings.settle_seconds))
 
 
 def take_snapshot(settings: Settings, store: Store) -> Scan:
