@@ -99,6 +99,16 @@ def statuses(runs: list[Run]) -> list[str]:
     return [run.status for run in runs]
 
 
+def write_slowly(path: Path, text: str, enough: Callable[[], object]) -> None:
+    """Write a file in pieces until it is enough, then the rest of it, which ends with "Complete."."""
+    with path.open("w") as file:
+        while not enough():
+            file.write(text[file.tell() :][:20] or " ")
+            file.flush()
+            time.sleep(0.2)
+        file.write(text[file.tell() :] + "\nComplete.\n")
+
+
 def asked_at_once(ticks: list[Tick]) -> bool:
     """Whether the first tick that saw the reports lie still asked for a run, and no tick did after it."""
     waited = list(takewhile(lambda tick: not tick.runs, ticks))
@@ -268,22 +278,18 @@ def test_a_training_that_fails_is_tried_once_more_and_said_and_its_change_waits_
 def test_a_burst_of_files_is_one_training_of_complete_files_and_what_changes_meanwhile_is_one_more(
     watched: Watched,
 ) -> None:
-    names = [f"burst_{number}" for number in range(40) if position(f"burst_{number}") >= 0.2][:30]
-    last, withdrawn = names[-1], names[0]
-    text = chapter_text(99)
+    *names, last, late = [f"burst_{number}" for number in range(60) if position(f"burst_{number}") >= 0.2][:31]
+    withdrawn = names[0]
     made, before = watched.dev.made(), watched.dev.runs()
 
     def write_files() -> None:
-        for number, name in enumerate(names[:-1], start=20):
+        for number, name in enumerate(names):
             watched.chapter(name).write_text(f"# {name}\n\n{PROSE[number % 5]} It was file {number}.\n")
-            time.sleep(0.1)  # a person's tool is at work for some seconds
+            time.sleep(0.1)  # a tool of theirs is at work for some seconds
         began = time.time()
-        with watched.chapter(last).open("w") as file:
-            while WRITING not in str(watched.dev.ticks_since(began)):
-                file.write(text[file.tell() :][:20] or " ")
-                file.flush()
-                time.sleep(0.2)
-            file.write(text[file.tell() :] + "\nComplete.\n")
+        write_slowly(watched.chapter(last), chapter_text(98), lambda: WRITING in str(watched.dev.ticks_since(began)))
+        (run,) = wait_until(lambda: watched.dev.runs()[len(before) :], "a run is asked for")
+        write_slowly(watched.chapter(late), chapter_text(99), lambda: steps(watched.dev.address, run.id))
 
     writer = threading.Thread(target=write_files)
     writer.start()
@@ -301,10 +307,11 @@ def test_a_burst_of_files_is_one_training_of_complete_files_and_what_changes_mea
     (first,) = keys - {second}
     assert len(keys) == 2
     texts = trained_on(watched.folder, watched.adapter(first))
-    assert texts.keys() >= set(names) and texts[last].endswith("Complete.")
+    assert texts.keys() >= {*names, last, late}
+    assert texts[last].endswith("Complete.") and texts[late].endswith("Complete.")
     texts = trained_on(watched.folder, watched.adapter(second))
-    assert withdrawn not in texts and texts.keys() >= set(names) - {withdrawn}
-    assert "It was file 20." not in watched.current_text()
+    assert withdrawn not in texts and texts.keys() >= {*names[1:], last, late}
+    assert "It was file 0." not in watched.current_text()
     assert watched.dev.not_fresh() == set()
 
 

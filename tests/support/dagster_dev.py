@@ -22,7 +22,7 @@ from ft_dagster.settings import Settings
 PROJECT = Path(__file__).parents[2]
 UP_TO_DATE = "Everything is up to date."
 WRITING = "somebody may be writing"
-_WAIT_SECONDS = 120
+_WAIT_SECONDS = 240
 _QUICK_QUEUE = "\nrun_queue:\n  dequeue_interval_seconds: 1\n"
 """For DAGSTER_HOME's dagster.yaml: a run that was asked for starts after a second, not after five."""
 
@@ -179,6 +179,13 @@ class DagsterDev:
         attempts = self.workspace / ".ft" / "attempts"
         wait_until(
             lambda: any(_modified(path) > now for path in attempts.glob("*/progress.json")), "a training is under way"
+        )
+
+    def until_evaluating(self) -> None:
+        """Wait for an evaluation process."""
+        wait_until(
+            lambda: any("ft_dagster.evaluation" in process.cmdline() for process in self.processes()),
+            "an evaluation is under way",
         )
 
     def asset(self, name: str) -> Asset:
