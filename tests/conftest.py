@@ -1,4 +1,4 @@
-"""What all tests share: a tiny base model made in the session, and workspaces to work in."""
+"""What all tests share: a tiny base model and a finished workspace made in the session, and workspaces to work in."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -77,6 +77,32 @@ def chapters(workspace: Path) -> list[Path]:
     for number, path in enumerate(paths, start=1):
         path.write_text(chapter_text(number), "utf-8")
     return paths
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
+    """A folder with a `workspace` that is up to date and the `home` of the instance that brought it there."""
+    import dagster as dg
+    from graphs import NO_TELEMETRY, TOKEN, run
+
+    folder = tmp_path_factory.mktemp("finished")
+    chapters = folder / "workspace" / "chapter_markdowns"
+    chapters.mkdir(parents=True)
+    for number in range(1, 7):
+        (chapters / f"chapter_{number}.md").write_text(chapter_text(number), "utf-8")
+    (folder / "workspace" / "recipe.yaml").write_text(yaml.safe_dump(recipe_for(tiny_base)), "utf-8")
+    (folder / "workspace" / ".env").write_text(f"HUGGINGFACE_TOKEN={TOKEN}\n")
+    (folder / "home").mkdir()
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        dg.DagsterInstance.local_temp(str(folder / "home"), overrides=NO_TELEMETRY) as instance,
+    ):
+        patch.delenv("HUGGINGFACE_TOKEN", raising=False)
+        patch.setenv("FT_WORKSPACE", str(folder / "workspace"))
+        patch.setenv("FT_RECIPE", "recipe.yaml")
+        patch.setenv("FT_CACHE", str(folder / "cache"))
+        assert run(instance).success
+    return folder
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Runs of the instance: which are under way, which were abandoned, which were tried for a cause."""
 
+import os
 import re
 import time
 
@@ -9,6 +10,8 @@ import psutil
 CAUSE_TAG = "ft_dagster/cause"
 """Tag of an automatic run: hash of what decides its outcome."""
 REASON_TAG = "ft_dagster/reason"
+_RESTART_TAG = "ft_dagster/ended_by_a_restart"
+"""Tag of an abandoned run that began before the server that found it: it went with the machine, or with Dagster."""
 _UNDER_WAY = [
     dg.DagsterRunStatus.QUEUED,
     dg.DagsterRunStatus.NOT_STARTED,
@@ -16,6 +19,7 @@ _UNDER_WAY = [
     dg.DagsterRunStatus.STARTED,
     dg.DagsterRunStatus.CANCELING,
 ]
+_INTERRUPTED = dg.DagsterExecutionInterruptedError.__name__
 _PROCESS = re.compile(r"\(pid: (\d+)\)")
 
 
@@ -35,6 +39,8 @@ def fail_abandoned(instance: dg.DagsterInstance) -> list[str]:
         events = instance.all_logs(run.run_id, of_type=dg.DagsterEventType.ENGINE_EVENT)
         found = [match for event in events if (match := _PROCESS.search(event.user_message or event.message or ""))]
         if found and not any(_is_alive(int(match[1]), started) for match in found):
+            if started < psutil.Process(os.getpid()).create_time():
+                instance.add_run_tags(run.run_id, {_RESTART_TAG: "yes"})
             instance.report_run_failed(run, "The process of this run is gone; it was killed, or the machine stopped.")
             abandoned.append(run.run_id)
     return abandoned
@@ -50,9 +56,23 @@ def _is_alive(pid: int, run_started: float) -> bool:
 
 
 def failures_for(instance: dg.DagsterInstance, cause: str) -> int:
-    """How many automatic runs for this cause failed or were cancelled."""
+    """How many automatic runs for this cause failed or were cancelled.
+
+    Those that ended with Dagster itself, by Ctrl-C or with the machine, do not count: nothing is wrong with them.
+    """
     ended_badly = [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
-    return instance.get_runs_count(dg.RunsFilter(statuses=ended_badly, tags={CAUSE_TAG: cause}))
+    runs = instance.get_runs(dg.RunsFilter(statuses=ended_badly, tags={CAUSE_TAG: cause}))
+    return sum(not _was_interrupted(instance, run) for run in runs)
+
+
+def _was_interrupted(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
+    if run.status == dg.DagsterRunStatus.CANCELED:  # by a person
+        return False
+    if _RESTART_TAG in run.tags:
+        return True
+    failures = instance.all_logs(run.run_id, of_type=dg.DagsterEventType.STEP_FAILURE)
+    errors = [event.dagster_event.step_failure_data.error for event in failures if event.dagster_event]
+    return any(error is not None and error.cls_name == _INTERRUPTED for error in errors)
 
 
 def seconds_since_automatic(instance: dg.DagsterInstance) -> float | None:

@@ -1,76 +1,331 @@
-"""With the daemon running, an edit is all a person does."""
+"""With the daemon running, an edit is all a person does: one `dagster dev`, and what happens when things change.
+
+Each test begins and ends with everything up to date, and leaves its changes behind.
+"""
 
 import json
-import os
+import shutil
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import pytest
-from dagster_ui import graphql
+import yaml
+from dagster_dev import UP_TO_DATE, WRITING, DagsterDev, Made, wait_until
+from dagster_ui import SCHEDULE, Run, Tick, steps, stop_sensor, ticks
+from lineage import sections, trained_on
+from reports import PROSE, chapter_text
 
-RUNS = "{ runsOrError { ... on Runs { results { runId status tags { key value } } } } }"
-TICKS = """{ sensorOrError(sensorSelector: {repositoryName: "__repository__", repositoryLocationName: "ft_dagster",
-  sensorName: "keep_up_to_date"}) {
-  ... on Sensor { sensorState { ticks(limit: 500) { tickId status skipReason } } } } }"""
-STALE = "{ assetNodes { assetKey { path } staleStatus } }"
+from ft_dagster.defs.stages import STAGES
+from ft_dagster.store import write_atomically
+from ft_dagster.tokens.held_out import position
 
-
-@pytest.fixture(autouse=True)
-def quick_ticks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FT_WATCH_SECONDS", "1")
-    monkeypatch.setenv("FT_SETTLE_SECONDS", "1")
+NEW_CONTENT = "raw_chapters: report_files has new content"
 
 
-def wait_until(condition: Callable[[], Any], seconds: float = 180) -> None:
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, "the condition did not come true in time"
-        time.sleep(0.3)
+@dataclass
+class Watched:
+    """A workspace that `dagster dev` watches, and what it found there when it was started."""
+
+    dev: DagsterDev
+    folder: Path
+    found: Made
+
+    def chapter(self, name: str) -> Path:
+        return self.folder / "chapter_markdowns" / f"{name}.md"
+
+    def append(self, name: str, sentence: str) -> None:
+        with self.chapter(name).open("a", encoding="utf-8") as file:
+            file.write(f"\n{sentence}\n")
+
+    def recipe(self) -> dict[str, Any]:
+        return yaml.safe_load((self.folder / "recipe.yaml").read_text())
+
+    def save_recipe(self, recipe: dict[str, Any]) -> None:
+        write_atomically(self.folder / "recipe.yaml", yaml.safe_dump(recipe))
+
+    @property
+    def released(self) -> str:
+        """Key of the released adapter."""
+        return (self.folder / "fine_tuned_model").resolve().name
+
+    def adapter(self, key: str) -> Path:
+        return self.folder / ".ft" / "store" / "lora_adapter" / key
+
+    def current_text(self) -> str:
+        """The text of all sections as they are now."""
+        key = self.dev.asset("sections").metadata["artifact"]
+        return "\n".join(section.text for section in sections(self.folder, key))
 
 
-def runs(address: str) -> list[dict[str, Any]]:
-    return graphql(address, RUNS)["runsOrError"]["results"]
+@pytest.fixture(scope="module")
+def watched(finished: Path, tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
+    """`dagster dev` without any history on a workspace that has chapters, a store and a base model of its own."""
+    folder = tmp_path_factory.mktemp("watched")
+    workspace = folder / "workspace"
+    shutil.copytree(finished / "workspace", workspace, symlinks=True)
+    shutil.copytree(tiny_base, workspace / tiny_base.name)
+    recipe = yaml.safe_load((workspace / "recipe.yaml").read_text())
+    recipe["base"]["model"] = tiny_base.name
+    (workspace / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    dev = DagsterDev(folder)
+    found = dev.made()
+    with dev:
+        dev.until_up_to_date()
+        yield Watched(dev, workspace, found)
 
 
-def quiet_ticks(address: str) -> int:
-    ticks = graphql(address, TICKS)["sensorOrError"]["sensorState"]["ticks"]
-    return sum(tick["skipReason"] == "Everything is up to date." for tick in ticks)
+@pytest.fixture(scope="module", autouse=True)
+def scheduled(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[DagsterDev]:
+    """A second `dagster dev`, with the schedule in place of the sensor, on a workspace that is stale.
+
+    It is there from the first test on, because its ticks come once a minute; the last test looks at them.
+    """
+    folder = tmp_path_factory.mktemp("scheduled")
+    for part in ("workspace", "home"):
+        shutil.copytree(finished / part, folder / part, symlinks=True)
+    with DagsterDev(folder, FT_SCHEDULE="* * * * *") as dev:
+        stop_sensor(dev.address)
+        chapter = folder / "workspace" / "chapter_markdowns" / "chapter_1.md"
+        chapter.write_text(chapter.read_text().replace("\n", "\r\n"))
+        yield dev
 
 
-def trained_on(workspace: Path) -> set[str]:
-    manifest = json.loads((workspace / "fine_tuned_model" / "manifest.json").read_text())
-    return {row["section"] for row in manifest["trained_on"]}
+def statuses(runs: list[Run]) -> list[str]:
+    return [run.status for run in runs]
 
 
-def test_an_edit_alone_brings_one_run_and_a_touch_none(
-    user_interface: str, workspace: Path, chapters: list[Path]
+def write_slowly(path: Path, text: str, enough: Callable[[], object]) -> None:
+    """Write a file in pieces until it is enough, then the rest of it, which ends with "Complete."."""
+    with path.open("w") as file:
+        while not enough():
+            file.write(text[file.tell() :][:20] or " ")
+            file.flush()
+            time.sleep(0.2)
+        file.write(text[file.tell() :] + "\nComplete.\n")
+
+
+def asked_at_once(ticks: list[Tick]) -> bool:
+    """Whether the first tick that saw the reports lie still asked for a run, and no tick did after it."""
+    waited = list(takewhile(lambda tick: not tick.runs, ticks))
+    return all(WRITING in tick.skipped for tick in waited) and sum(bool(tick.runs) for tick in ticks) == 1
+
+
+def test_a_cold_start_adopts_what_the_store_has_and_starts_no_process(watched: Watched) -> None:
+    first = watched.dev.runs()[0]
+    assert (first.status, first.reason) == ("SUCCESS", "raw_chapters: never materialized")
+    assert steps(watched.dev.address, first.id) == {stage.name: "SUCCESS" for stage in STAGES}
+    if len(watched.dev.runs()) == 1:  # no other test has run before this one
+        assert watched.dev.made() == watched.found
+        assert watched.dev.asset("lora_adapter").metadata["reused"] is True
+        assert watched.dev.not_fresh() == set()
+
+
+def touch_and_copy(watched: Watched) -> None:
+    for chapter in (watched.folder / "chapter_markdowns").iterdir():
+        chapter.touch()
+    copy = shutil.copy(watched.chapter("chapter_1"), watched.folder / "copy")
+    Path(copy).replace(watched.chapter("chapter_1"))
+
+
+def save_in_another_way(watched: Watched) -> None:
+    """Windows line ends and a byte-order mark; a review block; JSON in place of Markdown."""
+    windows = watched.chapter("chapter_1")
+    windows.write_bytes(b"\xef\xbb\xbf" + windows.read_bytes().replace(b"\n", b"\r\n"))
+    watched.append("chapter_2", "### Citation Accuracy Analysis\n\nOne citation of three was found.\n\n---")
+    moved = watched.chapter("chapter_3")
+    _, heading, text = moved.read_text().partition("## BACKGROUND KNOWLEDGE\n\n")
+    assert heading and text
+    folder = watched.folder / "outputs" / "consolidated"
+    folder.mkdir(parents=True)
+    content = {"sections": {"BACKGROUND KNOWLEDGE": {"improved": text.strip()}}}
+    (folder / "chapter_3.json").write_text(json.dumps(content))
+    moved.unlink()
+
+
+def review_again(watched: Watched) -> None:
+    chapter = watched.chapter("chapter_2")
+    assert "One citation" in chapter.read_text(), "the change above has been made"
+    chapter.write_text(chapter.read_text().replace("One citation", "No citation"))
+
+
+def save_the_base_by_another_version(watched: Watched) -> None:
+    config = watched.folder / watched.recipe()["base"]["model"] / "config.json"
+    write_atomically(config, json.dumps(json.loads(config.read_text()) | {"transformers_version": "5.999"}))
+
+
+@pytest.mark.parametrize(
+    ("change", "reasons"),
+    [
+        pytest.param(touch_and_copy, [], id="files touched, and copied over themselves"),
+        pytest.param(save_in_another_way, [NEW_CONTENT], id="line ends, a review block, JSON for Markdown"),
+        pytest.param(review_again, [NEW_CONTENT], id="the review block changed"),
+        pytest.param(
+            save_the_base_by_another_version,
+            ["tokenized_dataset: base_model has new content"],
+            id="the same base model saved by another version",
+        ),
+    ],
+)
+def test_what_leaves_the_text_as_it_is_trains_nothing(
+    watched: Watched, change: Callable[[Watched], None], reasons: list[str]
 ) -> None:
-    wait_until(lambda: quiet_ticks(user_interface))
-    assert [run["status"] for run in runs(user_interface)] == ["SUCCESS"], "the cold start is one run"
-    adapters = list((workspace / ".ft" / "store" / "lora_adapter").iterdir())
-    assert len(adapters) == 1 and (workspace / "fine_tuned_model" / "adapter_model.safetensors").exists()
+    made, adapter = watched.dev.made(), watched.dev.asset("lora_adapter").data_version
+    runs = watched.dev.runs_for(lambda: change(watched))
+    assert [(run.status, run.reason) for run in runs] == [("SUCCESS", reason) for reason in reasons]
+    assert watched.dev.made() == made, "no training or evaluation process was started"
+    assert watched.dev.asset("lora_adapter").data_version == adapter
+    assert watched.dev.not_fresh() == set()
 
-    seen = quiet_ticks(user_interface)
-    for chapter in chapters:
-        os.utime(chapter)
-    wait_until(lambda: quiet_ticks(user_interface) >= seen + 3)
-    assert len(runs(user_interface)) == 1, "a touch is not a change"
 
-    held_out = json.loads((workspace / "fine_tuned_model" / "manifest.json").read_text())["held_out"]
-    edited = next(chapter for chapter in chapters if chapter.stem not in held_out)
-    seen = quiet_ticks(user_interface)
-    edited.write_text(edited.read_text() + "\nOne more sentence stands here since this morning.\n")
-    wait_until(lambda: len(runs(user_interface)) == 2 and quiet_ticks(user_interface) > seen)
-    newest = runs(user_interface)[0]
-    assert newest["status"] == "SUCCESS"
-    reasons = {tag["key"]: tag["value"] for tag in newest["tags"]}
-    assert reasons["ft_dagster/reason"] == "raw_chapters: report_files has new content"
-    assert len(list((workspace / ".ft" / "store" / "lora_adapter").iterdir())) == 2
+def test_a_new_chapter_is_one_run_and_when_it_is_deleted_the_earlier_adapter_is_back(watched: Watched) -> None:
+    first = watched.released
+    sentence = "The heron was counted twice."
+    began = time.time()
+    runs = watched.dev.runs_for(
+        lambda: watched.chapter("chapter_9").write_text(f"{chapter_text(9)}\n{sentence}\n{' '.join(PROSE)}\n")
+    )
+    assert statuses(runs) == ["SUCCESS"] and asked_at_once(watched.dev.ticks_since(began))
+    assert steps(watched.dev.address, runs[0].id) == {stage.name: "SUCCESS" for stage in STAGES}
+    assert watched.released != first and sentence in trained_on(watched.folder)["chapter_9"]
 
-    seen = quiet_ticks(user_interface)
-    wait_until(lambda: quiet_ticks(user_interface) >= seen + 3)
-    assert len(runs(user_interface)) == 2, "exactly one run for one change"
-    status = {node["assetKey"]["path"][0]: node["staleStatus"] for node in graphql(user_interface, STALE)["assetNodes"]}
-    assert status["lora_adapter"] == "FRESH"
+    made = watched.dev.made()
+    runs = watched.dev.runs_for(watched.chapter("chapter_9").unlink)
+    assert statuses(runs) == ["SUCCESS"]
+    assert watched.dev.asset("lora_adapter").metadata["reused"] is True
+    assert (watched.dev.made().adapters, watched.dev.made().trainings) == (made.adapters, made.trainings)
+    assert watched.released == first
+    assert "chapter_9" not in trained_on(watched.folder) and sentence not in watched.current_text()
+    assert watched.dev.not_fresh() == set()
+
+
+def test_a_renamed_chapter_has_its_new_name_in_the_sections_and_its_text_is_not_learned_again(
+    watched: Watched,
+) -> None:
+    made = watched.dev.made()
+    assert position("chapter_4 (second edition)") > watched.recipe()["tokens"]["held_out"], "it stays on its side"
+    runs = watched.dev.runs_for(
+        lambda: watched.chapter("chapter_4").rename(watched.chapter("chapter_4 (second edition)"))
+    )
+    assert statuses(runs) == ["SUCCESS"]
+    named = {s.chapter for s in sections(watched.folder, watched.dev.asset("sections").metadata["artifact"])}
+    assert "chapter_4 (second edition)" in named and "chapter_4" not in named
+    assert watched.dev.made() == made
+    assert watched.dev.not_fresh() == set()
+
+
+def test_a_changed_recipe_trains_again_and_changed_back_it_uses_the_earlier_adapter(watched: Watched) -> None:
+    first, recipe = watched.released, watched.recipe()
+    made = watched.dev.made()
+    smaller = recipe | {"lora": recipe["lora"] | {"rank": 2}}
+    (run,) = watched.dev.runs_for(lambda: watched.save_recipe(smaller))
+    assert (run.status, run.reason) == ("SUCCESS", "lora_adapter: the recipe changed (base, lora, training)")
+    assert list(steps(watched.dev.address, run.id)) == ["lora_adapter", "adapter_evaluation", "released_adapter"]
+    assert len(watched.dev.made().adapters - made.adapters) == 1
+
+    made = watched.dev.made()
+    (run,) = watched.dev.runs_for(lambda: watched.save_recipe(recipe))
+    assert (run.status, run.reason) == ("SUCCESS", "lora_adapter: the recipe changed (base, lora, training)")
+    assert watched.dev.asset("lora_adapter").metadata["reused"] is True
+    assert (watched.dev.made().adapters, watched.dev.made().trainings) == (made.adapters, made.trainings)
+    assert watched.released == first
+
+
+def test_an_edit_that_cannot_be_read_holds_training_back_until_it_is_mended(watched: Watched) -> None:
+    made, text = watched.dev.made(), watched.chapter("chapter_5").read_text() + "\nThe café of the office was closed.\n"
+    before = watched.dev.runs()
+    watched.chapter("chapter_5").write_bytes(text.encode("latin-1"))
+    watched.dev.until_skipped("Held back: a blocking check of sections failed")
+    (run,) = watched.dev.runs()[len(before) :]
+    assert run.status == "FAILURE" and "lora_adapter" not in steps(watched.dev.address, run.id)
+    assert watched.dev.made() == made
+
+    runs = watched.dev.runs_for(lambda: watched.chapter("chapter_5").write_text(text, "utf-8"))
+    assert statuses(runs) == ["SUCCESS"]
+    (new,) = watched.dev.made().adapters - made.adapters
+    assert "café" in trained_on(watched.folder, watched.adapter(new))["chapter_5"]
+    assert watched.dev.not_fresh() == set()
+
+
+def test_a_training_that_fails_is_tried_once_more_and_said_and_its_change_waits_until_the_cause_is_mended(
+    watched: Watched,
+) -> None:
+    before, released, recipe, made = watched.dev.runs(), watched.released, watched.recipe(), watched.dev.made()
+    watched.append("chapter_1", "The second bridge was painted green.")
+    watched.save_recipe(recipe | {"training": recipe["training"] | {"learning_rate": 1e30, "warmup": 0.0}})
+    watched.dev.until_skipped("2 runs for this content failed")
+    failed = watched.dev.runs()[len(before) :]
+    assert statuses(failed) == ["FAILURE", "FAILURE"]
+    assert watched.released == released and watched.dev.made().adapters == made.adapters
+
+    runs = watched.dev.runs_for(lambda: watched.save_recipe(recipe))
+    assert statuses(runs) == ["SUCCESS"]
+    (new,) = watched.dev.made().adapters - made.adapters
+    assert "painted green" in trained_on(watched.folder, watched.adapter(new))["chapter_1"]
+    failures = watched.folder / "logs" / "failures.log"
+    for run in failed:
+        (line,) = wait_until(
+            lambda run=run: [line for line in failures.read_text().splitlines() if run.id in line],
+            "the failure is reported",
+        )
+        assert "lora_adapter failed" in line and "Lower training.learning_rate" in line
+
+
+def test_a_burst_of_files_is_one_training_of_complete_files_and_what_changes_meanwhile_is_one_more(
+    watched: Watched,
+) -> None:
+    *names, last, late = [f"burst_{number}" for number in range(60) if position(f"burst_{number}") >= 0.2][:31]
+    withdrawn = names[0]
+    made, before = watched.dev.made(), watched.dev.runs()
+
+    def write_files() -> None:
+        for number, name in enumerate(names):
+            watched.chapter(name).write_text(f"# {name}\n\n{PROSE[number % 5]} It was file {number}.\n")
+            time.sleep(0.1)  # a tool of theirs is at work for some seconds
+        began = time.time()
+        write_slowly(watched.chapter(last), chapter_text(98), lambda: WRITING in str(watched.dev.ticks_since(began)))
+        (run,) = wait_until(lambda: watched.dev.runs()[len(before) :], "a run is asked for")
+        write_slowly(watched.chapter(late), chapter_text(99), lambda: steps(watched.dev.address, run.id))
+
+    writer = threading.Thread(target=write_files)
+    writer.start()
+    try:
+        watched.dev.until_training()
+    finally:
+        writer.join()
+    watched.chapter(withdrawn).unlink()
+    assert statuses(watched.dev.runs()[len(before) :]) == ["STARTED"]
+    watched.dev.until_up_to_date()
+
+    assert statuses(watched.dev.runs()[len(before) :]) == ["SUCCESS", "SUCCESS"]
+    keys = watched.dev.made().adapters - made.adapters
+    second = str(watched.dev.asset("lora_adapter").metadata["artifact"])
+    (first,) = keys - {second}
+    assert len(keys) == 2
+    texts = trained_on(watched.folder, watched.adapter(first))
+    assert texts.keys() >= {*names, last, late}
+    assert texts[last].endswith("Complete.") and texts[late].endswith("Complete.")
+    texts = trained_on(watched.folder, watched.adapter(second))
+    assert withdrawn not in texts and texts.keys() >= {*names[1:], last, late}
+    assert "It was file 0." not in watched.current_text()
+    assert watched.dev.not_fresh() == set()
+
+
+def test_the_schedule_brings_a_stale_graph_up_to_date_without_the_sensor_and_then_starts_no_run(
+    scheduled: DagsterDev,
+) -> None:
+    at_rest = wait_until(
+        lambda: [tick for tick in ticks(scheduled.address, SCHEDULE) if tick.skipped == UP_TO_DATE],
+        "a tick of the schedule finds everything up to date",
+    )
+    (run,) = scheduled.runs()[1:]
+    assert (run.status, run.reason) == ("SUCCESS", NEW_CONTENT)
+    assert run.tags["dagster/schedule_name"] == SCHEDULE
+    asked = [tick for tick in ticks(scheduled.address, SCHEDULE) if tick.runs]
+    assert [tick.runs for tick in asked] == [(run.id,)] and asked[0].at < at_rest[0].at
+    assert not [tick for tick in scheduled.ticks_since(0) if tick.runs], "the sensor was off"
+    assert scheduled.not_fresh() == set()

@@ -1,11 +1,62 @@
-"""Talking to a running Dagster UI."""
+"""Asking a running Dagster UI."""
 
 import json
 import urllib.request
+from dataclasses import dataclass
 from typing import Any
+
+SENSOR = "keep_up_to_date"
+SCHEDULE = "scheduled_retraining"
+_REPOSITORY = '{{repositoryName: "__repository__", repositoryLocationName: "ft_dagster", {key}: "{name}"}}'
+_RUNS = "{ runsOrError { ... on Runs { results { runId status tags { key value } } } } }"
+_STEPS = """{{ runOrError(runId: "{run}") {{ ... on Run {{ stepStats {{ stepKey status }} }} }} }}"""
+_TICKS = """{{ instigationStateOrError(instigationSelector: {selector}) {{
+  ... on InstigationState {{ id ticks(limit: 500) {{ timestamp status skipReason runIds }} }} }} }}"""
+_ASSET = """{{ assetNodeOrError(assetKey: {{path: ["{name}"]}}) {{ ... on AssetNode {{ staleStatus
+  assetMaterializations(limit: 1) {{ runId tags {{ key value }} metadataEntries {{ label
+    ... on BoolMetadataEntry {{ boolValue }} ... on TextMetadataEntry {{ text }} }} }} }} }} }}"""
+_STOP = 'mutation {{ stopSensor(id: "{id}") {{ __typename ... on PythonError {{ message }} }} }}'
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of the instance."""
+
+    id: str
+    status: str
+    tags: dict[str, str]
+
+    @property
+    def reason(self) -> str | None:
+        """Why the sensor or the schedule asked for it."""
+        return self.tags.get("ft_dagster/reason")
+
+
+@dataclass(frozen=True)
+class Tick:
+    """One evaluation of the sensor or of the schedule."""
+
+    at: float
+    """When it began, seconds since 1970."""
+    status: str
+    skipped: str
+    """Why it asked for no run; empty if it did ask for one, and while it is under way."""
+    runs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Asset:
+    """An asset as its page in the UI shows it: its staleness, and its last materialization."""
+
+    stale_status: str
+    run: str
+    data_version: str
+    metadata: dict[str, Any]
+    """The texts and truth values in it."""
 
 
 def answers(address: str) -> bool:
+    """Whether the UI is there and has loaded the code location."""
     try:
         return bool(graphql(address, "{ repositoriesOrError { ... on RepositoryConnection { nodes { name } } } }"))
     except OSError:
@@ -18,3 +69,44 @@ def graphql(address: str, query: str) -> Any:
     )
     with urllib.request.urlopen(request, timeout=30) as response:
         return json.load(response)["data"]
+
+
+def runs(address: str) -> list[Run]:
+    """All runs, oldest first."""
+    found = graphql(address, _RUNS)["runsOrError"]["results"]
+    return [
+        Run(run["runId"], run["status"], {tag["key"]: tag["value"] for tag in run["tags"]}) for run in reversed(found)
+    ]
+
+
+def steps(address: str, run: str) -> dict[str, str]:
+    """The steps of a run that were begun, each with its status."""
+    stats = graphql(address, _STEPS.format(run=run))["runOrError"]["stepStats"]
+    return {step["stepKey"]: step["status"] for step in stats}
+
+
+def ticks(address: str, name: str = SENSOR) -> list[Tick]:
+    """The ticks of the sensor, or of the schedule, oldest first."""
+    found = graphql(address, _TICKS.format(selector=_REPOSITORY.format(key="name", name=name)))
+    return [
+        Tick(tick["timestamp"], tick["status"], tick["skipReason"] or "", tuple(tick["runIds"]))
+        for tick in reversed(found["instigationStateOrError"]["ticks"])
+    ]
+
+
+def asset(address: str, name: str) -> Asset:
+    node = graphql(address, _ASSET.format(name=name))["assetNodeOrError"]
+    (last,) = node["assetMaterializations"]
+    return Asset(
+        node["staleStatus"],
+        last["runId"],
+        next(tag["value"] for tag in last["tags"] if tag["key"] == "dagster/data_version"),
+        {entry["label"]: entry.get("boolValue", entry.get("text")) for entry in last["metadataEntries"]},
+    )
+
+
+def stop_sensor(address: str) -> None:
+    """Turn the watcher off, as the switch in the UI does."""
+    found = graphql(address, _TICKS.format(selector=_REPOSITORY.format(key="name", name=SENSOR)))
+    done = graphql(address, _STOP.format(id=found["instigationStateOrError"]["id"]))["stopSensor"]
+    assert done["__typename"] == "StopSensorMutationResult", done

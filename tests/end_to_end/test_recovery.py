@@ -1,0 +1,45 @@
+"""Killed at any moment and started again, it ends where it would have ended."""
+
+import shutil
+from pathlib import Path
+
+from dagster_dev import WRITING, DagsterDev
+from lineage import trained_on
+from reports import PROSE
+
+
+def test_an_edit_outlives_sigkill_of_everything_at_any_moment_and_makes_one_adapter(
+    finished: Path, tmp_path: Path
+) -> None:
+    for part in ("workspace", "home"):
+        shutil.copytree(finished / part, tmp_path / part, symlinks=True)
+    workspace = tmp_path / "workspace"
+    with DagsterDev(tmp_path) as dev:
+        made, before = dev.made(), dev.runs()
+        with (workspace / "chapter_markdowns" / "chapter_1.md").open("a") as chapter:
+            chapter.write(f"\nThe ferry went only once. {''.join(PROSE)}\n")
+        dev.kill()  # right after the edit
+        dev.until_gone()
+        dev.start(FT_SETTLE_SECONDS="600")
+        dev.until_skipped(WRITING)
+        dev.kill()  # while the reports are given time to lie still
+        dev.until_gone()
+        dev.start()
+        dev.until_training()
+        dev.kill(spare="ft_dagster.training")  # which ends with the run that started it
+        dev.until_gone()
+        dev.start()
+        dev.until_evaluating()
+        dev.kill()
+        dev.until_gone()
+        dev.start()
+        dev.until_up_to_date()
+
+        runs = dev.runs()[len(before) :]
+        assert [run.status for run in runs] == ["FAILURE", "FAILURE", "SUCCESS"]
+        assert len({run.tags["ft_dagster/cause"] for run in runs}) == 1
+        (new,) = dev.made().adapters - made.adapters
+        assert (workspace / "fine_tuned_model").resolve().name == new
+        assert "The ferry went only once." in trained_on(workspace)["chapter_1"]
+        assert dev.not_fresh() == set()
+        assert not any((workspace / ".ft" / "attempts").iterdir()), "nothing is left half made"

@@ -1,0 +1,213 @@
+"""`dagster dev` in a test: started, watched, and ended or killed with everything that it started."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+from dagster_ui import Asset, Run, Tick, answers, asset, runs, ticks
+
+from ft_dagster.defs.instance import prepare_home
+from ft_dagster.defs.stages import STAGES
+from ft_dagster.settings import Settings
+
+PROJECT = Path(__file__).parents[2]
+UP_TO_DATE = "Everything is up to date."
+WRITING = "somebody may be writing"
+_WAIT_SECONDS = 240
+_QUICK_QUEUE = "\nrun_queue:\n  dequeue_interval_seconds: 1\n"
+"""For DAGSTER_HOME's dagster.yaml: a run that was asked for starts after a second, not after five."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """What training and evaluation processes leave behind: one process more, and it is another value."""
+
+    adapters: frozenset[str]
+    """Keys of the adapters in the store."""
+    trainings: frozenset[tuple[str, int]]
+    """Names and sizes of the logs of training processes."""
+    evaluations: frozenset[tuple[str, int]]
+    """Names and sizes of the logs of evaluation processes."""
+
+
+def wait_until(condition: Callable[[], Any], what: str, seconds: float = _WAIT_SECONDS) -> Any:
+    """Ask until the answer is true, and give it; fails, saying what was waited for, when it stays false too long."""
+    until = time.monotonic() + seconds
+    while not (answer := condition()):
+        assert time.monotonic() < until, f"waited {seconds:g} s in vain until {what}"
+        time.sleep(0.25)
+    return answer
+
+
+class DagsterDev:
+    """`dagster dev` on one workspace: web server, daemon and code server, through workspace.yaml as in `make dev`.
+
+    A context manager: whatever it started is ended at its exit, in whatever way the test ended.
+    """
+
+    def __init__(self, folder: Path, **settings: str) -> None:
+        """`folder` holds `workspace/`, and `home/` where there is a history. Settings are variables such as FT_..."""
+        self.workspace = folder / "workspace"
+        self.home = folder / "home"
+        self.address = ""
+        self._process: subprocess.Popen[bytes] | None = None
+        ours = ("FT_", "DAGSTER_", "HUGGINGFACE_")
+        self._environment = {name: value for name, value in os.environ.items() if not name.startswith(ours)} | {
+            "FT_WORKSPACE": str(self.workspace),
+            "FT_CACHE": str(folder / "cache"),
+            "FT_RECIPE": "recipe.yaml",
+            "FT_WATCH_SECONDS": "1",
+            "FT_SETTLE_SECONDS": "1",
+            "DAGSTER_HOME": str(self.home),
+            **settings,
+        }
+
+    def __enter__(self) -> "DagsterDev":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    # Life and death
+
+    def start(self, **settings: str) -> None:
+        """Start it, and wait until its UI answers. These settings hold until it ends."""
+        if not (self.home / "dagster.yaml").exists():
+            config = Path(prepare_home(Settings(workspace=self.workspace, DAGSTER_HOME=self.home))) / "dagster.yaml"
+            config.write_text(config.read_text() + _QUICK_QUEUE)
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            port = str(listener.getsockname()[1])
+        self.address = f"http://127.0.0.1:{port}"
+        dagster = str(Path(sys.executable).with_name("dagster"))
+        self._process = subprocess.Popen(
+            [dagster, "dev", "-w", "workspace.yaml", "-h", "127.0.0.1", "-p", port],
+            cwd=PROJECT,
+            env=self._environment | settings,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )
+        try:
+            wait_until(lambda: self._process.poll() is not None or answers(self.address), "the UI answers")
+            assert self._process.poll() is None, "`dagster dev` has ended by itself"
+        except BaseException:
+            self.kill()
+            raise
+
+    def stop(self) -> None:
+        """End it as Ctrl-C does, and kill what is left of it after a minute."""
+        if self._process is None:
+            return
+        try:
+            with suppress(subprocess.TimeoutExpired):
+                self._process.send_signal(signal.SIGINT)
+                self._process.wait(60)
+        finally:
+            while self.processes():
+                self.kill()
+
+    def kill(self, spare: str = "") -> None:
+        """SIGKILL to all of its processes at once, in whatever session: the power goes.
+
+        Args:
+            spare: a module whose processes are not killed; they may end by themselves.
+        """
+        for process in self.processes():
+            with suppress(psutil.NoSuchProcess):
+                if spare not in process.cmdline():
+                    process.kill()
+        if self._process is not None:
+            self._process.wait()
+
+    def until_gone(self) -> None:
+        """Wait until no process works on the workspace any more; one that lives on is an orphan."""
+        wait_until(lambda: not self.processes(), "no process is left", seconds=30)
+
+    def processes(self) -> list[psutil.Process]:
+        """Every living process that works on this workspace, whoever its parent is now.
+
+        They are told by the environment that they inherited.
+        """
+        mark, found = str(self.workspace), []
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                if process.environ().get("FT_WORKSPACE") == mark and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+        return found
+
+    # What it did
+
+    def runs(self) -> list[Run]:
+        """All runs, oldest first."""
+        return runs(self.address)
+
+    def until_up_to_date(self) -> None:
+        """Wait for a tick of the watcher that begins after this call and finds nothing to do."""
+        self.until_skipped(UP_TO_DATE)
+
+    def until_skipped(self, why: str) -> None:
+        """Wait for a tick of the watcher that begins after this call and asks for no run for this reason."""
+        now = time.time()
+        wait_until(lambda: any(why in tick.skipped for tick in self.ticks_since(now)), f"a tick says {why!r}")
+
+    def ticks_since(self, moment: float) -> list[Tick]:
+        """The ticks of the watcher that began after a moment, oldest first."""
+        return [tick for tick in ticks(self.address) if tick.at > moment]
+
+    def runs_for(self, change: Callable[[], object]) -> list[Run]:
+        """Make a change, wait until everything is up to date, and give the runs that were made for it."""
+        before = {run.id for run in self.runs()}
+        change()
+        self.until_up_to_date()
+        return [run for run in self.runs() if run.id not in before]
+
+    def until_training(self) -> None:
+        """Wait for a training process that has loaded its model and counts its steps."""
+        now = time.time()
+        attempts = self.workspace / ".ft" / "attempts"
+        wait_until(
+            lambda: any(_modified(path) > now for path in attempts.glob("*/progress.json")), "a training is under way"
+        )
+
+    def until_evaluating(self) -> None:
+        """Wait for an evaluation process."""
+        wait_until(
+            lambda: any("ft_dagster.evaluation" in process.cmdline() for process in self.processes()),
+            "an evaluation is under way",
+        )
+
+    def asset(self, name: str) -> Asset:
+        return asset(self.address, name)
+
+    def not_fresh(self) -> set[str]:
+        """The stages that the UI does not show as fresh."""
+        return {stage.name for stage in STAGES if self.asset(stage.name).stale_status != "FRESH"}
+
+    def made(self) -> Made:
+        """What training and evaluation processes have left behind by now."""
+        logs = {(path.name, path.stat().st_size) for path in (self.workspace / "logs").glob("*.log")}
+        evaluations = {log for log in logs if log[0].startswith("evaluation-")}
+        return Made(
+            frozenset(path.name for path in (self.workspace / ".ft" / "store" / "lora_adapter").iterdir()),
+            frozenset(log for log in logs - evaluations if log[0] != "failures.log"),
+            frozenset(evaluations),
+        )
+
+
+def _modified(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:  # the training has just ended
+        return 0.0

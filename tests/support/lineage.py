@@ -1,0 +1,33 @@
+"""From an adapter back to the text that it learned from."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ft_dagster.corpus.sections import Section
+from ft_dagster.defs.sections import stored_sections
+from ft_dagster.settings import Settings
+from ft_dagster.store import Store
+
+
+def manifest(adapter: Path) -> dict[str, Any]:
+    """What stands in an adapter's folder about its making."""
+    return json.loads((adapter / "manifest.json").read_text("utf-8"))
+
+
+def sections(workspace: Path, key: str) -> list[Section]:
+    """The sections that the store has under a key."""
+    return list(stored_sections(Store(Settings(workspace=workspace).store_root).get("sections", key)))
+
+
+def trained_on(workspace: Path, adapter: Path | None = None) -> dict[str, str]:
+    """Chapter -> text that an adapter was trained on, the released one unless another is named.
+
+    The manifest has the hashes of the sections; their text is read from the sections that it says it was made from.
+    """
+    content = manifest(adapter or workspace / "fine_tuned_model")
+    texts = {section.hash: section.text for section in sections(workspace, content["made_from"]["sections"])}
+    found: dict[str, str] = {}
+    for row in content["trained_on"]:
+        found[row["chapter"]] = found.get(row["chapter"], "") + texts[row["section"]]
+    return found
