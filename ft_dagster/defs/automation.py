@@ -18,6 +18,7 @@ from ft_dagster.defs.external import look, record
 from ft_dagster.defs.lag import report_lag
 from ft_dagster.defs.plan import make_plan
 from ft_dagster.defs.runs import (
+    BRING_UP_TO_DATE,
     CAUSE_TAG,
     REASON_TAG,
     fail_abandoned,
@@ -33,7 +34,6 @@ from ft_dagster.settings import Settings, load_settings
 from ft_dagster.store import StoreError
 
 _UNUSABLE = (CorpusError, RecipeError, BaseModelError, StoreError)
-BRING_UP_TO_DATE = "bring_up_to_date"
 _ATTEMPTS = 2
 """A run that failed is tried once more for the same cause; then it waits for another cause, or for a person."""
 _NIGHTLY = "0 3 * * *"

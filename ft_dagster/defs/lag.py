@@ -8,6 +8,7 @@ import time
 
 import dagster as dg
 
+from ft_dagster.defs.runs import BRING_UP_TO_DATE
 from ft_dagster.defs.stages import RELEASED_ADAPTER, REPORT_FILES, stale_stages
 from ft_dagster.defs.workspace import Workspace
 
@@ -27,10 +28,9 @@ def report_lag(instance: dg.DagsterInstance, workspace: Workspace) -> None:
     result = _result(seconds_behind(instance, workspace), workspace.settings.lag_seconds)
     key = dg.AssetCheckKey(RELEASED_ADAPTER.key, "keeps_up_with_reports")
     last = instance.event_log_storage.get_latest_asset_check_execution_by_key([key]).get(key)
-    evaluation = last.evaluation if last else None
-    if evaluation is None and result.passed:
-        return  # before the first run there is nothing to be behind with
-    if evaluation is None or evaluation.passed != result.passed:
+    evaluation = last.evaluation if last else None  # or only the plan of one, in a run that failed before
+    said = evaluation.passed if isinstance(evaluation, dg.AssetCheckEvaluation) else True
+    if said != result.passed:
         instance.report_runless_asset_event(
             dg.AssetCheckEvaluation(
                 asset_key=key.asset_key,
@@ -47,10 +47,17 @@ def seconds_behind(instance: dg.DagsterInstance, workspace: Workspace) -> float:
     """Seconds since the reports became other than what the released adapter stands for; 0 when they are the same."""
     if not stale_stages(instance, workspace):
         return 0.0
-    released = instance.fetch_materializations(RELEASED_ADAPTER.key, limit=1).records
-    since = dg.AssetRecordsFilter(REPORT_FILES, after_timestamp=released[0].timestamp if released else None)
+    since = dg.AssetRecordsFilter(REPORT_FILES, after_timestamp=_last_up_to_date(instance))
     changes = instance.fetch_materializations(since, limit=1, ascending=True).records
     return max(0.0, time.time() - changes[0].timestamp) if changes else 0.0
+
+
+def _last_up_to_date(instance: dg.DagsterInstance) -> float:
+    """When everything was up to date for the last time, as far as is known: the start of the run that made it so."""
+    released = instance.fetch_materializations(RELEASED_ADAPTER.key, limit=1).records
+    succeeded = dg.RunsFilter(job_name=BRING_UP_TO_DATE, statuses=[dg.DagsterRunStatus.SUCCESS])
+    runs = instance.get_run_records(succeeded, limit=1)
+    return max([0.0, *(record.timestamp for record in released), *(record.start_time or 0.0 for record in runs)])
 
 
 def _result(behind: float, most: float) -> dg.AssetCheckResult:

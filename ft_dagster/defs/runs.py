@@ -7,6 +7,8 @@ import time
 import dagster as dg
 import psutil
 
+BRING_UP_TO_DATE = "bring_up_to_date"
+"""The job of all stages."""
 CAUSE_TAG = "ft_dagster/cause"
 """Tag of an automatic run: hash of what decides its outcome."""
 REASON_TAG = "ft_dagster/reason"

@@ -19,7 +19,8 @@ CHECK = dg.AssetCheckKey(dg.AssetKey("released_adapter"), "keeps_up_with_reports
 def results(instance: dg.DagsterInstance) -> list[bool]:
     """Results of the check, oldest first."""
     records = instance.event_log_storage.get_asset_check_execution_history(CHECK, limit=10)
-    return [bool(found.evaluation.passed) for found in reversed(records) if found.evaluation]
+    evaluations = [found.evaluation for found in reversed(records)]
+    return [found.passed for found in evaluations if isinstance(found, dg.AssetCheckEvaluation)]
 
 
 def an_hour_later(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,6 +62,19 @@ def test_a_change_without_an_adapter_makes_it_red_after_the_time_set_and_an_adap
     assert results(up_to_date)[-1] is True
 
 
+def test_the_time_counts_from_the_first_change_after_everything_was_up_to_date(
+    up_to_date: dg.DagsterInstance, workspace: Path
+) -> None:
+    chapter = workspace / "chapter_markdowns" / "chapter_1.md"
+    chapter.write_text(chapter.read_text() + "\n\n")  # does not show: the adapter is not released again for it
+    look_and_tick(up_to_date)
+    assert run(up_to_date, "raw_chapters", "sections").success
+    between = time.time()
+    edit(workspace)
+    look_and_tick(up_to_date)
+    assert 0 < seconds_behind(up_to_date, Workspace()) <= time.time() - between
+
+
 def test_how_long_is_a_setting(
     up_to_date: dg.DagsterInstance, workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -77,3 +91,14 @@ def test_before_the_first_run_there_is_nothing_to_lag_behind(
 ) -> None:
     look_and_tick(instance)
     assert results(instance) == []
+
+
+def test_a_run_that_failed_before_the_check_leaves_the_answer_open(
+    up_to_date: dg.DagsterInstance, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (workspace / "chapter_markdowns" / "bad.md").write_bytes(b"\xff\xfe")
+    assert not run(up_to_date).success
+    look_and_tick(up_to_date)
+    an_hour_later(monkeypatch)
+    look_and_tick(up_to_date)
+    assert results(up_to_date)[-1] is False

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ft_dagster.corpus.sections import Section
-from ft_dagster.defs.sections import stored_sections
+from ft_dagster.corpus.chapter import Section
+from ft_dagster.corpus.sections import all_chapters
 from ft_dagster.settings import Settings
 from ft_dagster.store import Store
 
@@ -17,7 +17,8 @@ def manifest(adapter: Path) -> dict[str, Any]:
 
 def sections(workspace: Path, key: str) -> list[Section]:
     """The sections that the store has under a key."""
-    return list(stored_sections(Store(Settings(workspace=workspace).store_root).get("sections", key)))
+    artifact = Store(Settings(workspace=workspace).store_root).get("sections", key)
+    return [section for chapter in all_chapters(artifact) for section in chapter.sections]
 
 
 def trained_on(workspace: Path, adapter: Path | None = None) -> dict[str, str]:
