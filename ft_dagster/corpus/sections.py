@@ -164,7 +164,7 @@ class _Earlier:
         shard = self.by_snapshot.get(wanted.blob)
         if shard is None or not (self.store.has_blob(shard.lines) and self.store.has_blob(shard.figures)):
             return None
-        return shard
+        return replace(shard, group=wanted.group)  # it may have been called otherwise
 
     def lines(self, group: str) -> dict[str, str]:
         """Chapters that may belong to a group, as they were written: key -> line."""
@@ -254,10 +254,19 @@ def _chapter_version(chapter: Chapter) -> str:
 
 
 def _version(shards: Sequence[Shard], figures: Sequence[Figures]) -> str:
-    """Hash of what a reader sees: the chapters that have text, by name, and their sections in order."""
+    """Hash of what a reader sees: the chapters that have text, by name, and their sections in order.
+
+    The groups with text are in it, too, because rows are packed group by group: what is made of sections of one
+    version is always the same.
+    """
     versions = {name: version for figure in figures for name, _, version in figure.chapters}
     versions |= {name: version for shard in shards for name, version in shard.versions}
-    return digest(sorted((name, version) for name, version in versions.items() if version))
+    with_text = [
+        shard.group
+        for shard, figure in zip(shards, figures, strict=True)
+        if any(versions[name] for name, *_ in figure.chapters)
+    ]
+    return digest([sorted((name, version) for name, version in versions.items() if version), sorted(with_text)])
 
 
 def _find_duplicates(figures: Sequence[Figures]) -> list[tuple[int, ...]]:

@@ -8,7 +8,7 @@ import json
 import resource
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -214,7 +214,7 @@ class _Writer:
         key = digest([source.lines, source.duplicates, units, self.made_by])
         same = self.by_key.get(key)
         if same and all(self.store.has_blob(blob) for blob in same.blobs):
-            return same
+            return replace(same, group=source.group)
         sections = [section for chapter in stored_chapters(self.store, source) for section in chapter.sections]
         if not sections:
             return None

@@ -210,9 +210,8 @@ def _text(
     ids = np.asarray([*tokenizer.prefix, *encoded.ids, tokenizer.eos_id], dtype=np.int32)
     cuts: list[list[int]] = []
     if len(ids) > block_length:
-        cuts = [[at + offset for at in kind] for kind in cut_positions(encoded.token_at, find_breaks(text))]
-    second = encoded.second_start
-    first_scored = 0 if offset else (len(text) if second is None else second)
+        cuts = [[at + offset for at in kind] for kind in cut_positions(encoded.tokens_at, find_breaks(text))]
+    first_scored = 0 if offset else int(encoded.starts[1]) if len(encoded.ids) > 1 else len(text)
     return TokenizedText(
         tuple(ids[piece.first - piece.context : piece.after] for piece in split_document(len(ids), cuts, block_length)),
         tokens=len(encoded.ids),

@@ -1,7 +1,7 @@
 """Cutting a document that is longer than a block, at the best place there is."""
 
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ft_dagster.tokens.documents import Breaks
@@ -29,15 +29,15 @@ class Piece:
         return self.after - self.first + self.context
 
 
-def cut_positions(token_at: Callable[[int], int | None], breaks: Breaks) -> list[list[int]]:
+def cut_positions(tokens_at: Callable[[Sequence[int]], list[int]], breaks: Breaks) -> list[list[int]]:
     """Token positions of the breaks, one sorted list for each kind; a break inside a token is none.
 
     Args:
-        token_at: the token that begins at a character, if one does.
+        tokens_at: the tokens that begin at given characters.
         breaks: of the text.
     """
     kinds = (breaks.headings, breaks.paragraphs, breaks.lines)
-    return [[token for character in characters if (token := token_at(character))] for characters in kinds]
+    return [[token for token in tokens_at(characters) if token] for characters in kinds]
 
 
 def split_document(length: int, cuts: list[list[int]], block_length: int) -> list[Piece]:

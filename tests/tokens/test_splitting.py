@@ -1,5 +1,7 @@
 """Documents longer than a block are cut at the best place there is, without losing a token."""
 
+from collections.abc import Callable, Sequence
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -59,11 +61,15 @@ def test_the_token_of_context_counts_for_the_length() -> None:
     assert [piece.length for piece in split_document(9, [[], [], []], 4)] == [4, 4, 3]
 
 
+def tokens_at(tokens: dict[int, int]) -> Callable[[Sequence[int]], list[int]]:
+    return lambda characters: [tokens[at] for at in characters if at in tokens]
+
+
 def test_breaks_become_the_tokens_that_begin_there() -> None:
-    token_at = {0: 0, 3: 1, 6: 2, 9: 4}.get  # two tokens of one character begin at 6
-    assert cut_positions(token_at, Breaks([3], [6], [9])) == [[1], [2], [4]]
+    tokens = {0: 0, 3: 1, 6: 2, 9: 4}  # two tokens of one character begin at 6
+    assert cut_positions(tokens_at(tokens), Breaks([3], [6], [9])) == [[1], [2], [4]]
 
 
 def test_a_break_inside_a_token_or_after_the_last_or_at_the_first_is_none() -> None:
-    token_at = {0: 0, 3: 1, 6: 2}.get
-    assert cut_positions(token_at, Breaks([4], [7], [0])) == [[], [], []]
+    tokens = {0: 0, 3: 1, 6: 2}
+    assert cut_positions(tokens_at(tokens), Breaks([4], [7], [0])) == [[], [], []]

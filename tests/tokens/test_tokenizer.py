@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from ft_dagster.corpus.ledger import LedgerError
-from ft_dagster.tokens.tokenizer import DocumentTokenizer, EncodedText
+from ft_dagster.tokens.tokenizer import DocumentTokenizer
 
 CONTROL = "<s> </s> <unk> <|im_start|>user <|im_end|> [INST] [/INST] <|endoftext|>"
 
@@ -20,14 +20,9 @@ def byte_level(tiny_base: Path) -> DocumentTokenizer:
     return DocumentTokenizer(tiny_base)
 
 
-def starts(text: EncodedText) -> list[int]:
-    """Character position where each token begins."""
-    return [start for start, _ in text.encoding.offsets]
-
-
 def encoded(tokenizer: DocumentTokenizer, *texts: str) -> list[tuple[list[int], list[int], list[tuple[int, int]], int]]:
     """(ids, where each begins, spans that are lost, bytes of these) of each text."""
-    return [(text.ids, starts(text), text.lost, text.lost_bytes) for text in tokenizer.encode(texts)]
+    return [(text.ids, text.starts.tolist(), text.lost, text.lost_bytes) for text in tokenizer.encode(texts)]
 
 
 def save(folder: Path, tokenizer: Tokenizer, **config: Any) -> Path:
@@ -58,13 +53,26 @@ def words(*known: str) -> Tokenizer:
 def test_a_byte_level_tokenizer_reads_every_text_back(byte_level: DocumentTokenizer, text: str) -> None:
     (found,) = byte_level.encode([text])
     assert byte_level.decode(found.ids) == text
-    begins = starts(found)
+    begins = found.starts.tolist()
     assert (found.lost, found.lost_bytes, len(begins)) == ([], 0, len(found.ids))
-    assert begins == sorted(begins)
-    assert found.second_start == (begins[1] if len(begins) > 1 else None)
-    assert [found.token_at(at) for at in range(len(text) + 1)] == [
-        begins.index(at) if at in begins else None for at in range(len(text) + 1)
+    (carefully,) = byte_level._encode_carefully([text])
+    assert (found, begins) == (carefully, carefully.starts.tolist()), "as the tokenizer itself tells it"
+    assert [found.tokens_at([at]) for at in range(len(text) + 1)] == [
+        [begins.index(at)] if at in begins else [] for at in range(len(text) + 1)
     ]
+
+
+def test_a_byte_level_tokenizer_that_changes_a_text_is_not_believed(tmp_path: Path) -> None:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(special_tokens=[], initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    tokenizer.train_from_iterator(["costs fell"], trainer)
+    document_tokenizer = DocumentTokenizer(save(tmp_path, tokenizer))
+    assert document_tokenizer.encode(["costs fell"])[0].lost_bytes == 0
+    with pytest.raises(LedgerError, match="does not give this text back: 'Costs fell' became 'costs fell'"):
+        document_tokenizer.encode(["Costs fell"])
 
 
 def test_text_of_control_tokens_stays_text(byte_level: DocumentTokenizer) -> None:
@@ -92,8 +100,9 @@ def test_a_text_that_can_only_be_read_as_a_control_token_is_refused(tmp_path: Pa
 
 def test_starts_are_the_characters_where_tokens_begin(byte_level: DocumentTokenizer) -> None:
     (found,) = byte_level.encode(["é\n\nb"])
-    assert starts(found) == [0, 0, 1, 2, 3]
-    assert [found.token_at(at) for at in range(5)] == [0, 2, 3, 4, None]
+    assert found.starts.tolist() == [0, 0, 1, 2, 3]
+    assert [found.tokens_at([at]) for at in range(5)] == [[0], [2], [3], [4], []]
+    assert found.tokens_at([0, 1, 3, 9]) == [0, 2, 4]
 
 
 def test_a_tokenizer_without_a_beginning_token_has_no_prefix(byte_level: DocumentTokenizer) -> None:
