@@ -1,6 +1,7 @@
 """What all tests share: a tiny base model and a finished workspace made in the session, and workspaces to work in."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,15 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     MistralForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def without_waiting_for_the_disk() -> Iterator[None]:
+    """For modules that go through a store hundreds of times."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "sync", lambda: None)
+        patch.setattr(os, "fsync", lambda _: None)
+        yield
 
 
 @pytest.fixture

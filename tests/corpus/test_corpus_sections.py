@@ -1,9 +1,8 @@
 """Sections of all chapters: one version of each, each text once, in order, and an account of every byte."""
 
 import json
-import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
@@ -26,12 +25,7 @@ from ft_dagster.store import Store, digest
 Content = str | bytes | dict[str, Any]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _without_waiting_for_the_disk() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "sync", lambda: None)
-        patch.setattr(os, "fsync", lambda _: None)
-        yield
+pytestmark = pytest.mark.usefixtures("without_waiting_for_the_disk")
 
 
 @dataclass

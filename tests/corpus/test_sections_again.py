@@ -1,6 +1,5 @@
 """Sections after an edit: only what changed is read and written again, and what is not there is made again."""
 
-import os
 import shutil
 import sqlite3
 from collections.abc import Iterable, Iterator
@@ -27,12 +26,7 @@ LIMIT = 3
 NAMES = [f"c{number}" for number in range(1, 13)]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _without_waiting_for_the_disk() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "sync", lambda: None)
-        patch.setattr(os, "fsync", lambda _: None)
-        yield
+pytestmark = pytest.mark.usefixtures("without_waiting_for_the_disk")
 
 
 class Reports:

@@ -1,9 +1,8 @@
 """Every byte of the reports is in train, in held-out, or on the list of what was left out."""
 
 import json
-import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -88,12 +87,7 @@ def joined(parts: list[list[int]]) -> list[int]:
     return tokens
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _without_waiting_for_the_disk() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "sync", lambda: None)
-        patch.setattr(os, "fsync", lambda _: None)
-        yield
+pytestmark = pytest.mark.usefixtures("without_waiting_for_the_disk")
 
 
 @pytest.fixture(scope="session")
