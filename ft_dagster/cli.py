@@ -1,5 +1,6 @@
 """`ft-dagster`: the graph from a terminal, on the same Dagster instance as the UI."""
 
+import gc
 import json
 import signal
 import sys
@@ -57,6 +58,7 @@ def plan(as_json: Json = False) -> None:
 
     Exit codes: 0 nothing to do; 2 something to do; 1 the reports, the recipe or the base model cannot be used.
     """
+    gc.disable()  # it lives for a second, and holds a row for each chapter
     with _errors_said(Console(stderr=True)):
         settings = load_settings()
         _refuse_early(settings)
@@ -108,11 +110,17 @@ def clean(
     with _errors_said(console):
         settings = load_settings()
         from ft_dagster.defs.clean import find_removable
-        from ft_dagster.defs.instance import instance_to_read
+        from ft_dagster.defs.instance import has_instance, instance_to_read
+        from ft_dagster.defs.stages import RAW_CHAPTERS
         from ft_dagster.defs.summary import print_removable
         from ft_dagster.defs.workspace import Workspace
 
         workspace = Workspace()
+        if not has_instance(settings) and workspace.store.newest(RAW_CHAPTERS.name):
+            raise SettingsError(
+                f"There is no Dagster history in {settings.dagster_home}, so it cannot be told what is in use. Set "
+                "DAGSTER_HOME to that of your deployment."
+            )
         with instance_to_read(settings) as instance:
             found = find_removable(instance, workspace)
             print_removable(found, console)

@@ -19,7 +19,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -147,16 +147,17 @@ class Store:
             StoreError: somebody uses it.
         """
         until = time.monotonic() + patience
-        while True:
-            try:
-                with _locked(self.root, fcntl.LOCK_EX | fcntl.LOCK_NB):
-                    yield
-                    return
-            except BlockingIOError as error:
-                if time.monotonic() > until:
-                    message = f"The store {self.root} is in use by a run. Try again when it has ended."
-                    raise StoreError(message) from error
-                time.sleep(0.1)
+        with ExitStack() as stack:
+            while True:
+                try:
+                    stack.enter_context(_locked(self.root, fcntl.LOCK_EX | fcntl.LOCK_NB))
+                    break
+                except BlockingIOError as error:
+                    if time.monotonic() > until:
+                        message = f"The store {self.root} is in use by a run. Try again when it has ended."
+                        raise StoreError(message) from error
+                    time.sleep(0.1)
+            yield
 
     # Blobs
 

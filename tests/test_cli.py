@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from ft_dagster.store import Store
 from ft_dagster.training.request import PROGRESS
 
 COMMAND = [sys.executable, "-m", "ft_dagster.cli"]
@@ -145,3 +146,12 @@ def test_clean_shows_first_and_removes_only_when_told_to(workspace: Path) -> Non
     removed = ft_dagster("clean", "--yes")
     assert removed.returncode == 0 and not left.exists()
     assert "Nothing to remove" in ft_dagster("clean").stderr
+
+
+def test_clean_without_the_history_that_says_what_is_in_use_is_refused(workspace: Path, chapters: list[Path]) -> None:
+    store = Store(workspace / ".ft" / "store")
+    with store.staging() as folder:
+        store.take_in("raw_chapters", "key", folder, {})
+    done = ft_dagster("clean", "--yes")
+    assert done.returncode == 1 and "Set DAGSTER_HOME" in on_one_line(done.stderr)
+    assert store.find("raw_chapters", "key") is not None

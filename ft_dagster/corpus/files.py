@@ -102,8 +102,9 @@ def _find(kind: Kind, root: str, inside: str, shown: str) -> Iterator[FoundFile 
                 if not gone:  # a link that leads nowhere or to itself, or a folder that may not be searched
                     yield Unreadable(_printable(path), f"it cannot be opened: {error.strerror}")
                 continue
-            problem = _why_not_opened(entry.path, root, status, entry.is_symlink())
-            if problem:
+            if stat.S_ISREG(status.st_mode) and path.isascii() and not entry.is_symlink():  # nearly all of them
+                yield FoundFile(path, inside + name.rpartition(".")[0], kind, status)
+            elif problem := _why_not_opened(entry.path, root, status, entry.is_symlink()):
                 yield Unreadable(_printable(path), problem)
             else:
                 yield FoundFile(path, inside + name.rpartition(".")[0], kind, status)

@@ -193,7 +193,7 @@ def _write_group(store: Store, shard: SnapshotShard, options: Corpus, earlier: _
     known = earlier.lines(shard.group)
     lines, chapters = [], []
     for name, members in sorted(files.items(), key=lambda item: natural_key(item[0])):
-        key = digest([[file.kind, file.path, file.sha256] for file in members])
+        key = digest([name, [[file.kind, file.path, file.sha256] for file in members]])
         line = known.get(key)
         if line is None:
             line = _line(key, read_chapter(name, members, lambda file: store.get_blob(file.sha256), options))

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ft_dagster.corpus.files import SourceFile, Unreadable
+from ft_dagster.corpus.files import CorpusError, SourceFile, Unreadable
 from ft_dagster.corpus.index import CODE_VERSION, Scan, changed_since, scan_reports
 from ft_dagster.corpus.shards import group_names
 from ft_dagster.store import Artifact, Store, canonical_json, digest
@@ -33,9 +33,15 @@ def take_snapshot(workspace: Path, index_path: Path, store: Store, settle_second
         index_path: the index of what was hashed before.
         store: takes bytes and list.
         settle_seconds: how long the files must have lain still before they are read, or somebody may be writing.
+
+    Raises:
+        CorpusError: they have not lain still for much longer than that.
     """
     doubted: set[str] = set()
+    until = time.monotonic() + 60 + 10 * settle_seconds
     while True:
+        if time.monotonic() > until:
+            raise CorpusError("The reports keep changing. Stop whatever writes to them all the time.")
         scan = scan_reports(workspace, index_path, doubted=doubted)
         if changed_since(scan, settle_seconds):
             time.sleep(min(1.0, settle_seconds))
@@ -85,6 +91,11 @@ def write_snapshot(scan: Scan, store: Store) -> Artifact:
             "bytes": sum(file.size for file in scan.files) + sum(item.size for item in scan.unreadable),
         }
         return store.take_in(KIND, key, folder, about)
+
+
+def is_snapshot(artifact: Artifact) -> bool:
+    """Whether an artifact is a snapshot as this version writes them."""
+    return _SHARDS in artifact.files
 
 
 def snapshot_shards(snapshot: Artifact) -> list[SnapshotShard]:

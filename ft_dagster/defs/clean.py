@@ -1,6 +1,8 @@
 """What the store need not keep: everything that no kept adapter was made from."""
 
+import json
 import shutil
+import stat
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -10,7 +12,7 @@ from typing import Any
 import dagster as dg
 
 from ft_dagster.corpus.sections import stored_shards
-from ft_dagster.corpus.snapshot import shard_files, snapshot_shards
+from ft_dagster.corpus.snapshot import is_snapshot, shard_files, snapshot_shards
 from ft_dagster.defs.stages import (
     ADAPTER_EVALUATION,
     ARTIFACT,
@@ -25,6 +27,7 @@ from ft_dagster.defs.stages import (
 from ft_dagster.defs.workspace import Workspace
 from ft_dagster.store import Artifact, Store
 from ft_dagster.tokens.dataset import dataset_shards
+from ft_dagster.training.request import RESULT
 
 _ATTEMPT_SECONDS = 86_400
 """A training that was given up longer ago than this is not gone on with."""
@@ -54,6 +57,7 @@ class Removable:
             for path in paths:
                 if path.is_dir() and not path.is_symlink():
                     aside = path.with_name(f".removed-{path.name}")
+                    shutil.rmtree(aside, ignore_errors=True)  # of a removal that was interrupted
                     path.rename(aside)
                     shutil.rmtree(aside)
                 else:
@@ -73,7 +77,7 @@ def find_removable(instance: dg.DagsterInstance, workspace: Workspace) -> Remova
     keep = _Kept(store)
     materializations = all_materializations(instance)
     for stage in STAGES:
-        if last := materializations.get(stage.key):
+        if (last := materializations.get(stage.key)) and ARTIFACT in last.metadata:
             keep.add(artifact_kind(stage), str(last.metadata[ARTIFACT].value))
     released = workspace.releases.current()
     wanted = set(_newest(store, settings.keep_adapters)) | ({released} if released else set())
@@ -86,6 +90,7 @@ def find_removable(instance: dg.DagsterInstance, workspace: Workspace) -> Remova
         evaluation = store.find(ADAPTER_EVALUATION.name, key)
         if evaluation and evaluation.about["adapter"] in kept_adapters:
             keep.add(ADAPTER_EVALUATION.name, key)
+    tokens = TOKENIZED_DATASET.name
     removable = Removable(kept_adapters=kept_adapters)
     for stage in reversed(KINDS):
         gone = [key for key in _keys(store, stage.name) if key not in keep.artifacts[stage.name]]
@@ -97,9 +102,15 @@ def find_removable(instance: dg.DagsterInstance, workspace: Workspace) -> Remova
         store.blob_path(name) for name in sorted(store.blobs() - keep.blobs)
     ]
     removable.paths["trainings given up"] = [
-        path for path in _children(settings.state / "attempts") if time.time() - _newest_change(path) > _ATTEMPT_SECONDS
+        path for path in _children(settings.state / "attempts") if _is_given_up(path, keep.artifacts[tokens])
     ]
-    unfinished = [*_children(store.root / "staging"), *store.root.glob("*/.removed-*"), *store.root.glob("blobs/*/.*")]
+    state = [*(settings.state / "released").glob(".removed-*"), *(settings.state / "attempts").glob(".removed-*")]
+    unfinished = [
+        *state,
+        *_children(store.root / "staging"),
+        *store.root.glob("*/.removed-*"),
+        *store.root.glob("blobs/*/.*"),
+    ]
     removable.paths["unfinished artifacts"] = unfinished
     removable.paths = {name: paths for name, paths in removable.paths.items() if paths}
     return removable
@@ -136,16 +147,28 @@ def _made_from(artifact: Artifact) -> dict[str, str]:
 
 
 def _blobs(artifact: Artifact) -> Iterator[str]:
-    if artifact.kind == RAW_CHAPTERS.name:
+    if artifact.kind == RAW_CHAPTERS.name and not is_snapshot(artifact):  # as an earlier version wrote it
+        yield from (row["sha256"] for row in artifact.read_json("files.json")["files"])
+    elif artifact.kind == RAW_CHAPTERS.name:
         for shard in snapshot_shards(artifact):
             yield shard.blob
             yield from (file.sha256 for file in shard_files(artifact.store, shard))
-    elif artifact.kind == SECTIONS.name:
+    elif artifact.kind == SECTIONS.name and "made_by" in artifact.about:
         for sections in stored_shards(artifact):
             yield from (sections.lines, sections.figures)
-    elif artifact.kind == TOKENIZED_DATASET.name:
+    elif artifact.kind == TOKENIZED_DATASET.name and "made_by" in artifact.about:
         for rows in dataset_shards(artifact):
             yield from rows.blobs
+
+
+def _is_given_up(attempt: Path, datasets: set[str]) -> bool:
+    """Whether a training has neither ended nor gone on for long, and is not of a dataset that is kept."""
+    if (attempt / RESULT).exists() or time.time() - _newest_change(attempt) < _ATTEMPT_SECONDS:
+        return False
+    try:
+        return Path(json.loads((attempt / "request.json").read_bytes())["dataset"]).name not in datasets
+    except (OSError, ValueError, KeyError):
+        return True
 
 
 def _newest(store: Store, count: int) -> list[str]:
@@ -168,4 +191,12 @@ def _newest_change(folder: Path) -> float:
 
 def _size(path: Path) -> int:
     files = path.rglob("*") if path.is_dir() and not path.is_symlink() else [path]
-    return sum(file.lstat().st_size for file in files if file.is_file())
+    return sum(_bytes(file) for file in files)
+
+
+def _bytes(file: Path) -> int:
+    try:
+        status = file.lstat()
+    except FileNotFoundError:  # a run has just put it in its place
+        return 0
+    return status.st_size if stat.S_ISREG(status.st_mode) else 0

@@ -18,15 +18,19 @@ def open_instance(settings: Settings) -> dg.DagsterInstance:
     return dg.DagsterInstance.get()
 
 
+def has_instance(settings: Settings) -> bool:
+    """Whether Dagster was started on this workspace before."""
+    return (settings.dagster_home / "dagster.yaml").exists()
+
+
 @contextmanager
 def instance_to_read(settings: Settings) -> Iterator[dg.DagsterInstance]:
     """The instance as it is; an empty one where there is none yet. Makes nothing."""
-    home = settings.dagster_home.absolute()
-    if not (home / "dagster.yaml").exists():
+    if not has_instance(settings):
         with dg.DagsterInstance.ephemeral() as empty:
             yield empty
         return
-    os.environ["DAGSTER_HOME"] = str(home)
+    os.environ["DAGSTER_HOME"] = str(settings.dagster_home.absolute())
     with dg.DagsterInstance.get() as instance:
         yield instance
 

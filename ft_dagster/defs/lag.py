@@ -54,10 +54,12 @@ def seconds_behind(instance: dg.DagsterInstance, workspace: Workspace) -> float:
 
 def _last_up_to_date(instance: dg.DagsterInstance) -> float:
     """When everything was up to date for the last time, as far as is known: the start of the run that made it so."""
-    released = instance.fetch_materializations(RELEASED_ADAPTER.key, limit=1).records
     succeeded = dg.RunsFilter(job_name=BRING_UP_TO_DATE, statuses=[dg.DagsterRunStatus.SUCCESS])
-    runs = instance.get_run_records(succeeded, limit=1)
-    return max([0.0, *(record.timestamp for record in released), *(record.start_time or 0.0 for record in runs)])
+    runs = list(instance.get_run_records(succeeded, limit=1))
+    for record in instance.fetch_materializations(RELEASED_ADAPTER.key, limit=1).records:
+        made_by = instance.get_run_record_by_id(record.run_id)
+        runs += [made_by] if made_by else []
+    return max([0.0, *(run.start_time or 0.0 for run in runs)])
 
 
 def _result(behind: float, most: float) -> dg.AssetCheckResult:

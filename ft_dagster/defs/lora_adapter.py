@@ -18,9 +18,8 @@ from ft_dagster.recipe import Recipe
 from ft_dagster.settings import Settings
 from ft_dagster.store import Artifact, Store
 from ft_dagster.tokens.dataset import all_documents
-from ft_dagster.training.request import RESULT, TrainingRequest, training_key
+from ft_dagster.training.request import RESULT, WEIGHTS, TrainingRequest, training_key
 
-WEIGHTS = "adapter_model.safetensors"
 FINITE = dg.AssetCheckSpec(
     "loss_is_finite",
     asset=LORA_ADAPTER.key,

@@ -21,7 +21,7 @@ from ft_dagster.corpus.files import CorpusError, SourceFile, require_reports
 from ft_dagster.corpus.index import Scan, scan_reports
 from ft_dagster.corpus.ledger import LedgerError
 from ft_dagster.corpus.sections import make_sections, unreadable_rows
-from ft_dagster.corpus.snapshot import keep_contents, snapshot_files, write_snapshot
+from ft_dagster.corpus.snapshot import is_snapshot, keep_contents, snapshot_files, write_snapshot
 from ft_dagster.defs.stages import (
     ADAPTER_EVALUATION,
     ARTIFACT,
@@ -33,23 +33,27 @@ from ft_dagster.defs.stages import (
     SECTIONS,
     STAGES,
     TOKENIZED_DATASET,
+    Materializations,
     Reason,
     Stage,
-    data_version,
+    all_materializations,
     input_version,
-    latest_materialization,
-    stale_stages,
+    stale_among,
+    version_of,
 )
 from ft_dagster.defs.workspace import Workspace
 from ft_dagster.recipe import Recipe
 from ft_dagster.store import Artifact, Overlay, Store
 from ft_dagster.tokens.dataset import choose_split, make_dataset
 from ft_dagster.tokens.held_out import read_pinned
-from ft_dagster.training.request import training_key
+from ft_dagster.training.request import WEIGHTS, training_key
 
 _TRIED_BYTES = 2_000_000
 """More changed text than this is estimated, not tried out: parsing and tokenizing it takes longer than a person waits
 for a plan."""
+_LIGHT = (RAW_CHAPTERS, SECTIONS, TOKENIZED_DATASET)
+_ANEW = ("recipe", "base", "code", "missing")
+"""Reasons for which a light stage makes everything again, not only what changed."""
 _BYTES_PER_TOKEN = 4.0
 """Of English prose, where no dataset of these reports says better (SmolLM2's tokenizer: 4.1 on the example report)."""
 
@@ -121,24 +125,28 @@ def make_plan(instance: dg.DagsterInstance, workspace: Workspace, scan: Scan | N
     require_reports(settings.workspace, len(scan.files) + len(scan.unreadable))
     now = {REPORT_FILES: scan.version, BASE_MODEL: base_version(recipe.base)}
     plan = Plan()
-    before = _artifact(instance, workspace.store, RAW_CHAPTERS)
+    made = all_materializations(instance)
+    before = _artifact(made, workspace.store, RAW_CHAPTERS)
+    if before and not is_snapshot(before):  # as an earlier version wrote it
+        before = None
     changed = _compare(plan, scan, before)
-    stale = stale_stages(instance, workspace, now)
+    stale = stale_among(made, workspace, recipe, now)
     if not stale:
         return plan
     with tempfile.TemporaryDirectory() as scratch:
         tried = None
-        if sum(file.size for file in changed) <= _TRIED_BYTES:
-            tried = _Trial(instance, workspace, Overlay(workspace.store, Path(scratch)), now).run(scan, dict(stale))
+        made_anew = any(stage in _LIGHT and reason.kind in _ANEW for stage, reason in stale)
+        if sum(file.size for file in (scan.files if made_anew else changed)) <= _TRIED_BYTES:
+            tried = _Trial(made, workspace, Overlay(workspace.store, Path(scratch)), now).run(scan, dict(stale))
         plan.exact = tried is not None
         plan.stages = tried.stages if tried else [_as_found(stage, reason) for stage, reason in stale]
-        _count(plan, instance, workspace, tried, scan)
+        _count(plan, made, workspace.store, recipe, tried, scan)
     return plan
 
 
-def _artifact(instance: dg.DagsterInstance, store: Store, stage: Stage) -> Artifact | None:
-    last = latest_materialization(instance, stage.key)
-    return store.find(stage.name, str(last.metadata[ARTIFACT].value)) if last else None
+def _artifact(made: Materializations, store: Store, stage: Stage) -> Artifact | None:
+    last = made.get(stage.key)  # without an artifact if somebody reported it by hand
+    return store.find(stage.name, str(last.metadata[ARTIFACT].value)) if last and ARTIFACT in last.metadata else None
 
 
 def _as_found(stage: Stage, reason: Reason) -> StagePlan:
@@ -146,7 +154,7 @@ def _as_found(stage: Stage, reason: Reason) -> StagePlan:
 
 
 def _compare(plan: Plan, scan: Scan, before: Artifact | None) -> list[SourceFile]:
-    """Fill in the changed chapters; returns the files of now that are not what they were."""
+    """Fill in the changed chapters; returns the files that came, and those that are gone or were otherwise."""
     old, new = _by_chapter(snapshot_files(before) if before else ()), _by_chapter(scan.files)
     changed = []
     names = [name for name in old.keys() | new.keys() if old.get(name, {}).keys() != new.get(name, {}).keys()]
@@ -160,6 +168,7 @@ def _compare(plan: Plan, scan: Scan, before: Artifact | None) -> list[SourceFile
         else:
             plan.edited.append(ChapterChange(name, words, words_before))
         changed += [file for key, file in is_now.items() if key not in was]
+        changed += [file for key, file in was.items() if key not in is_now]
     return changed
 
 
@@ -184,9 +193,9 @@ class _Trial:
     """Makes what the light stages would make, in a store that is thrown away."""
 
     def __init__(
-        self, instance: dg.DagsterInstance, workspace: Workspace, store: Overlay, now: Mapping[dg.AssetKey, str]
+        self, made: Materializations, workspace: Workspace, store: Overlay, now: Mapping[dg.AssetKey, str]
     ) -> None:
-        self.instance = instance
+        self.made = made
         self.workspace = workspace
         self.recipe: Recipe = workspace.recipe
         self.store = store
@@ -198,23 +207,25 @@ class _Trial:
     def run(self, scan: Scan, stale: Mapping[Stage, Reason]) -> _Outcome | None:
         """None where the base model is not on this machine, or the reports cannot be used: the run will say why."""
         settings = self.workspace.settings
-        base = local_base(self.recipe.base, settings.cache)
-        if base is None or not keep_contents(settings.workspace, scan, self.store):
-            return None
         try:
+            base = local_base(self.recipe.base, settings.cache)
+            if base is None or not keep_contents(settings.workspace, scan, self.store):
+                return None
             snapshot = write_snapshot(scan, self.store)
             sections = make_sections(snapshot, self.recipe.corpus)
             versions = {RAW_CHAPTERS: snapshot.about["version"], SECTIONS: sections.about["version"]}
-            self.changes |= {key for key, version in self.now.items() if data_version(self.instance, key) != version}
+            self.changes |= {key for key, version in self.now.items() if version_of(self.made.get(key)) != version}
             if unreadable_rows(sections) and self.recipe.corpus.unreadable == "fail":
                 return self._blocked(stale, versions)
             split = choose_split(sections, self.recipe.tokens, read_pinned(settings.pins))
             folder = Path(base.folder)
             dataset = make_dataset(sections, folder, base.tokenizer, self.recipe.tokens, split)
-        except (CorpusError, LedgerError):
+        except (CorpusError, LedgerError, OSError, ValueError):
             return None
         adapter = self._adapter(dataset, base)
         versions[TOKENIZED_DATASET] = dataset.about["version"]
+        if adapter is not None:
+            versions[LORA_ADAPTER] = adapter.files[WEIGHTS]
         for stage in STAGES:
             known_adapter = stage == LORA_ADAPTER and adapter is not None
             self._add(stage, stale.get(stage), versions.get(stage), known_adapter)
@@ -234,7 +245,7 @@ class _Trial:
             return
         if reason is None or not due:
             reason = Reason("content", f"{above[0]} will have new content")
-        same = version is not None and version == data_version(self.instance, stage.key)
+        same = version is not None and version == version_of(self.made.get(stage.key))
         if not same:
             self.changes.add(stage.key)
         outcome = "unchanged" if same else "reused" if reused else "runs"
@@ -243,8 +254,8 @@ class _Trial:
     def _adapter(self, dataset: Artifact, base: PreparedBase) -> Artifact | None:
         identity = base.identity
         if not base.weights:  # too much to hash for a plan; the last adapter's manifest says it, if it is the same base
-            last = latest_materialization(self.instance, LORA_ADAPTER.key)
-            adapter = _artifact(self.instance, self.workspace.store, LORA_ADAPTER)
+            last = self.made.get(LORA_ADAPTER.key)
+            adapter = _artifact(self.made, self.workspace.store, LORA_ADAPTER)
             if last is None or adapter is None or input_version(last, BASE_MODEL) != self.now[BASE_MODEL]:
                 return None
             identity = adapter.read_json("manifest.json")["base"]
@@ -252,10 +263,12 @@ class _Trial:
         return self.workspace.store.find(LORA_ADAPTER.name, key)
 
 
-def _count(plan: Plan, instance: dg.DagsterInstance, workspace: Workspace, tried: _Outcome | None, scan: Scan) -> None:
+def _count(
+    plan: Plan, made: Materializations, store: Store, recipe: Recipe, tried: _Outcome | None, scan: Scan
+) -> None:
     """Fill in whether training is due, and how much it is."""
     outcomes = {stage.stage: stage.outcome for stage in plan.stages}
-    adapter = _artifact(instance, workspace.store, LORA_ADAPTER)
+    adapter = _artifact(made, store, LORA_ADAPTER)
     plan.trains = outcomes.get(LORA_ADAPTER.name) in ("runs", "if needed")
     if tried and tried.dataset is None:
         plan.steps = 0
@@ -263,14 +276,14 @@ def _count(plan: Plan, instance: dg.DagsterInstance, workspace: Workspace, tried
     if tried and tried.dataset:
         rows, plan.train_tokens = (tried.dataset.about["splits"]["train"][name] for name in ("rows", "tokens"))
     else:
-        plan.train_tokens = _guess_tokens(_artifact(instance, workspace.store, TOKENIZED_DATASET), scan)
-        rows = math.ceil(plan.train_tokens / workspace.recipe.tokens.block_length)
-    plan.steps = optimizer_steps(rows, workspace.recipe) if plan.trains else 0
-    evaluation = _artifact(instance, workspace.store, ADAPTER_EVALUATION)
+        plan.train_tokens = _guess_tokens(_artifact(made, store, TOKENIZED_DATASET), scan)
+        rows = math.ceil(plan.train_tokens / recipe.tokens.block_length)
+    plan.steps = optimizer_steps(rows, recipe) if plan.trains else 0
+    evaluation = _artifact(made, store, ADAPTER_EVALUATION)
     if evaluation is None or adapter is None:
         return
     speed = adapter.about["tokens_per_second"]
-    training = plan.train_tokens * workspace.recipe.training.epochs / speed if plan.trains and speed else 0.0
+    training = plan.train_tokens * recipe.training.epochs / speed if plan.trains and speed else 0.0
     measuring = outcomes.get(ADAPTER_EVALUATION.name) in ("runs", "if needed")
     plan.seconds = training + (evaluation.about["seconds"] if measuring else 0.0)
 

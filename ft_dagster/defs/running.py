@@ -63,9 +63,9 @@ def bring_up_to_date(
         record(instance, scan, workspace.recipe)
         plan = make_plan(instance, workspace, scan)
         if plan.stages:
-            console.print("Something changed meanwhile.")
+            console.print("There is more to do: something changed meanwhile, or a stage came out otherwise.")
             print_plan(plan, console)
-    console.print("The reports keep changing. Run this again, or leave it to `make dev`.", style="red")
+    console.print(f"After {_ROUNDS} runs there is still something to do, see above.", style="red")
     return False
 
 

@@ -60,10 +60,14 @@ def _is_alive(pid: int, run_started: float) -> bool:
 def failures_for(instance: dg.DagsterInstance, cause: str) -> int:
     """How many automatic runs for this cause failed or were cancelled.
 
-    Those that ended with Dagster itself, by Ctrl-C or with the machine, do not count: nothing is wrong with them.
+    Those that ended with Dagster itself, by Ctrl-C or with the machine, do not count: nothing is wrong with them. Nor
+    do those before the last run that succeeded: what was in the way then may be gone.
     """
     ended_badly = [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
-    runs = instance.get_runs(dg.RunsFilter(statuses=ended_badly, tags={CAUSE_TAG: cause}))
+    succeeded = dg.RunsFilter(job_name=BRING_UP_TO_DATE, statuses=[dg.DagsterRunStatus.SUCCESS])
+    last = instance.get_run_records(succeeded, limit=1)
+    since = last[0].create_timestamp if last else None
+    runs = instance.get_runs(dg.RunsFilter(statuses=ended_badly, tags={CAUSE_TAG: cause}, created_after=since))
     return sum(not _was_interrupted(instance, run) for run in runs)
 
 

@@ -105,7 +105,10 @@ def latest_materialization(instance: dg.DagsterInstance, key: dg.AssetKey) -> dg
     return event.asset_materialization if event else None
 
 
-def all_materializations(instance: dg.DagsterInstance) -> dict[dg.AssetKey, dg.AssetMaterialization]:
+Materializations = Mapping[dg.AssetKey, dg.AssetMaterialization]
+
+
+def all_materializations(instance: dg.DagsterInstance) -> Materializations:
     """The last materialization of each asset of the graph that has one, in one query."""
     found = {}
     for record in instance.get_asset_records([REPORT_FILES, BASE_MODEL, *(stage.key for stage in STAGES)]):
@@ -117,10 +120,11 @@ def all_materializations(instance: dg.DagsterInstance) -> dict[dg.AssetKey, dg.A
 
 def data_version(instance: dg.DagsterInstance, key: dg.AssetKey) -> str | None:
     """The data version of an asset's last materialization."""
-    return _version_of(latest_materialization(instance, key))
+    return version_of(latest_materialization(instance, key))
 
 
-def _version_of(found: dg.AssetMaterialization | None) -> str | None:
+def version_of(found: dg.AssetMaterialization | None) -> str | None:
+    """The data version of a materialization, if there is one."""
     return (found.tags or {}).get(_DATA_VERSION_TAG) if found else None
 
 
@@ -130,7 +134,7 @@ def input_version(materialization: dg.AssetMaterialization, parent: dg.AssetKey)
 
 
 def reason_stale(
-    instance: dg.DagsterInstance, stage: Stage, workspace: Workspace, external: External | None = None
+    materializations: Materializations, stage: Stage, workspace: Workspace, recipe: Recipe, external: External
 ) -> Reason | None:
     """Why a stage must be made again, or None: what it was made from against what is there now.
 
@@ -138,21 +142,12 @@ def reason_stale(
     tags and metadata of last materializations, whether the store has the artifact, and what is released.
 
     Args:
-        instance: whose materializations.
+        materializations: the last one of each asset.
         stage: the stage.
-        workspace: recipe, store and releases.
+        workspace: store and releases.
+        recipe: the workspace's.
         external: data versions of external assets as they are now, where they have not been recorded.
     """
-    return _reason_stale(all_materializations(instance), stage, workspace, workspace.recipe, external or {})
-
-
-def _reason_stale(
-    materializations: Mapping[dg.AssetKey, dg.AssetMaterialization],
-    stage: Stage,
-    workspace: Workspace,
-    recipe: Recipe,
-    external: External,
-) -> Reason | None:
     last = materializations.get(stage.key)
     if last is None:
         return Reason("missing", "never materialized")
@@ -164,12 +159,16 @@ def _reason_stale(
         return Reason("recipe", f"the recipe changed ({', '.join(stage.recipe_parts)})")
     for parent in stage.parents:
         made_from = tags.get(_DATA_VERSION_TAG) if stage.mirrors_parent else input_version(last, parent)
-        now = external.get(parent) or _version_of(materializations.get(parent))
+        now = external.get(parent) or version_of(materializations.get(parent))
         if now != made_from:
             return Reason("base" if parent == BASE_MODEL else "content", f"{parent.to_user_string()} has new content")
-    if workspace.store.find(artifact_kind(stage), str(last.metadata[ARTIFACT].value)) is None:
+    artifact = workspace.store.find(artifact_kind(stage), str(last.metadata[ARTIFACT].value))
+    if artifact is None:
         return Reason("missing", "its artifact is missing from the store")
-    if stage == RELEASED_ADAPTER and (workspace.releases.current() or NOTHING) != tags.get(_DATA_VERSION_TAG):
+    released = workspace.releases.current()
+    if stage == ADAPTER_EVALUATION and released not in (None, artifact.about["in_use"], artifact.about["adapter"]):
+        return Reason("content", "another adapter was released since")
+    if stage == RELEASED_ADAPTER and (released or NOTHING) != tags.get(_DATA_VERSION_TAG):
         return Reason("missing", "fine_tuned_model is not what was released")
     return BLOCKED if _is_blocked(last) else None
 
@@ -178,10 +177,16 @@ def stale_stages(
     instance: dg.DagsterInstance, workspace: Workspace, external: External | None = None
 ) -> list[tuple[Stage, Reason]]:
     """Stages that must be made again, each with its reason; those below the first may turn out unchanged."""
+    return stale_among(all_materializations(instance), workspace, workspace.recipe, external or {})
+
+
+def stale_among(
+    materializations: Materializations, workspace: Workspace, recipe: Recipe, external: External
+) -> list[tuple[Stage, Reason]]:
+    """The same as `stale_stages`, of materializations that are at hand."""
     stale: list[tuple[Stage, Reason]] = []
-    materializations, recipe = all_materializations(instance), workspace.recipe
     for stage in STAGES:
-        if reason := _reason_stale(materializations, stage, workspace, recipe, external or {}):
+        if reason := reason_stale(materializations, stage, workspace, recipe, external):
             stale.append((stage, reason))
         elif above := [parent for parent, _ in stale if parent.key in stage.parents]:
             stale.append((stage, Reason("upstream", f"{above[0].name} may change")))

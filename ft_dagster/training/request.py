@@ -13,6 +13,7 @@ CODE_VERSION = "1"
 """Raised by hand when the same request would give other weights."""
 RESULT = "result.json"
 """Written last into an attempt's folder: without it the attempt is not finished."""
+WEIGHTS = "adapter_model.safetensors"
 PROGRESS = "progress.json"
 """Replaced at every step while training runs."""
 

@@ -142,6 +142,22 @@ def test_a_failed_run_is_tried_once_more_and_a_new_change_starts_over(
     requested(up_to_date)
 
 
+def test_failures_before_the_last_run_that_succeeded_do_not_count(
+    up_to_date: dg.DagsterInstance, workspace: Path
+) -> None:
+    chapter = workspace / "chapter_markdowns" / "chapter_1.md"
+    before = chapter.read_text()
+    edit(workspace)
+    for _ in range(2):
+        ended(up_to_date, requested(up_to_date), dg.DagsterRunStatus.FAILURE)
+    assert "2 runs for this content failed" in skipped(up_to_date)
+    bad = chapter.read_text()
+    chapter.write_text(before)
+    assert run(up_to_date, "raw_chapters").success
+    chapter.write_text(bad)
+    requested(up_to_date)
+
+
 def test_the_change_stays_pending_until_a_run_with_it_succeeds(up_to_date: dg.DagsterInstance, workspace: Path) -> None:
     edit(workspace)
     first = requested(up_to_date)

@@ -1,6 +1,7 @@
 """What is kept of the store, and what is removed."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -96,3 +97,19 @@ def test_what_a_killed_process_left_half_written_is_removed(up_to_date: dg.Dagst
     assert found.sizes() == {"unfinished artifacts": (2, 4)}
     found.remove()
     assert find_removable(up_to_date, Workspace()).paths == {}
+
+
+def test_a_training_that_was_interrupted_long_ago_is_kept_while_its_dataset_is(
+    up_to_date: dg.DagsterInstance, workspace: Path
+) -> None:
+    (dataset,) = (workspace / ".ft" / "store" / "tokenized_dataset").iterdir()
+    for name, of, result in (("wanted", dataset.name, False), ("gone", "other", False), ("finished", "other", True)):
+        attempt = workspace / ".ft" / "attempts" / name
+        attempt.mkdir(parents=True)
+        (attempt / "request.json").write_text(json.dumps({"dataset": str(dataset.with_name(of))}))
+        if result:
+            (attempt / "result.json").write_text("{}")
+        for path in (*attempt.iterdir(), attempt):
+            os.utime(path, (0, 0))
+    found = find_removable(up_to_date, Workspace())
+    assert [path.name for path in found.paths["trainings given up"]] == ["gone"]

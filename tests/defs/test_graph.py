@@ -16,8 +16,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from ft_dagster.corpus.sections import stored_shards
 from ft_dagster.definitions import defs
 from ft_dagster.defs.automation import BRING_UP_TO_DATE
+from ft_dagster.defs.clean import find_removable
 from ft_dagster.defs.external import look, record
-from ft_dagster.defs.stages import STAGES, reason_stale, stale_stages
+from ft_dagster.defs.plan import make_plan
+from ft_dagster.defs.stages import STAGES, Reason, Stage, all_materializations, reason_stale, stale_stages
 from ft_dagster.defs.workspace import Workspace
 from ft_dagster.settings import load_settings
 from ft_dagster.store import Artifact
@@ -31,6 +33,10 @@ def metadata(result: dg.ExecuteInProcessResult, name: str) -> dict[str, Any]:
 
 def materialized(result: dg.ExecuteInProcessResult) -> set[str]:
     return {e.asset_key.to_user_string() for e in result.get_asset_materialization_events() if e.asset_key}
+
+
+def stale(instance: dg.DagsterInstance, stage: Stage) -> Reason | None:
+    return reason_stale(all_materializations(instance), stage, Workspace(), Workspace().recipe, {})
 
 
 def test_chapters_become_a_released_adapter_that_loads_plainly(
@@ -124,17 +130,16 @@ def test_a_recipe_change_is_the_reason_given(
 def test_a_code_change_and_a_changed_base_are_the_reasons_given(
     up_to_date: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    workspace_now = Workspace()
     adapter = next(stage for stage in STAGES if stage.name == "lora_adapter")
     object.__setattr__(adapter, "code_version", CODE_VERSION + "-next")
     try:
-        assert str(reason_stale(up_to_date, adapter, workspace_now)) == "its code changed"
+        assert str(stale(up_to_date, adapter)) == "its code changed"
     finally:
         object.__setattr__(adapter, "code_version", CODE_VERSION)
     up_to_date.report_runless_asset_event(
         dg.AssetMaterialization("base_model", tags={"dagster/data_version": "another"})
     )
-    assert str(reason_stale(up_to_date, adapter, workspace_now)) == "base_model has new content"
+    assert str(stale(up_to_date, adapter)) == "base_model has new content"
 
 
 def test_a_file_that_cannot_be_read_stops_the_run_before_training_and_is_named(
@@ -148,7 +153,7 @@ def test_a_file_that_cannot_be_read_stops_the_run_before_training_and_is_named(
     assert (
         check.description is not None and "chapter_markdowns/latin.md: byte 5 (0xe9) is not UTF-8" in check.description
     )
-    assert str(reason_stale(instance, STAGES[1], Workspace())) == "a blocking check failed"
+    assert str(stale(instance, STAGES[1])) == "a blocking check failed"
     alone = run(instance, "tokenized_dataset")
     assert not alone.success, "the check cannot be stepped around by materializing what comes after it"
 
@@ -241,6 +246,28 @@ def test_a_fine_tuned_model_that_was_removed_or_replaced_is_put_back(
     assert run(up_to_date, "released_adapter").success
     assert (workspace / "fine_tuned_model").resolve() == released
     assert (workspace / "fine_tuned_model.before-1").is_dir()
+    assert stale_stages(up_to_date, Workspace()) == []
+
+
+def test_an_adapter_released_by_hand_is_compared_with_anew(up_to_date: dg.DagsterInstance, workspace: Path) -> None:
+    link = workspace / "fine_tuned_model"
+    other = link.resolve().with_name("other")
+    shutil.copytree(link.resolve(), other)
+    link.unlink()
+    link.symlink_to(other)
+    reasons = {stage.name: reason.text for stage, reason in stale_stages(up_to_date, Workspace())}
+    assert reasons["adapter_evaluation"] == "another adapter was released since"
+
+
+def test_a_materialization_that_somebody_reported_by_hand_is_made_good(up_to_date: dg.DagsterInstance) -> None:
+    up_to_date.report_runless_asset_event(dg.AssetMaterialization("sections"))
+    assert "sections" in {stage.name for stage, _ in stale_stages(up_to_date, Workspace())}
+    assert "sections" in {stage.stage for stage in make_plan(up_to_date, Workspace()).stages}
+    assert find_removable(up_to_date, Workspace()).paths.keys() <= {
+        "sections",
+        "files of chapters, sections and datasets",
+    }
+    assert run(up_to_date, "sections").success
     assert stale_stages(up_to_date, Workspace()) == []
 
 

@@ -7,6 +7,7 @@ import dagster as dg
 import pytest
 from graphs import run
 
+from ft_dagster.defs import adapter_evaluation as evaluation_asset
 from ft_dagster.defs import lag
 from ft_dagster.defs.external import look, record
 from ft_dagster.defs.lag import report_lag, seconds_behind
@@ -102,3 +103,20 @@ def test_a_run_that_failed_before_the_check_leaves_the_answer_open(
     an_hour_later(monkeypatch)
     look_and_tick(up_to_date)
     assert results(up_to_date)[-1] is False
+
+
+def test_a_change_that_came_while_the_last_release_was_made_counts(
+    up_to_date: dg.DagsterInstance, workspace: Path
+) -> None:
+    edit(workspace)
+    record(up_to_date, look(load_settings()), Workspace().recipe)
+
+    def change_meanwhile(*_: object) -> None:
+        (workspace / "chapter_markdowns" / "meanwhile.md").write_text("## New\n\nText that came meanwhile.\n")
+        record(up_to_date, look(load_settings()), Workspace().recipe)
+
+    with pytest.MonkeyPatch.context() as patch:
+        evaluate = evaluation_asset.judge
+        patch.setattr(evaluation_asset, "judge", lambda *given: (change_meanwhile(), evaluate(*given))[1])
+        assert run(up_to_date).success
+    assert seconds_behind(up_to_date, Workspace()) > 0

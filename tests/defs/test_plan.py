@@ -169,3 +169,23 @@ def test_before_the_base_model_is_on_the_machine_figures_are_estimates_and_say_s
 @pytest.mark.parametrize(("rows", "steps"), [(1, 3), (4, 3), (5, 6), (8, 6), (9, 9)])
 def test_an_incomplete_last_batch_is_a_step(tiny_recipe: dict[str, Any], rows: int, steps: int) -> None:
     assert optimizer_steps(rows, resolve_recipe(tiny_recipe)) == steps  # 3 epochs, 4 rows a step
+
+
+def test_what_makes_everything_again_is_estimated_where_everything_is_much(
+    up_to_date: dg.DagsterInstance, workspace: Path, tiny_recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ft_dagster.defs.plan._TRIED_BYTES", 1000)
+    tiny_recipe["tokens"]["block_length"] = 32
+    (workspace / "recipe.yaml").write_text(yaml.safe_dump(tiny_recipe))
+    plan = planned(up_to_date)
+    assert not plan.exact and outcomes(plan)["tokenized_dataset"] == "runs"
+    assert outcomes(plan)["lora_adapter"] == "if needed" and plan.steps
+
+
+def test_a_recipe_change_that_decides_no_weights_leaves_the_adapter_as_it_is(
+    up_to_date: dg.DagsterInstance, workspace: Path, tiny_recipe: dict[str, Any]
+) -> None:
+    tiny_recipe["training"]["save_every"] = 7
+    (workspace / "recipe.yaml").write_text(yaml.safe_dump(tiny_recipe))
+    plan = planned(up_to_date)
+    assert outcomes(plan) == {"lora_adapter": "unchanged"} and not plan.trains
