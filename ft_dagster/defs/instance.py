@@ -20,7 +20,7 @@ def open_instance(settings: Settings) -> dg.DagsterInstance:
 
 def has_instance(settings: Settings) -> bool:
     """Whether Dagster was started on this workspace before."""
-    return (settings.dagster_home / "dagster.yaml").exists()
+    return any((settings.dagster_home / name).exists() for name in ("dagster.yaml", "history", "storage"))
 
 
 @contextmanager

@@ -165,11 +165,12 @@ def reason_stale(
     artifact = workspace.store.find(artifact_kind(stage), str(last.metadata[ARTIFACT].value))
     if artifact is None:
         return Reason("missing", "its artifact is missing from the store")
-    released = workspace.releases.current()
-    if stage == ADAPTER_EVALUATION and released not in (None, artifact.about["in_use"], artifact.about["adapter"]):
-        return Reason("content", "another adapter was released since")
-    if stage == RELEASED_ADAPTER and (released or NOTHING) != tags.get(_DATA_VERSION_TAG):
-        return Reason("missing", "fine_tuned_model is not what was released")
+    if stage in (ADAPTER_EVALUATION, RELEASED_ADAPTER):
+        released = workspace.releases.current()
+        if stage == RELEASED_ADAPTER and (released or NOTHING) != tags.get(_DATA_VERSION_TAG):
+            return Reason("missing", "fine_tuned_model is not what was released")
+        if stage == ADAPTER_EVALUATION and released not in (None, artifact.about["in_use"], artifact.about["adapter"]):
+            return Reason("content", "another adapter was released since")
     return BLOCKED if _is_blocked(last) else None
 
 

@@ -15,11 +15,12 @@ class ByteLevelVocabulary:
     """The bytes of each token."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        letters = _letters()
+        letters = str.maketrans({letter: chr(byte) for letter, byte in _letters().items()})
         added = tokenizer.get_added_tokens_decoder()
-        self._bytes = [b""] * (max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1)
-        for token, number in tokenizer.get_vocab(with_added_tokens=False).items():
-            self._bytes[number] = bytes(letters[letter] for letter in token) if set(token) <= letters.keys() else b""
+        vocabulary = tokenizer.get_vocab(with_added_tokens=False)
+        self._bytes = [b""] * (max([*vocabulary.values(), *added]) + 1)
+        for token, number in vocabulary.items():
+            self._bytes[number] = token.translate(letters).encode("latin-1", "ignore")
         for number, added_token in added.items():
             self._bytes[number] = added_token.content.encode()
         self._sizes = np.asarray([len(token) for token in self._bytes])
