@@ -161,14 +161,6 @@ class Store:
 
     # Blobs
 
-    def put_blob(self, data: bytes) -> str:
-        """Keep these bytes; returns their SHA-256. Nothing is written when they are there already."""
-        name = digest(data)
-        path = self.blob_path(name)
-        if not path.exists():
-            write_atomically(path, data)
-        return name
-
     def put_blobs(self, contents: Iterable[bytes]) -> list[str]:
         """Keep many; returns their SHA-256. One flush of the disk for each batch instead of one for each blob."""
         names: list[str] = []

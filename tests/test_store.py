@@ -114,21 +114,21 @@ def test_a_file_has_the_permissions_of_any_new_file(tmp_path: Path) -> None:
 
 
 def test_a_blob_is_read_back_by_its_hash(store: Store) -> None:
-    name = store.put_blob(b"# Chapter 1\r\n")
+    name = store.put_blobs([b"# Chapter 1\r\n"])[0]
     assert name == digest(b"# Chapter 1\r\n")
     assert store.get_blob(name) == b"# Chapter 1\r\n"
 
 
 def test_a_blob_that_is_there_is_not_written_again(store: Store) -> None:
     path = store.root / "blobs" / digest(b"text")[:2] / digest(b"text")
-    store.put_blob(b"text")
+    store.put_blobs([b"text"])
     written = path.stat().st_ino
-    store.put_blob(b"text")
+    store.put_blobs([b"text"])
     assert path.stat().st_ino == written
 
 
 def test_one_flipped_bit_in_a_blob_is_noticed_by_name(store: Store) -> None:
-    name = store.put_blob(b"text")
+    name = store.put_blobs([b"text"])[0]
     flip_bit(store.root / "blobs" / name[:2] / name)
     with pytest.raises(StoreError, match=f"{name} is damaged"):
         store.get_blob(name)
@@ -141,7 +141,7 @@ def test_a_missing_blob_is_noticed_by_name(store: Store) -> None:
 
 def test_of_many_blobs_each_is_kept_once_and_named_in_order(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ft_dagster.store._BATCH_BLOBS", 3)
-    store.put_blob(b"2")
+    store.put_blobs([b"2"])
     written = store.blob_path(digest(b"2")).stat().st_ino
     contents = [b"%d" % (number % 8) for number in range(16)]
     assert store.put_blobs(iter(contents)) == [digest(data) for data in contents]
@@ -196,7 +196,7 @@ def test_a_store_that_is_not_there_has_no_blobs(store: Store) -> None:
 
 
 def test_a_blob_that_is_being_written_is_not_one_yet(store: Store) -> None:
-    name = store.put_blob(b"text")
+    name = store.put_blobs([b"text"])[0]
     store.blob_path(name).with_name(f".{name}.half").write_bytes(b"te")
     assert store.blobs() == {name}
 

@@ -14,6 +14,7 @@ CODE_VERSION = "1"
 RESULT = "result.json"
 """Written last into an attempt's folder: without it the attempt is not finished."""
 WEIGHTS = "adapter_model.safetensors"
+"""The adapter's weights, as peft names them."""
 PROGRESS = "progress.json"
 """Replaced at every step while training runs."""
 

@@ -2,116 +2,21 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from tempfile import TemporaryDirectory
-from typing import Any
+from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from sections_of import Content, draft, read, removed, reviewed, source_file, texts, version
 
 from ft_dagster.corpus.chapter import Section, natural_key, read_chapter
-from ft_dagster.corpus.files import Kind, SourceFile, Unreadable
+from ft_dagster.corpus.files import SourceFile, Unreadable
 from ft_dagster.corpus.index import Scan
 from ft_dagster.corpus.ledger import FileLedger, LedgerError
-from ft_dagster.corpus.report_json import describe_content
-from ft_dagster.corpus.sections import all_chapters, chapter_sizes, make_sections, unreadable_rows
+from ft_dagster.corpus.sections import all_chapters, make_sections
 from ft_dagster.corpus.snapshot import take_snapshot, write_snapshot
 from ft_dagster.recipe import Corpus
 from ft_dagster.store import Store, digest
 
-Content = str | bytes | dict[str, Any]
-
-
 pytestmark = pytest.mark.usefixtures("without_waiting_for_the_disk")
-
-
-@dataclass
-class Made:
-    """What became of reports: the chapters as they were stored, and what is said of them all."""
-
-    sections: list[Section]
-    files: list[FileLedger]
-    unreadable: list[dict[str, Any]]
-    about: Mapping[str, Any]
-
-
-def source_file(name: str, data: bytes) -> SourceFile:
-    kind: Kind = "json" if name.endswith(".json") else "markdown"
-    path = ("outputs/consolidated/" if kind == "json" else "chapter_markdowns/") + name
-    stem = PurePosixPath(name).with_suffix("").as_posix()
-    return SourceFile(path, stem, kind, len(data), digest(data), *describe_content(kind, stem, data))
-
-
-def read(files: Mapping[str, Content], *unreadable: Unreadable, **options: Any) -> Made:
-    """Sections of files given as {name with suffix: text, bytes or JSON content}."""
-    sources = []
-    with TemporaryDirectory() as folder:
-        store = Store(Path(folder))
-        for name, content in files.items():
-            content = json.dumps(content) if isinstance(content, dict) else content
-            data = content.encode() if isinstance(content, str) else content
-            store.put_blob(data)
-            sources.append(source_file(name, data))
-        made = make_sections(write_snapshot(Scan(sources, list(unreadable)), store), Corpus(**options))
-        chapters = list(all_chapters(made))
-        sizes = chapter_sizes(made)
-        rows = unreadable_rows(made)
-    found = Made(
-        [section for chapter in chapters for section in chapter.sections],
-        [ledger for chapter in chapters for ledger in chapter.files],
-        rows,
-        made.about,
-    )
-    for ledger in found.files:
-        ledger.check()
-    used: Counter[str] = Counter()
-    for section in found.sections:
-        used[section.chapter] += section.used_bytes
-    assert sizes == +used
-    left_out = Counter({"unreadable file": sum(item.size for item in unreadable)})
-    left_out = sum((ledger.left_out for ledger in found.files), left_out)
-    assert {name: made.about[name] for name in ("used", "left_out", "bytes_in", "sections", "words", "chapters")} == {
-        "used": used.total(),
-        "left_out": dict(+left_out),
-        "bytes_in": sum(file.size for file in sources) + sum(item.size for item in unreadable),
-        "sections": len(found.sections),
-        "words": sum(len(section.text.split()) for section in found.sections),
-        "chapters": len({section.chapter for section in found.sections}),
-    }
-    assert used.total() == sum(ledger.used for ledger in found.files)
-    assert made.about["removed"] == dict(sum((chapter.removed for chapter in chapters), Counter()))
-    return found
-
-
-def texts(files: dict[str, Content], **options: Any) -> list[tuple[str, str, str]]:
-    """(chapter, title, text) of each section."""
-    return [(section.chapter, section.title, section.text) for section in read(files, **options).sections]
-
-
-def removed(files: dict[str, Content], **options: Any) -> dict[str, int]:
-    return dict(read(files, **options).about["removed"])
-
-
-def version(files: dict[str, Content], **options: Any) -> str:
-    return str(read(files, **options).about["version"])
-
-
-def reviewed(
-    chapter: int | str, title: str, text: str, timestamp: str = "2025", score: float | None = None
-) -> dict[str, Any]:
-    """One reviewed section, shape 2c."""
-    return {
-        "metadata": {"chapter": chapter, "section": title, "timestamp": timestamp},
-        "iterations": [] if score is None else [{"panel_scores": {"clarity": score}}],
-        "final_result": {"original_text": "was", "final_text": text, "final_status": "improved"},
-    }
-
-
-def draft(**sections: str) -> dict[str, Any]:
-    return {"question": "Why?", "timestamp": "2025", "sections": sections}
 
 
 def test_a_chapter_becomes_sections_in_its_order() -> None:
@@ -401,100 +306,3 @@ def test_sections_of_a_renamed_workspace_have_the_same_version(tmp_path: Path) -
     assert version_in(tmp_path / "zwei – drei") == before
     (tmp_path / "zwei – drei" / "chapter_markdowns" / "b.md").rename(tmp_path / "zwei – drei/chapter_markdowns/c.md")
     assert version_in(tmp_path / "zwei – drei") != before  # a chapter's name is its identity
-
-
-PROSE = [
-    "Rivers carry [1] sediment.",
-    "| a | b |\n|---|---|\n| 1 | 2 |",
-    "- x\n- y",
-    "### Sub {#s}",
-    "> said",
-    "<b>x</b>",
-]
-CODE = ["```py\na = 1\n\n\nb = 2\n```", "~~~\n## no heading\n~~~"]
-CHAPTER = st.lists(
-    st.tuples(st.sampled_from("ABC"), st.booleans(), st.lists(st.sampled_from(PROSE + CODE), max_size=5)), max_size=4
-)
-
-
-def render(chapter: list[tuple[str, bool, list[str]]], blank: str = "\n\n", space: str = "", score: str = "0.5") -> str:
-    """A chapter's Markdown: sections of (title, whether reviewed, blocks)."""
-    blocks = ["# Chapter 7"]
-    for number, (title, is_reviewed, body) in enumerate(chapter):
-        blocks.append(f"## {title}")
-        if is_reviewed:
-            blocks += ["### Citation Accuracy Analysis", f"**Overall Score: {score}**", "---"]
-        blocks += [*body, f"Number {number}."]
-    return blank.join(block if block in CODE else block.replace("\n", f"{space}\n") + space for block in blocks)
-
-
-@settings(max_examples=100, deadline=None)
-@given(
-    st.dictionaries(st.sampled_from(["a", "a b", "ä/c", "c1", "c01", "c10"]), CHAPTER),
-    st.randoms(use_true_random=False),
-    st.sampled_from(["\n", "\r\n", "\r"]),
-    st.sampled_from(["", "\ufeff"]),
-    st.sampled_from(["\n\n", "\n\n\n", "\n \n\t\n\n"]),
-    st.sampled_from(["", "  ", "\t"]),
-    st.sampled_from(["0.5", "0.1</span>\n\n#### Why\n\n- **x**: y"]),
-)
-def test_what_does_not_show_does_not_change_the_version(
-    chapters: dict[str, Any], random: Any, end: str, mark: str, blank: str, space: str, score: str
-) -> None:
-    plain: dict[str, Content] = {f"{name}.md": render(chapter) for name, chapter in chapters.items()}
-    names = list(chapters)
-    random.shuffle(names)
-    edited: dict[str, Content] = {
-        f"{name}.md": mark + (render(chapters[name], blank, space, score) + blank).replace("\n", end) for name in names
-    }
-    assert version(edited) == version(plain)
-
-
-JSON_TEXT = st.one_of(
-    st.text(max_size=20),
-    st.lists(st.sampled_from(["## A\n\n", "## Sub\n\n", "text\n\n", "é", "<!-- x -->", "```\n", "\r\n"])).map("".join),
-)
-NAME = st.sampled_from(["A", "a:", "REFERENCES", "RESULTS", "é", ""])
-EXTRA = st.dictionaries(
-    st.sampled_from(["question", "model"]), st.recursive(st.none() | st.floats() | JSON_TEXT, st.lists), max_size=2
-)
-TIME = st.sampled_from(["2024", "2025", "ä"])
-WHOLE = st.dictionaries(
-    NAME, st.one_of(JSON_TEXT, st.fixed_dictionaries({"improved": JSON_TEXT}, optional={"original": JSON_TEXT}))
-)
-REPORT = st.one_of(
-    st.builds(lambda sections, extra, time: {**extra, "timestamp": time, "sections": sections}, WHOLE, EXTRA, TIME),
-    st.builds(
-        lambda extra, *section: extra | reviewed(*section),
-        EXTRA,
-        st.one_of(st.integers(0, 2), st.sampled_from(["1", "ä"])),
-        NAME,
-        JSON_TEXT,
-        TIME,
-        st.none() | st.floats(),
-    ),
-)
-BYTES = st.builds(lambda content, plain: json.dumps(content, ensure_ascii=plain).encode(), REPORT, st.booleans())
-FILES = st.dictionaries(st.sampled_from([f"chapter_{i}{x}.json" for i in (1, 2) for x in ("", "_a", "_b")]), BYTES)
-MARKDOWN = st.dictionaries(st.sampled_from(["chapter_1.md", "chapter_2.md", "chapter_2.markdown"]), JSON_TEXT)
-
-
-@settings(max_examples=100, deadline=None)
-@given(FILES, MARKDOWN, st.booleans(), st.booleans(), st.none() | st.floats(0, 1), st.randoms(use_true_random=False))
-def test_any_reports_are_accounted_for_to_the_byte_in_any_order(
-    files: dict[str, Content],
-    markdown: dict[str, Content],
-    drafts: bool,
-    bibliographies: bool,
-    score: float | None,
-    random: Any,
-) -> None:
-    files |= markdown
-    options = {"drafts": drafts, "bibliographies": bibliographies, "minimum_score": score}
-    made = read(files, **options)  # checks every account
-    assert len(made.files) == len(files)
-    assert len({section.text for section in made.sections}) == len(made.sections)
-    names = list(files)
-    random.shuffle(names)
-    again = read({name: files[name] for name in names}, **options)
-    assert (again.sections, again.about) == (made.sections, made.about)
