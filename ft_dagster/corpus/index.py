@@ -85,7 +85,7 @@ def scan_reports(workspace: Path, index_path: Path, *, remember: bool = True, do
 
 @contextmanager
 def _no_collections() -> Iterator[None]:
-    """A row for each file is made and kept: to look for garbage among them over and over takes a fifth of the time."""
+    """A row for each file is made and kept: to look for garbage among them over and over takes a tenth of the time."""
     collecting = gc.isenabled()
     gc.disable()
     try:

@@ -1,8 +1,8 @@
 """Vocabularies whose tokens are bytes written as letters (GPT-2, Llama 3, Qwen, SmolLM): read back without the decoder.
 
 Each token stands for the same bytes wherever it is, so a text is given back exactly if the bytes of its tokens, put
-together, are its bytes. That is five times as fast as decoding, and says where each token begins without having the
-tokenizer follow it, which costs it a quarter of its speed.
+together, are its bytes. That is almost four times as fast as decoding, and says where each token begins without
+having the tokenizer follow it, which costs it a fifth of its speed (SmolLM2's tokenizer, one thread).
 """
 
 from collections.abc import Sequence
