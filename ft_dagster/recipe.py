@@ -100,6 +100,9 @@ class Training(_Part):
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     attention: Literal["sdpa", "eager"] = "sdpa"
+    """How transformers computes attention, where layers are not fused."""
+    fused: bool = True
+    """Whether a CPU computes Llama and Mistral layers with a backward pass written out; plain LoRA without dropout."""
     save_every: int = Field(default=50, ge=1)
     """Optimizer steps between checkpoints; two are kept."""
     seed: int = Field(default=17, ge=0)

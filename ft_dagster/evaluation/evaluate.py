@@ -17,8 +17,11 @@ from ft_dagster.store import Artifact, write_atomically
 from ft_dagster.tokens.dataset import load_shards
 from ft_dagster.training.device import one_process_a_device
 from ft_dagster.training.model import load_base
+from ft_dagster.training.packed_model import PackedModel
 
 BASE = "base"
+_BATCH = 4
+"""Rows in one forward pass: without gradients they need less memory than training's smallest batch."""
 
 
 def evaluate(request: EvaluationRequest) -> dict[str, Any]:
@@ -39,14 +42,14 @@ def _evaluate(request: EvaluationRequest) -> dict[str, Any]:
     held_out = list(load_shards(Artifact.open(Path(request.dataset)), "held_out"))
     tokenizer = AutoTokenizer.from_pretrained(base.folder)
     model = _with_adapters(load_base(base, recipe, Path(request.offload)), request.adapters)
+    packed = PackedModel(model, recipe)
     models: dict[str, Any] = {}
     for name in (BASE, *request.adapters):
         with _as(model, name):
-            batch, dtype = recipe.training.rows_per_device, recipe.base.dtype
             nats = [
                 (documents[index], value)
                 for rows, documents in held_out
-                for index, value in document_nats(model, rows, tokenizer.eos_token_id, batch, dtype).items()
+                for index, value in document_nats(packed, rows, tokenizer.eos_token_id, _BATCH).items()
             ]
             models[name] = summarize(nats)
     if recipe.base.quantization == "none" and not torch.cuda.is_available():

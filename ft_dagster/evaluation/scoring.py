@@ -11,11 +11,10 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from torch.nn import functional
-from transformers import PreTrainedModel
 
 from ft_dagster.tokens.shard import Document
 from ft_dagster.training.device import device
+from ft_dagster.training.packed_model import PackedModel
 from ft_dagster.training.rows import IGNORED, collate
 
 
@@ -28,40 +27,30 @@ def bits_per_byte(nats: float, size: int) -> float:
     return nats / math.log(2) / size if size else 0.0
 
 
-@torch.no_grad()
-def document_nats(model: PreTrainedModel, rows: Dataset, end_id: int, batch: int, dtype: str) -> dict[int, float]:
+def document_nats(model: PackedModel, rows: Dataset, end_id: int, batch: int) -> dict[int, float]:
     """Negative log-likelihood, in nats, of each document's text, each token scored once.
 
     The end-of-sequence token has no bytes and is not scored: a base that never saw a section end would otherwise
     be beaten for free.
 
     Args:
-        model: a causal language model.
+        model: computes in the precision of training.
         rows: packed rows; `documents` says whose pieces they hold.
         end_id: the token left out.
         batch: rows in one forward pass.
-        dtype: what matrix products are computed in, as in training.
 
     Returns:
         Document index -> nats.
     """
-    model.eval()
+    model.model.eval()
     nats: dict[int, float] = defaultdict(float)
-    precision = getattr(torch, dtype)
     for group in _batches(rows, batch):
         tensors = {name: value.to(device()) for name, value in collate(group, end_id).items()}
-        targets = tensors.pop("labels")[:, 1:]  # (B, T - 1)
-        targets = targets.masked_fill(targets == end_id, IGNORED)
-        with torch.autocast(device().type, dtype=precision, enabled=precision != torch.float32):
-            logits = model(**tensors, use_cache=False).logits[:, :-1]  # (B, T - 1, V)
-        for row, row_logits, row_targets in zip(group, logits, targets, strict=True):
-            losses = functional.cross_entropy(
-                row_logits.float(), row_targets, ignore_index=IGNORED, reduction="none"
-            )  # (T - 1)
-            start = 0
-            for document, length in zip(row["documents"], row["lengths"], strict=True):
-                nats[document] += losses[start : start + length - 1].sum(dtype=torch.float64).item()
-                start += length
+        tensors["labels"].masked_fill_(tensors["labels"] == end_id, IGNORED)
+        for row, row_nats in zip(group, model.token_nats(tensors).double().cpu(), strict=True):
+            owners = torch.repeat_interleave(torch.tensor(row["documents"]), torch.tensor(row["lengths"]))  # (T)
+            for document in set(row["documents"]):
+                nats[document] += row_nats[: len(owners)][owners == document].sum().item()
     return dict(nats)
 
 

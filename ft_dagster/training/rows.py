@@ -21,7 +21,7 @@ def collate(rows: Sequence[Mapping[str, Any]], pad_id: int) -> dict[str, torch.T
         pad_id: fills up shorter rows.
 
     Returns:
-        `input_ids`, `position_ids`, `labels`: int64, (rows, longest).
+        `input_ids`, `position_ids`, `labels`: int64, (rows, longest); `row_lengths`: (rows), tokens before padding.
     """
     width = max(len(row["input_ids"]) for row in rows)
     input_ids = torch.full((len(rows), width), pad_id)  # (B, T)
@@ -37,4 +37,5 @@ def collate(rows: Sequence[Mapping[str, Any]], pad_id: int) -> dict[str, torch.T
             if start < len(tokens):
                 labels[index, start] = IGNORED
             start += length
-    return {"input_ids": input_ids, "position_ids": position_ids, "labels": labels}
+    row_lengths = torch.tensor([len(row["input_ids"]) for row in rows])
+    return {"input_ids": input_ids, "position_ids": position_ids, "labels": labels, "row_lengths": row_lengths}

@@ -22,9 +22,10 @@ from ft_dagster.tokens.dataset import load_rows
 from ft_dagster.training.checkpoints import CompleteCheckpoints, StopOnSignal, last_complete
 from ft_dagster.training.device import device, one_process_a_device
 from ft_dagster.training.model import add_adapter, load_base
+from ft_dagster.training.packed_model import PackedModel
 from ft_dagster.training.progress import Progress, TrainingError, peak_memory
 from ft_dagster.training.request import CODE_VERSION, RESULT, TrainingRequest
-from ft_dagster.training.rows import collate
+from ft_dagster.training.rows import IGNORED, collate
 
 log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
@@ -45,6 +46,32 @@ class _Rows:
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         self.tokens += sum(len(row["input_ids"]) for row in rows)
         return collate(rows, self.pad_id)
+
+
+class _PackedTrainer(Trainer):
+    """transformers' trainer with our loss: a mean over the supervised tokens of an optimizer step."""
+
+    def __init__(self, packed: PackedModel, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.packed = packed
+        self.model_accepts_loss_kwargs = True  # so that it counts the tokens of a step, and does not average means
+        self.supervised = 0
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> torch.Tensor:
+        self.supervised += int((inputs["labels"] != IGNORED).sum())
+        return self.packed.summed_nats(inputs) / num_items_in_batch
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Each step's entry says how many tokens its loss is the mean of."""
+        if "loss" in logs:
+            logs["supervised_tokens"], self.supervised = self.supervised, 0
+        super().log(logs, start_time)
 
 
 def train(request: TrainingRequest, tell: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
@@ -92,7 +119,8 @@ class _Training:
         model = add_adapter(load_base(self.base, self.recipe, Path(self.request.offload)), self.base, self.recipe)
         rows = _Rows(tokenizer.eos_token_id)
         progress = Progress(self.attempt, lambda: rows.tokens, self.tell)
-        trainer = self._trainer(model, tokenizer, rows, progress)
+        packed = PackedModel(model, self.recipe)
+        trainer = self._trainer(packed, tokenizer, rows, progress)
         checkpoint = last_complete(self.attempt)
         if checkpoint:
             log.info("Going on from %s", checkpoint.name)
@@ -107,6 +135,7 @@ class _Training:
             "resumed_from": int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0,
             "history": history,
             "final_loss": history[-1]["loss"],
+            "supervised_tokens": sum(row["supervised_tokens"] for row in history),
             "tokens_since_resume": rows.tokens,
             "seconds_since_resume": time.monotonic() - began,
             "tokens_per_second": progress.history[-1]["tokens_per_second"] if progress.history else None,
@@ -119,14 +148,14 @@ class _Training:
         return result
 
     def _trainer(
-        self, model: PeftModel, tokenizer: PreTrainedTokenizerBase, rows: _Rows, progress: Progress
+        self, packed: PackedModel, tokenizer: PreTrainedTokenizerBase, rows: _Rows, progress: Progress
     ) -> Trainer:
         options = self.recipe.training
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(Path(self.request.logs) / self.request.key[:12])
         on_cpu = device().type == "cpu"
-        unquantized_checkpointing = options.gradient_checkpointing and self.recipe.base.quantization == "none"
-        if unquantized_checkpointing:
-            model.enable_input_require_grads()
+        checkpointing = options.gradient_checkpointing and packed.not_fused is not None  # the fused layers do it
+        if checkpointing and self.recipe.base.quantization == "none":
+            packed.model.enable_input_require_grads()
         arguments = TrainingArguments(
             output_dir=str(self.attempt),
             num_train_epochs=options.epochs,
@@ -138,10 +167,9 @@ class _Training:
             optim=options.optimizer,
             weight_decay=options.weight_decay,
             max_grad_norm=options.gradient_clip,
-            gradient_checkpointing=options.gradient_checkpointing,
-            gradient_checkpointing_kwargs={"use_reentrant": False} if options.gradient_checkpointing else None,
-            bf16=self.recipe.base.dtype == "bfloat16",
-            fp16=self.recipe.base.dtype == "float16",
+            gradient_checkpointing=checkpointing,
+            gradient_checkpointing_kwargs={"use_reentrant": False} if checkpointing else None,
+            fp16=self.recipe.base.dtype == "float16",  # its gradients need scaling; the precision is PackedModel's
             use_cpu=on_cpu,
             seed=options.seed,
             data_seed=options.seed,
@@ -157,8 +185,9 @@ class _Training:
             label_names=["labels"],
             disable_tqdm=True,
         )
-        trainer = Trainer(
-            model=model,
+        trainer = _PackedTrainer(
+            packed,
+            model=packed.model,
             args=arguments,
             train_dataset=self.rows,
             data_collator=rows,
@@ -169,9 +198,9 @@ class _Training:
         return trainer
 
     def _history(self, trainer: Trainer) -> list[dict[str, float]]:
-        """Loss and learning rate of every step, those before a resume included."""
-        rows = [row for row in trainer.state.log_history if "loss" in row]
-        return [{"step": row["step"], "loss": row["loss"], "learning_rate": row["learning_rate"]} for row in rows]
+        """Loss, learning rate and supervised tokens of every step, those before a resume included."""
+        names = ("step", "loss", "learning_rate", "supervised_tokens")
+        return [{name: row[name] for name in names} for row in trainer.state.log_history if "loss" in row]
 
     def _save(self, model: PeftModel, tokenizer: PreTrainedTokenizerBase) -> Path:
         adapter = self.attempt / "adapter"

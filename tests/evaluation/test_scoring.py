@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from ft_dagster.base import prepare_base
@@ -19,6 +20,7 @@ from ft_dagster.store import Artifact
 from ft_dagster.tokens.dataset import all_documents, load_shards
 from ft_dagster.tokens.shard import Document
 from ft_dagster.tokens.tokenizer import DocumentTokenizer
+from ft_dagster.training.packed_model import PackedModel
 from ft_dagster.training.request import TrainingRequest
 from ft_dagster.training.train import train
 
@@ -34,13 +36,15 @@ def dataset(make_dataset: Callable[..., Path], texts: dict[str, str]) -> Path:
 
 
 def test_packed_and_cut_documents_score_as_they_do_whole_and_alone(
-    tiny_base: Path, make_dataset: Callable[..., Path], texts: dict[str, str]
+    tiny_base: Path, tiny_recipe: dict[str, Any], make_dataset: Callable[..., Path], texts: dict[str, str]
 ) -> None:
     dataset = Artifact.open(make_dataset(texts, held_out=["chapter_3", "chapter_short"], block_length=512))
     model = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
     tokenizer = DocumentTokenizer(tiny_base)
     ((rows, documents),) = load_shards(dataset, "held_out")
-    nats = document_nats(model, rows, tokenizer.eos_id, 2, "float32")
+    tuned = get_peft_model(model, LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM"))
+    packed = PackedModel(tuned, resolve_recipe(tiny_recipe | {"base": tiny_recipe["base"] | {"dtype": "float32"}}))
+    nats = document_nats(packed, rows, tokenizer.eos_id, 2)
     assert {documents[index].chapter for index in nats} == {"chapter_3", "chapter_short"}
     for index, value in nats.items():
         ids = torch.tensor([tokenizer.encode([texts[documents[index].chapter]])[0].ids])

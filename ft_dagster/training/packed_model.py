@@ -1,0 +1,129 @@
+"""A causal language model as training and evaluation use it: packed rows in, negative log-likelihoods out."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ft_dagster.recipe import Recipe
+from ft_dagster.training.fused_layer import FusedLayer, cannot_fuse, fused_norm
+from ft_dagster.training.loss import summed_nats, token_nats
+from ft_dagster.training.packed_attention import Pieces
+from ft_dagster.training.rows import IGNORED
+
+log = logging.getLogger(__name__)
+_PLAIN_HEADS = ("llama", "mistral")
+"""Architectures whose logits are the output head's product and nothing else."""
+
+
+class PackedModel:
+    """Hidden states of packed rows and their losses, by the fastest of our ways that the model allows."""
+
+    def __init__(self, model: PeftModel, recipe: Recipe) -> None:
+        """Look at the model, with its adapters on it, and choose.
+
+        Args:
+            model: base and adapters; it stays usable as it is, and sees the same weights.
+            recipe: says what matrix products are computed in, and whether fused layers are wanted.
+        """
+        self.model = model
+        self.base: Any = model.get_base_model()
+        self.dtype = getattr(torch, recipe.base.dtype)
+        head = self.base.get_output_embeddings()
+        plain = type(head) is nn.Linear and head.bias is None and not head.weight.requires_grad
+        self._head = head.weight if plain and self.base.config.model_type in _PLAIN_HEADS else None
+        self.not_fused = self._reason(recipe)
+        """Why the layers are not the fused ones; None if they are."""
+        self._layers: list[FusedLayer] = []
+        if self.not_fused is None:
+            recompute = recipe.training.gradient_checkpointing
+            self._layers = [FusedLayer(layer, recompute) for layer in self.base.model.layers]
+        log.info("Layers: %s", f"as transformers has them ({self.not_fused})" if self.not_fused else "fused")
+
+    def summed_nats(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """The (weighted) sum of the negative log-likelihoods of a batch's supervised tokens, differentiable.
+
+        Args:
+            batch: from `collate`.
+        """
+        targets = _targets(batch)
+        chosen = targets != IGNORED  # (B, T)
+        weights = batch["weights"].roll(-1, 1)[chosen] if "weights" in batch else None
+        hidden, logits = self._predictions(batch, chosen)
+        if hidden is not None and self._head is not None:
+            return summed_nats(hidden, self._head, targets[chosen], weights)
+        assert logits is not None
+        nats = functional.cross_entropy(logits.float(), targets[chosen], reduction="none")
+        return (nats if weights is None else nats * weights).sum()
+
+    @torch.no_grad()
+    def token_nats(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Negative log-likelihood of each supervised token: (B, T) float32, 0 where none is, each at its token."""
+        targets = _targets(batch)
+        chosen = targets != IGNORED
+        hidden, logits = self._predictions(batch, chosen)
+        if hidden is not None and self._head is not None:
+            nats = token_nats(hidden, self._head, targets[chosen])
+        else:
+            assert logits is not None
+            nats = functional.cross_entropy(logits.float(), targets[chosen], reduction="none")
+        return torch.zeros(targets.shape, device=nats.device).masked_scatter_(chosen, nats).roll(1, 1)
+
+    def _predictions(self, batch: Mapping[str, Tensor], chosen: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """(M, hidden) of the chosen tokens, or their logits (M, vocabulary) where the head is not a plain product."""
+        if not self.not_fused:
+            return self._fused(batch, chosen), None
+        inputs = {name: batch[name] for name in ("input_ids", "position_ids")}
+        with torch.autocast(batch["input_ids"].device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
+            if self._head is None:
+                return None, self.model(**inputs, use_cache=False).logits[chosen]
+            hidden = self.base.model(**inputs, use_cache=False).last_hidden_state[chosen]
+        return hidden.to(self._head.dtype), None
+
+    def _fused(self, batch: Mapping[str, Tensor], chosen: Tensor) -> Tensor:
+        """Without padding: a row's last piece ends where the row does."""
+        ids, positions = batch["input_ids"], batch["position_ids"]
+        filled = torch.arange(ids.shape[1]) < batch["row_lengths"][:, None]  # (B, T)
+        x = self.base.model.embed_tokens(ids[filled][None])  # (1, N, hidden)
+        pieces = self._pieces(x, positions[filled])
+        x = x[0]
+        for layer in self._layers:
+            x = layer(x, pieces)
+        return fused_norm(x[chosen[filled]], self.base.model.norm)
+
+    def _pieces(self, x: Tensor, positions: Tensor) -> Pieces:
+        config = self.base.config
+        starts = (positions == 0).nonzero()[:, 0].tolist()
+        ends = [*starts[1:], len(positions)]
+        cos, sin = self.base.model.rotary_emb(x, position_ids=positions[None])  # (1, N, head size)
+        half = cos.shape[-1] // 2
+        return Pieces(
+            lengths=[end - start for start, end in zip(starts, ends, strict=True)],
+            cos=cos[0, :, None, :half].contiguous(),
+            sin=sin[0, :, None, :half].contiguous(),
+            heads=config.num_attention_heads,
+            key_heads=config.num_key_value_heads,
+            scale=self.base.model.layers[0].self_attn.scaling,
+        )
+
+    def _reason(self, recipe: Recipe) -> str | None:
+        if not recipe.training.fused:
+            return "training.fused is false"
+        if self.base.device.type != "cpu":
+            return "they are written for a CPU"
+        if self._head is None:
+            return f"the output head of {type(self.base).__name__} is not a plain product"
+        if recipe.base.quantization != "none":
+            return "the base is quantized"
+        return cannot_fuse(self.base.model.layers, recipe.tokens.block_length)
+
+
+def _targets(batch: Mapping[str, Tensor]) -> Tensor:
+    """What each token predicts: the label of the next one; nothing after the last of a row. (B, T)"""
+    targets = batch["labels"].roll(-1, 1)
+    targets[:, -1] = IGNORED
+    return targets
