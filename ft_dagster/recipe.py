@@ -85,6 +85,10 @@ class Lora(_Part):
 class Training(_Part):
     """How the adapter is fitted."""
 
+    start: Literal["base", "last"] = "base"
+    """What training starts from: a fresh adapter, on all of the text; or the adapter in use, on what is new to it."""
+    replay: float = Field(default=0.05, ge=0, le=1)
+    """With `start: last`, the share of rows without new text that are trained on again (arXiv 2403.08763)."""
     epochs: float = Field(default=1.0, gt=0)
     learning_rate: float = Field(default=2e-4, gt=0)
     schedule: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"

@@ -56,6 +56,8 @@ class TrainingRequest:
     """Folder for the lock that keeps one training a device."""
     lineage: dict[str, Any] = field(default_factory=dict)
     """What the adapter's manifest says of its data: dataset version, chapters and sections with hashes."""
+    start: str | None = None
+    """Folder of the adapter to go on from, with its manifest; None for a fresh one."""
     threads: int | None = None
 
     def prepared_base(self) -> PreparedBase:

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from peft import PeftModel, get_peft_model_state_dict
 from peft.utils.save_and_load import load_peft_weights, set_peft_model_state_dict
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainingArguments
 
 from ft_dagster.recipe import Recipe
 from ft_dagster.store import Artifact, write_atomically
-from ft_dagster.tokens.dataset import load_rows
+from ft_dagster.tokens.dataset import load_rows, load_shards
 from ft_dagster.training.checkpoints import CompleteCheckpoints, StopOnSignal, last_complete
 from ft_dagster.training.device import device, one_process_a_device
 from ft_dagster.training.model import add_adapter, load_base
@@ -26,6 +26,7 @@ from ft_dagster.training.packed_model import PackedModel
 from ft_dagster.training.progress import Progress, TrainingError, peak_memory
 from ft_dagster.training.request import CODE_VERSION, RESULT, TrainingRequest
 from ft_dagster.training.rows import IGNORED, collate
+from ft_dagster.training.start import go_on_from, known_sections, rows_to_learn
 
 log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
@@ -108,8 +109,15 @@ class _Training:
         self.recipe: Recipe = request.resolved_recipe()
         self.base = request.prepared_base()
         self.attempt = Path(request.attempt)
-        self.rows: Dataset = load_rows(Artifact.open(Path(request.dataset)), "train")
+        self.rows = self._rows()
         self.stop = StopOnSignal()
+
+    def _rows(self) -> Dataset:
+        dataset = Artifact.open(Path(self.request.dataset))
+        if self.request.start is None:
+            return load_rows(dataset, "train")
+        known, replay = known_sections(Path(self.request.start)), self.recipe.training.replay
+        return concatenate_datasets([rows_to_learn(*group, known, replay) for group in load_shards(dataset, "train")])
 
     def run(self) -> dict[str, Any]:
         if sum(len(row["input_ids"]) - len(row["lengths"]) for row in self.rows) == 0:
@@ -119,6 +127,8 @@ class _Training:
         model = add_adapter(load_base(self.base, self.recipe, Path(self.request.offload)), self.base, self.recipe)
         rows = _Rows(tokenizer.eos_token_id)
         progress = Progress(self.attempt, lambda: rows.tokens, self.tell)
+        if self.request.start is not None:
+            go_on_from(model, Path(self.request.start))
         packed = PackedModel(model, self.recipe)
         trainer = self._trainer(packed, tokenizer, rows, progress)
         checkpoint = last_complete(self.attempt)

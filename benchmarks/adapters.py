@@ -1,0 +1,108 @@
+"""Adapters without Dagster: chapters -> dataset -> adapter -> bits per byte, through the library's rooms."""
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ft_dagster.base import PreparedBase, prepare_base
+from ft_dagster.corpus.sections import make_sections
+from ft_dagster.corpus.snapshot import take_snapshot
+from ft_dagster.evaluation.request import RESULT as EVALUATION
+from ft_dagster.evaluation.request import EvaluationRequest
+from ft_dagster.recipe import Recipe
+from ft_dagster.settings import Settings
+from ft_dagster.store import Artifact, Store
+from ft_dagster.tokens.dataset import choose_split, make_dataset
+from ft_dagster.tokens.held_out import Pinned
+from ft_dagster.training.request import RESULT, TrainingRequest, training_key
+
+THREADS = os.cpu_count()
+
+
+@dataclass(frozen=True)
+class Made:
+    """An adapter and what it cost."""
+
+    folder: Path
+    result: dict[str, Any]
+    """What the training process reports."""
+    seconds: float
+    """Of the whole process, start-up included."""
+    cpu_seconds: float
+
+
+class Workbench:
+    """One body of reports, and adapters made from it."""
+
+    def __init__(self, chapters: Path, folder: Path, recipe: Recipe) -> None:
+        """Copy the Markdown chapters of a folder into a workspace of their own; the base model is prepared."""
+        self.folder = folder
+        self.write(chapters)
+        self.store = Store(folder / "store")
+        self.pinned = Pinned()
+        self.base: PreparedBase = prepare_base(recipe.base, Settings().cache)
+
+    def write(self, chapters: Path) -> None:
+        """Make the chapters of the workspace those of a folder."""
+        shutil.rmtree(self.folder / "chapter_markdowns", ignore_errors=True)
+        shutil.copytree(chapters, self.folder / "chapter_markdowns")
+
+    def dataset(self, recipe: Recipe) -> Artifact:
+        """The dataset of the chapters as they are now; what is held out stays so."""
+        snapshot = take_snapshot(self.folder, self.folder / "files.db", self.store)
+        sections = make_sections(snapshot, recipe.corpus)
+        split = choose_split(sections, recipe.tokens, self.pinned)
+        self.pinned = split.pinned
+        return make_dataset(sections, Path(self.base.folder), self.base.tokenizer, recipe.tokens, split)
+
+    def train(self, dataset: Artifact, recipe: Recipe, **more: Any) -> Made:
+        """Make an adapter in a process of its own, unless it was made in this folder before."""
+        key = training_key(dataset.about["version"], self.base.identity, recipe)
+        attempt = self.folder / "attempts" / key[:16]
+        request = TrainingRequest(
+            key=key,
+            base=self.base.to_json(),
+            dataset=str(dataset.path),
+            recipe=recipe.model_dump(mode="json"),
+            attempt=str(attempt),
+            logs=str(self.folder / "logs"),
+            offload=str(self.folder / "offload"),
+            locks=str(self.folder / "locks"),
+            threads=THREADS,
+            **more,
+        )
+        seconds, cpu_seconds = _run("ft_dagster.training", request.write(attempt / "request.json"))
+        return Made(attempt / "adapter", json.loads((attempt / RESULT).read_bytes()), seconds, cpu_seconds)
+
+    def measure(self, dataset: Artifact, recipe: Recipe, adapters: dict[str, Path]) -> dict[str, Any]:
+        """Held-out measurements of the base and of adapters, by name, as the evaluation process reports them."""
+        output = self.folder / "evaluation"
+        request = EvaluationRequest(
+            base=self.base.to_json(),
+            dataset=str(dataset.path),
+            recipe=recipe.model_dump(mode="json") | {"evaluation": {"prompts": [], "sample_tokens": 0}},
+            adapters={name: str(path) for name, path in adapters.items()},
+            output=str(output),
+            offload=str(self.folder / "offload"),
+            locks=str(self.folder / "locks"),
+            threads=THREADS,
+        )
+        _run("ft_dagster.evaluation", request.write(output / "request.json"))
+        return json.loads((output / EVALUATION).read_bytes())
+
+
+def _run(module: str, request: Path) -> tuple[float, float]:
+    """Wall and CPU seconds of a child process, which must end well."""
+    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
+    process = subprocess.run([sys.executable, "-m", module, str(request)], capture_output=True, text=True)
+    if process.returncode:
+        sys.exit(f"{module} failed:\n{process.stderr[-3000:]}")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.monotonic() - began, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
