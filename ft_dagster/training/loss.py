@@ -22,9 +22,8 @@ def token_nats(hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
     Returns:
         (M) float32.
     """
-    return torch.cat(
-        [_nats(chances, wanted) for chances, wanted, _ in _log_chances(hidden, head, targets)] or [hidden.new_empty(0)]
-    )
+    nats = [_nats(chances, wanted) for chances, wanted, _ in _log_chances(hidden, head, targets)]
+    return torch.cat([hidden.new_empty(0, dtype=torch.float32), *nats])
 
 
 def summed_nats(hidden: Tensor, head: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:

@@ -10,8 +10,10 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
+from ft_dagster.base import prepare_base
 from ft_dagster.recipe import Recipe, resolve_recipe
 from ft_dagster.training.loss import summed_nats, token_nats
+from ft_dagster.training.model import add_adapter, load_base
 from ft_dagster.training.packed_model import PackedModel
 from ft_dagster.training.rows import collate
 
@@ -98,6 +100,33 @@ def test_a_piece_in_a_packed_row_is_read_as_it_is_alone(
             piece = {"input_ids": row["input_ids"][start : start + length], "lengths": [length]}
             alone = model.token_nats(collate([piece], 2))[0]
             assert torch.allclose(together[index, start : start + length], alone, atol=1e-4)
+            start += length
+
+
+@pytest.mark.parametrize(
+    ("quantization", "dtype", "attention"),
+    [
+        ("nf4", "bfloat16", "sdpa"),
+        ("nf4", "bfloat16", "eager"),
+        ("nf4", "float32", "sdpa"),
+        ("none", "bfloat16", "sdpa"),
+    ],
+)
+def test_in_low_precision_and_in_4_bit_too_a_piece_is_read_as_it_is_alone(
+    tiny_recipe: dict[str, Any], tmp_path: Path, quantization: str, dtype: str, attention: str
+) -> None:
+    base = tiny_recipe["base"] | {"quantization": quantization, "dtype": dtype}
+    asked = resolve_recipe(tiny_recipe | {"base": base, "training": tiny_recipe["training"] | {"attention": attention}})
+    prepared = prepare_base(asked.base, tmp_path)
+    model = PackedModel(add_adapter(load_base(prepared, asked, tmp_path), prepared, asked).eval(), asked)
+    together = model.token_nats(collate(ROWS, 2))
+    tolerance = 0.1 if dtype == "bfloat16" else 1e-4  # 8 bits of mantissa: 1/256 of nats around 6, twice or thrice
+    for index, row in enumerate(ROWS):
+        start = 0
+        for length in row["lengths"]:
+            piece = {"input_ids": row["input_ids"][start : start + length], "lengths": [length]}
+            alone = model.token_nats(collate([piece], 2))[0]
+            assert torch.allclose(together[index, start : start + length], alone, atol=tolerance)
             start += length
 
 

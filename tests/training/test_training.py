@@ -1,11 +1,6 @@
 """From packed rows to an adapter: what is supervised, that it repeats, resumes, and is what was saved."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,69 +11,20 @@ import torch
 from filelock import FileLock
 from peft import PeftModel
 from safetensors.torch import load_file
+from trainings import start, weights
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ft_dagster.base import BaseModelError, prepare_base
+from ft_dagster.base import BaseModelError
 from ft_dagster.recipe import Recipe, resolve_recipe
 from ft_dagster.store import Artifact, Store
 from ft_dagster.tokens.dataset import DatasetShard, all_documents, load_rows
 from ft_dagster.tokens.shard import Document
-from ft_dagster.training.checkpoints import last_complete
+from ft_dagster.training.model import add_adapter, load_base
+from ft_dagster.training.packed_model import PackedModel
 from ft_dagster.training.progress import TrainingError
-from ft_dagster.training.request import RESULT, TrainingRequest, training_key
+from ft_dagster.training.request import RESULT, WEIGHTS, TrainingRequest, training_key
 from ft_dagster.training.rows import IGNORED, collate
 from ft_dagster.training.train import train
-
-WEIGHTS = "adapter/adapter_model.safetensors"
-
-
-@pytest.fixture
-def dataset(make_dataset: Callable[..., Path], prose: Callable[[int, int], str]) -> Path:
-    return make_dataset({f"chapter_{n}": prose(n, 9 + n) for n in range(6)}, held_out=["chapter_5"])
-
-
-@pytest.fixture
-def request_for(dataset: Path, tiny_recipe: dict[str, Any], tmp_path: Path) -> Callable[..., TrainingRequest]:
-    """Builds a request; keyword arguments change the recipe's parts."""
-
-    def build(attempt: str = "attempt", **parts: dict[str, Any]) -> TrainingRequest:
-        content = tiny_recipe | {name: tiny_recipe.get(name, {}) | fields for name, fields in parts.items()}
-        recipe = resolve_recipe(content)
-        base = prepare_base(recipe.base, tmp_path / "cache")
-        version = Artifact.open(dataset).about["version"]
-        return TrainingRequest(
-            key=training_key(version, base.identity, recipe),
-            base=base.to_json(),
-            dataset=str(dataset),
-            recipe=recipe.model_dump(mode="json"),
-            attempt=str(tmp_path / attempt),
-            logs=str(tmp_path / "logs"),
-            offload=str(tmp_path / "offload"),
-            locks=str(tmp_path / "locks"),
-            lineage={"dataset": version},
-        )
-
-    return build
-
-
-def start(request: TrainingRequest) -> subprocess.Popen[str]:
-    """The training process, as the asset starts it but without Dagster."""
-    path = request.write(Path(request.attempt) / "request.json")
-    environment = os.environ | {"PYTHONHASHSEED": "0"}
-    command = [sys.executable, "-m", "ft_dagster.training", str(path)]
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-
-
-def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 120) -> None:
-    until = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < until, "the condition did not come true in time"
-        time.sleep(0.01)
-
-
-def weights(request: TrainingRequest) -> bytes:
-    return (Path(request.attempt) / WEIGHTS).read_bytes()
 
 
 def test_rows_become_tensors_with_positions_and_labels_by_piece() -> None:
@@ -96,6 +42,26 @@ def test_every_token_of_every_train_document_but_its_first_is_supervised_once(da
     assert supervised == sum(d.tokens + 1 - 1 for d in documents)  # the end is supervised, the first token is not
     ends = sum(int((collate([row], 2)["labels"] == 2).sum()) for row in rows)
     assert ends == len(documents)
+
+
+def test_every_supervised_token_reaches_the_loss_once_an_epoch_and_every_step_is_the_mean_over_its_own(
+    request_for: Callable[..., TrainingRequest], dataset: Path, tmp_path: Path
+) -> None:
+    request = request_for(
+        lora={"dropout": 0.0},
+        training={"epochs": 2, "learning_rate": 1e-12, "schedule": "constant", "rows_per_device": 1},
+    )
+    result = train(request, lambda _: None)
+    artifact = Artifact.open(dataset)
+    supervised = artifact.about["splits"]["train"]["supervised_tokens"]
+    assert result["supervised_tokens"] == 2 * supervised
+    rows = load_rows(artifact, "train")
+    assert len(rows) % 4  # the last step of an epoch has fewer rows
+    recipe = request.resolved_recipe()
+    model = add_adapter(load_base(request.prepared_base(), recipe, tmp_path), request.prepared_base(), recipe)
+    nats = sum(PackedModel(model, recipe).summed_nats(collate([row], 2)).item() for row in rows)
+    steps = result["history"]
+    assert sum(step["loss"] * step["supervised_tokens"] for step in steps) == pytest.approx(2 * nats, rel=1e-3)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -133,40 +99,12 @@ def test_an_adapter_is_made_that_loads_with_plain_peft_and_transformers(
     assert list(Path(request.logs).rglob("events.out.tfevents.*"))
 
 
-def test_the_same_request_gives_the_same_bytes(request_for: Callable[..., TrainingRequest]) -> None:
-    first, second = request_for("first"), request_for("second")
+@pytest.mark.parametrize("dropout", [0.1, 0.0], ids=["stock", "fused"])
+def test_the_same_request_gives_the_same_bytes(request_for: Callable[..., TrainingRequest], dropout: float) -> None:
+    first, second = request_for("first", lora={"dropout": dropout}), request_for("second", lora={"dropout": dropout})
     train(first, lambda _: None)
     train(second, lambda _: None)
     assert weights(first) == weights(second)
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_a_stopped_training_goes_on_and_ends_with_the_bytes_of_one_never_stopped(
-    request_for: Callable[..., TrainingRequest], number: signal.Signals
-) -> None:
-    stopped = request_for("stopped", training={"epochs": 8})
-    undisturbed = request_for("undisturbed", training={"epochs": 8})
-    process = start(stopped)
-    wait_until(lambda: last_complete_exists(Path(stopped.attempt)), process)
-    process.send_signal(number)
-    process.communicate()
-    assert process.returncode == (-number if number == signal.SIGKILL else 130)
-    assert not (Path(stopped.attempt) / RESULT).exists()
-    assert train(stopped, lambda _: None)["resumed_from"] > 0
-    train(undisturbed, lambda _: None)
-    assert weights(stopped) == weights(undisturbed)
-
-
-def last_complete_exists(attempt: Path) -> bool:
-    return any(attempt.glob("checkpoint-*/complete"))
-
-
-def test_a_half_written_checkpoint_is_not_seen(tmp_path: Path) -> None:
-    for step in (2, 10):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-    (tmp_path / "checkpoint-2" / "complete").touch()
-    assert last_complete(tmp_path) == tmp_path / "checkpoint-2"
-    assert not (tmp_path / "checkpoint-10").exists()
 
 
 @pytest.mark.parametrize(
@@ -187,7 +125,7 @@ def test_recipes_of_other_kinds_go_through_the_same_code(
     result = train(request, lambda _: None)
     assert result["reloads"] and result["largest_logit_change"] > 0
     assert result["history"][-1]["loss"] < result["history"][0]["loss"]
-    trained = load_file(Path(request.attempt) / WEIGHTS)
+    trained = load_file(Path(request.attempt) / "adapter" / WEIGHTS)
     targets = parts.get("lora", {}).get("targets")
     assert targets is None or {name.split(".")[-3] for name in trained} == set(targets)
     assert all(tensor.dtype == torch.float32 for tensor in trained.values())

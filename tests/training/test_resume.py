@@ -1,0 +1,75 @@
+"""A training that is stopped goes on from its last checkpoint, and ends as if nothing had happened."""
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from trainings import start, wait_until, weights
+
+from ft_dagster.training.checkpoints import last_complete
+from ft_dagster.training.request import RESULT, TrainingRequest
+from ft_dagster.training.train import train
+
+NF4 = {"base": {"quantization": "nf4"}}
+FUSED = {"lora": {"dropout": 0.0}}
+
+
+class DiedError(Exception):
+    """The process ends here."""
+
+
+@pytest.mark.parametrize("parts", [{}, NF4, FUSED], ids=["bf16", "nf4", "fused"])
+def test_whichever_step_it_dies_at_it_ends_with_the_bytes_and_losses_of_one_that_did_not(
+    request_for: Callable[..., TrainingRequest], parts: dict[str, Any]
+) -> None:
+    parts = parts | {"training": {"epochs": 2, "save_every": 1}}
+    undisturbed = request_for("undisturbed", **parts)
+    expected = train(undisturbed, lambda _: None)
+    assert expected["steps"] >= 4
+    for step in range(1, expected["steps"] + 1):
+
+        def die(metrics: dict[str, Any], step: int = step) -> None:
+            if metrics["step"] == step:  # before the checkpoint of this step is written
+                raise DiedError
+
+        stopped = request_for(f"stopped-{step}", **parts)
+        with pytest.raises(DiedError):
+            train(stopped, die)
+        half_written = Path(stopped.attempt) / f"checkpoint-{step}"
+        half_written.mkdir()
+        (half_written / "adapter_model.safetensors").write_bytes(b"half")
+        found = train(stopped, lambda _: None)
+        assert found["resumed_from"] == step - 1
+        assert found["history"] == expected["history"]
+        assert weights(stopped) == weights(undisturbed)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_stopped_training_goes_on_and_ends_with_the_bytes_of_one_never_stopped(
+    request_for: Callable[..., TrainingRequest], number: signal.Signals
+) -> None:
+    stopped = request_for("stopped", training={"epochs": 8})
+    undisturbed = request_for("undisturbed", training={"epochs": 8})
+    process = start(stopped)
+    wait_until(lambda: last_complete_exists(Path(stopped.attempt)), process)
+    process.send_signal(number)
+    process.communicate()
+    assert process.returncode == (-number if number == signal.SIGKILL else 130)
+    assert not (Path(stopped.attempt) / RESULT).exists()
+    assert train(stopped, lambda _: None)["resumed_from"] > 0
+    train(undisturbed, lambda _: None)
+    assert weights(stopped) == weights(undisturbed)
+
+
+def last_complete_exists(attempt: Path) -> bool:
+    return any(attempt.glob("checkpoint-*/complete"))
+
+
+def test_a_half_written_checkpoint_is_not_seen(tmp_path: Path) -> None:
+    for step in (2, 10):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    (tmp_path / "checkpoint-2" / "complete").touch()
+    assert last_complete(tmp_path) == tmp_path / "checkpoint-2"
+    assert not (tmp_path / "checkpoint-10").exists()
