@@ -7,7 +7,7 @@ from typing import Any
 
 import dagster as dg
 
-from ft_dagster.base import prepare_base
+from ft_dagster.base import PreparedBase, prepare_base
 from ft_dagster.defs.child_process import ChildProcess
 from ft_dagster.defs.pictures import table
 from ft_dagster.defs.stages import ADAPTER_EVALUATION, LORA_ADAPTER, TOKENIZED_DATASET, describe, input_artifact
@@ -16,8 +16,7 @@ from ft_dagster.evaluation.request import RESULT, EvaluationRequest, evaluation_
 from ft_dagster.evaluation.verdict import judge
 from ft_dagster.recipe import Recipe
 from ft_dagster.store import Artifact, Store, digest
-
-MANIFEST = "manifest.json"
+from ft_dagster.training.manifest import AdapterError, differences, read_manifest
 
 
 @dg.asset(
@@ -37,7 +36,7 @@ def adapter_evaluation(
     dataset = input_artifact(context, TOKENIZED_DATASET, store)
     base = prepare_base(recipe.base, settings.cache, token=settings.token)
     in_use = _other_in_use(workspace, adapter.key)
-    released = in_use if in_use and _base_of(in_use) == base.identity else None
+    released = in_use if in_use and _fits(in_use, base) else None
     before = in_use is not None and adapter.key in {entry["adapter"] for entry in workspace.releases.history()}
     key = evaluation_key(adapter.key, dataset.about["version"], in_use.name if in_use else None, recipe, before)
     artifact = store.find(ADAPTER_EVALUATION.name, key)
@@ -69,12 +68,11 @@ def _other_in_use(workspace: Workspace, new: str) -> Path | None:
     return folder if folder is not None and folder.name != new else None
 
 
-def _base_of(adapter: Path) -> dict[str, str]:
+def _fits(adapter: Path, base: PreparedBase) -> bool:
     try:
-        return json.loads((adapter / MANIFEST).read_bytes())["base"]
-    except (OSError, ValueError, KeyError) as error:
-        advice = f"Remove {adapter} and the link fine_tuned_model to release anew."
-        raise dg.Failure(f"{adapter / MANIFEST} cannot be read ({error}). {advice}") from error
+        return not differences(read_manifest(adapter), base)
+    except AdapterError as error:
+        raise dg.Failure(f"{error} Or remove {adapter} and the link fine_tuned_model to release anew.") from error
 
 
 def _take_in(

@@ -27,11 +27,11 @@ from ft_dagster.defs.stages import (
 from ft_dagster.defs.workspace import Workspace
 from ft_dagster.store import Artifact, Store
 from ft_dagster.tokens.dataset import dataset_shards
+from ft_dagster.training.manifest import MANIFEST
 from ft_dagster.training.request import RESULT
 
 _ATTEMPT_SECONDS = 86_400
 """A training that was given up longer ago than this is not gone on with."""
-_MANIFEST = "manifest.json"
 KINDS = (RAW_CHAPTERS, SECTIONS, TOKENIZED_DATASET, LORA_ADAPTER, ADAPTER_EVALUATION)
 
 
@@ -140,7 +140,7 @@ def _made_from(artifact: Artifact) -> dict[str, str]:
     if artifact.kind == TOKENIZED_DATASET.name:
         return dict(artifact.about["made_from"])
     if artifact.kind == LORA_ADAPTER.name:
-        return dict(artifact.read_json(_MANIFEST)["made_from"])
+        return dict(artifact.read_json(MANIFEST)["made_from"])
     if artifact.kind == ADAPTER_EVALUATION.name:
         return {LORA_ADAPTER.name: artifact.about["adapter"]}
     return {}

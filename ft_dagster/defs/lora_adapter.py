@@ -10,6 +10,8 @@ import dagster as dg
 
 from ft_dagster.base import PreparedBase, prepare_base
 from ft_dagster.corpus.chapter import natural_key
+from ft_dagster.corpus.snapshot import KIND as SNAPSHOT
+from ft_dagster.corpus.snapshot import snapshot_files
 from ft_dagster.defs.child_process import ChildProcess
 from ft_dagster.defs.pictures import loss_curve, table
 from ft_dagster.defs.stages import LORA_ADAPTER, TOKENIZED_DATASET, describe, input_artifact
@@ -76,6 +78,10 @@ def _request(
         for d in all_documents(dataset)
         if d.split == "train"
     ]
+    snapshot = dataset.store.get(SNAPSHOT, dataset.about["made_from"][SNAPSHOT])
+    chapters: dict[str, dict[str, str]] = {}
+    for file in snapshot_files(snapshot):
+        chapters.setdefault(file.chapter, {})[file.path] = file.sha256
     return TrainingRequest(
         key=key,
         base=base.to_json(),
@@ -88,6 +94,7 @@ def _request(
         lineage={
             "dataset": dataset.about["version"],
             "made_from": dataset.about["made_from"] | {TOKENIZED_DATASET.name: dataset.key},
+            "chapters": chapters,
             "held_out": dataset.about["held_out"],
             "trained_on": trained_on,
         },

@@ -46,6 +46,7 @@ from ft_dagster.recipe import Recipe
 from ft_dagster.store import Artifact, Overlay, Store
 from ft_dagster.tokens.dataset import choose_split, make_dataset
 from ft_dagster.tokens.held_out import read_pinned
+from ft_dagster.training.manifest import MANIFEST
 from ft_dagster.training.request import WEIGHTS, training_key
 
 _TRIED_BYTES = 2_000_000
@@ -258,7 +259,7 @@ class _Trial:
             adapter = _artifact(self.made, self.workspace.store, LORA_ADAPTER)
             if last is None or adapter is None or input_version(last, BASE_MODEL) != self.now[BASE_MODEL]:
                 return None
-            identity = adapter.read_json("manifest.json")["base"]
+            identity = adapter.read_json(MANIFEST)["base"]
         key = training_key(dataset.about["version"], identity, self.recipe)
         return self.workspace.store.find(LORA_ADAPTER.name, key)
 

@@ -1,4 +1,4 @@
-"""`python -m ft_dagster.evaluation REQUEST.json`: measure adapters against their base."""
+"""`python -m ft_dagster.evaluation REQUEST.json`: measure adapters against their base. Exit codes: 0 done, 1 failed."""
 
 import sys
 from pathlib import Path
@@ -6,11 +6,23 @@ from pathlib import Path
 from ft_dagster.evaluation.request import EvaluationRequest
 from ft_dagster.training.allocator import keep_freed_memory, wait_without_spinning
 
+
+def main(request_path: Path) -> int:
+    wait_without_spinning()
+    keep_freed_memory()
+    from ft_dagster.base import BaseModelError
+    from ft_dagster.evaluation.evaluate import evaluate
+    from ft_dagster.training.manifest import AdapterError
+
+    try:
+        evaluate(EvaluationRequest.read(request_path))
+    except (AdapterError, BaseModelError) as error:
+        print(error, file=sys.stderr)  # noqa: T201
+        return 1
+    return 0
+
+
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit("usage: python -m ft_dagster.evaluation REQUEST.json")
-    wait_without_spinning()
-    keep_freed_memory()
-    from ft_dagster.evaluation.evaluate import evaluate
-
-    evaluate(EvaluationRequest.read(Path(sys.argv[1])))
+    sys.exit(main(Path(sys.argv[1])))

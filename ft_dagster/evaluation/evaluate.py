@@ -15,6 +15,7 @@ from ft_dagster.evaluation.samples import continue_prompt
 from ft_dagster.evaluation.scoring import document_nats, summarize
 from ft_dagster.store import Artifact, write_atomically
 from ft_dagster.tokens.dataset import load_shards
+from ft_dagster.training.adapter import load_adapter
 from ft_dagster.training.device import one_process_a_device
 from ft_dagster.training.model import load_base
 from ft_dagster.training.packed_model import PackedModel
@@ -41,7 +42,9 @@ def _evaluate(request: EvaluationRequest) -> dict[str, Any]:
     base = request.prepared_base()
     held_out = list(load_shards(Artifact.open(Path(request.dataset)), "held_out"))
     tokenizer = AutoTokenizer.from_pretrained(base.folder)
-    model = _with_adapters(load_base(base, recipe, Path(request.offload)), request.adapters)
+    model: Any = load_base(base, recipe, Path(request.offload))
+    for name, folder in request.adapters.items():
+        model = load_adapter(model, Path(folder), base, name)
     packed = PackedModel(model, recipe)
     models: dict[str, Any] = {}
     for name in (BASE, *request.adapters):
@@ -67,14 +70,6 @@ def _evaluate(request: EvaluationRequest) -> dict[str, Any]:
     output = Path(request.output)
     write_atomically(output / RESULT, json.dumps(result, indent=1, ensure_ascii=False))
     return result
-
-
-def _with_adapters(model: Any, adapters: dict[str, str]) -> PeftModel:
-    (first, folder), *others = adapters.items()
-    tuned = PeftModel.from_pretrained(model, folder, adapter_name=first)
-    for name, other in others:
-        tuned.load_adapter(other, adapter_name=name)
-    return tuned
 
 
 def _as(model: PeftModel, name: str) -> AbstractContextManager[Any]:

@@ -6,7 +6,6 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from ft_dagster.store import Artifact, write_atomically
 from ft_dagster.tokens.dataset import load_rows, load_shards
 from ft_dagster.training.checkpoints import CompleteCheckpoints, StopOnSignal, last_complete
 from ft_dagster.training.device import device, one_process_a_device
+from ft_dagster.training.manifest import write_manifest
 from ft_dagster.training.model import add_adapter, load_base
 from ft_dagster.training.packed_model import PackedModel
 from ft_dagster.training.progress import Progress, TrainingError, peak_memory
@@ -29,8 +29,6 @@ from ft_dagster.training.rows import IGNORED, collate
 from ft_dagster.training.start import go_on_from, known_sections, rows_to_learn
 
 log = logging.getLogger(__name__)
-MANIFEST = "manifest.json"
-LIBRARIES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "datasets", "tokenizers")
 
 
 class InterruptedTrainingError(Exception):
@@ -138,7 +136,7 @@ class _Training:
         if self.stop.received is not None and trainer.state.global_step < trainer.state.max_steps:
             raise InterruptedTrainingError(f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}")
         history = self._history(trainer)
-        adapter = self._save(model, tokenizer)
+        adapter = self._save(model, tokenizer, trainer.state.global_step)
         result = {
             "key": self.request.key,
             "steps": trainer.state.global_step,
@@ -212,21 +210,14 @@ class _Training:
         names = ("step", "loss", "learning_rate", "supervised_tokens")
         return [{name: row[name] for name in names} for row in trainer.state.log_history if "loss" in row]
 
-    def _save(self, model: PeftModel, tokenizer: PreTrainedTokenizerBase) -> Path:
+    def _save(self, model: PeftModel, tokenizer: PreTrainedTokenizerBase, step: int) -> Path:
         adapter = self.attempt / "adapter"
         shutil.rmtree(adapter, ignore_errors=True)
         model.save_pretrained(str(adapter))
         (adapter / "README.md").unlink(missing_ok=True)  # a template with blanks; the manifest says it
         tokenizer.save_pretrained(str(adapter))
-        manifest = {
-            "key": self.request.key,
-            "base": self.base.identity,
-            "recipe": self.request.recipe,
-            "code": CODE_VERSION,
-            "libraries": {name: version(name) for name in LIBRARIES},
-            **self.request.lineage,
-        }
-        write_atomically(adapter / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False, sort_keys=True))
+        request = self.request
+        write_manifest(adapter, request.key, self.base, request.recipe, CODE_VERSION, step, request.lineage)
         return adapter
 
     def _prove(self, model: PeftModel, adapter: Path) -> dict[str, Any]:

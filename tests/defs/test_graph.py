@@ -22,7 +22,7 @@ from ft_dagster.defs.plan import make_plan
 from ft_dagster.defs.stages import STAGES, Reason, Stage, all_materializations, reason_stale, stale_stages
 from ft_dagster.defs.workspace import Workspace
 from ft_dagster.settings import load_settings
-from ft_dagster.store import Artifact
+from ft_dagster.store import Artifact, file_digest
 from ft_dagster.training.request import CODE_VERSION
 
 
@@ -70,6 +70,9 @@ def test_chapters_become_a_released_adapter_that_loads_plainly(
     manifest = json.loads((folder / "manifest.json").read_text())
     trained_on = {row["chapter"] for row in manifest["trained_on"]}
     assert trained_on | set(manifest["held_out"]) == {path.stem for path in chapters}
+    assert manifest["chapters"] == {
+        path.stem: {f"chapter_markdowns/{path.name}": file_digest(path)} for path in chapters
+    }
     assert not trained_on & set(manifest["held_out"])
 
 
