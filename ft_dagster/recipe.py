@@ -6,12 +6,13 @@ that the part's hash can stand in the key of what the room made.
 
 import difflib
 import re
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 DEFAULT_RECIPE = "smollm2-135m"
 
@@ -22,6 +23,13 @@ class RecipeError(Exception):
 
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def _layer_names(value: Any) -> Any:
+    named = isinstance(value, list) and value and all(isinstance(name, str) and name for name in value)
+    if value == "all-linear" or named:
+        return value
+    raise ValueError(f"{value!r} is neither all-linear nor a list of layer names such as [q_proj, v_proj]")
 
 
 class Base(_Part):
@@ -77,9 +85,17 @@ class Lora(_Part):
 
     rank: int = Field(default=16, ge=1)
     alpha: float = Field(default=32, gt=0)
+    """The adapter's share is scaled by alpha / rank."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    targets: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)] = "all-linear"
+    targets: Annotated[Literal["all-linear"] | list[str], BeforeValidator(_layer_names)] = "all-linear"
     """Which layers: all linear ones but the output head, or names such as [q_proj, v_proj]."""
+    rslora: bool = False
+    """Scale by alpha / sqrt(rank) instead, so that a high rank learns as fast as a low one (arXiv 2312.03732)."""
+    dora: bool = False
+    """Learn the length of each weight column apart from its direction: dearer, and better at low ranks (2402.09353)."""
+    init: Literal["default", "pissa", "pissa_niter_16"] = "default"
+    """Start from noise and zeros, or from the principal components of the base's weights: by a whole singular value
+    decomposition, or by a fast one in 16 iterations (PiSSA, arXiv 2404.02948)."""
 
 
 class Training(_Part):
@@ -91,7 +107,8 @@ class Training(_Part):
     """With `start: last`, the share of rows without new text that are trained on again (arXiv 2403.08763)."""
     epochs: float = Field(default=1.0, gt=0)
     learning_rate: float = Field(default=2e-4, gt=0)
-    schedule: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """What the learning rate does once it has risen."""
     warmup: float = Field(default=0.03, ge=0, lt=1)
     """Share of the steps over which the learning rate rises."""
     rows_per_device: int = Field(default=2, ge=1)
@@ -101,6 +118,8 @@ class Training(_Part):
     optimizer: Literal["adamw_torch", "adamw_bnb_8bit", "paged_adamw_8bit"] = "adamw_torch"
     weight_decay: float = Field(default=0.0, ge=0)
     gradient_clip: float = Field(default=1.0, gt=0)
+    neftune: float | None = Field(default=None, gt=0)
+    """Noise on the embeddings while training, as the paper's alpha; 5 is usual (NEFTune, arXiv 2310.05914)."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     attention: Literal["sdpa", "eager"] = "sdpa"
@@ -150,6 +169,31 @@ class Recipe(_Part):
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
     release: Release = Release()
+
+    @model_validator(mode="after")
+    def _dequantizable(self) -> "Recipe":
+        if self.lora.dora and self.base.quantization == "int8":
+            raise ValueError(
+                "lora.dora does not go with base.quantization: int8 (peft loses the scales of 8-bit weights on a CPU); "
+                "set nf4 or none"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _principal_components(self) -> "Recipe":
+        if self.lora.init == "default":
+            return self
+        if self.base.quantization != "none":
+            raise ValueError(
+                f"lora.init ({self.lora.init}) needs base.quantization: none, not {self.base.quantization}: it starts "
+                "from the base's own weights"
+            )
+        if self.training.weight_decay:
+            raise ValueError(
+                f"training.weight_decay ({self.training.weight_decay}) must be 0 with lora.init ({self.lora.init}): it "
+                "would wear away the base's principal components, which the adapter starts from"
+            )
+        return self
 
     def part(self, *names: str) -> dict[str, Any]:
         """The named parts as plain JSON: what a room's key is made of."""
@@ -205,13 +249,29 @@ def resolve_recipe(content: Any, origin: str = "recipe") -> Recipe:
 
 def _describe(problem: Any) -> str:
     where = ".".join(str(step) for step in problem["loc"])
-    if problem["type"] != "extra_forbidden":
-        message = problem["msg"].removeprefix("Value error, ")
-        return f"{where}: {message}" if where and where not in message else message
-    *parents, unknown = problem["loc"]
+    if problem["type"] == "extra_forbidden":
+        return f"{where} is not a field of a recipe ({_nearest_field(problem['loc'])})"
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "literal_error":
+        values = re.findall(r"'([^']*)'", problem["ctx"]["expected"])
+        nearest = difflib.get_close_matches(str(problem["input"]), values, n=1, cutoff=0.5)
+        message += f", not {problem['input']!r}" + (f" (did you mean {nearest[0]}?)" if nearest else "")
+    return f"{where}: {message}" if where and where not in message else message
+
+
+def _nearest_field(where: Sequence[Any]) -> str:
+    """What an unknown field was meant to be: a field of its part, or of another."""
+    *parents, unknown = where
     part: Any = Recipe
     for parent in parents:
         part = part.model_fields[parent].annotation
+    everywhere = {
+        name: f"{owner}.{name}"
+        for owner, field in Recipe.model_fields.items()
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+        for name in field.annotation.model_fields
+    }
+    if unknown in everywhere:
+        return f"did you mean {everywhere[unknown]}?"
     nearest = difflib.get_close_matches(str(unknown), part.model_fields, n=1, cutoff=0.5)
-    known = f"did you mean {nearest[0]}?" if nearest else f"known here: {', '.join(part.model_fields)}"
-    return f"{where} is not a field of a recipe ({known})"
+    return f"did you mean {nearest[0]}?" if nearest else f"known here: {', '.join(part.model_fields)}"

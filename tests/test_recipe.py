@@ -158,6 +158,9 @@ def test_a_file_that_is_no_recipe_is_refused_by_name(tmp_path: Path, content: by
     [
         ({"training": {"learning_rte": 1}}, "training.learning_rte is not a field of a recipe (did you mean learning_"),
         ({"trainning": {}}, "trainning is not a field of a recipe (did you mean training?)"),
+        ({"lora": {"use_dora": True}}, "lora.use_dora is not a field of a recipe (did you mean dora?)"),
+        ({"lora": {"learning_rate": 1}}, "lora.learning_rate is not a field of a recipe (did you mean training.learn"),
+        ({"epochs": 3}, "epochs is not a field of a recipe (did you mean training.epochs?)"),
         ({"tokens": {"zzz": 1}}, "tokens.zzz is not a field of a recipe (known here: block_length, held_out)"),
     ],
 )
@@ -180,7 +183,40 @@ def test_an_unknown_field_is_refused_with_the_nearest_name(fields: dict[str, Any
         ({"base": {"source": "embedded"}}, "base.model: Field required."),
         ({"tokens": {"held_out": 1.0}}, "tokens.held_out: Input should be less than 1."),
         ({"tokens": {"block_length": 8}}, "tokens.block_length: Input should be greater than or equal to 16."),
-        ({"base": {**EMBEDDED, "quantization": "int4"}}, "base.quantization: Input should be 'none', 'nf4' or 'int8'."),
+        (
+            {"base": {**EMBEDDED, "quantization": "nf5"}},
+            "base.quantization: Input should be 'none', 'nf4' or 'int8', not 'nf5' (did you mean nf4?).",
+        ),
+        (
+            {"training": {"schedule": "cosin"}},
+            "training.schedule: Input should be 'cosine', 'linear' or 'constant', not 'cosin' (did you mean cosine?).",
+        ),
+        (
+            {"base": {**EMBEDDED, "dtype": 16}},
+            "base.dtype: Input should be 'float32', 'bfloat16' or 'float16', not 16.",
+        ),
+        (
+            {"lora": {"targets": "all_linear"}},
+            "lora.targets: 'all_linear' is neither all-linear nor a list of layer names such as [q_proj, v_proj].",
+        ),
+        (
+            {"lora": {"targets": []}},
+            "lora.targets: [] is neither all-linear nor a list of layer names such as [q_proj, v_proj].",
+        ),
+        (
+            {"lora": {"dora": True}, "base": {**EMBEDDED, "quantization": "int8"}},
+            "lora.dora does not go with base.quantization: int8 (peft loses the scales of 8-bit weights on a CPU); "
+            "set nf4 or none.",
+        ),
+        (
+            {"lora": {"init": "pissa"}, "base": {**EMBEDDED, "quantization": "nf4"}},
+            "lora.init (pissa) needs base.quantization: none, not nf4: it starts from the base's own weights.",
+        ),
+        (
+            {"lora": {"init": "pissa_niter_16"}, "training": {"weight_decay": 0.1}},
+            "training.weight_decay (0.1) must be 0 with lora.init (pissa_niter_16): it would wear away the base's "
+            "principal components, which the adapter starts from.",
+        ),
         ({"lora": {1: 2}}, "lora.1: Keys should be strings."),
         ({"lora": None}, "lora: Input should be a valid dictionary or instance of Lora."),
     ],

@@ -1,5 +1,8 @@
 """The base model with frozen weights, and the adapter on it."""
 
+import difflib
+import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +12,8 @@ from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_t
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, set_seed
 
 from ft_dagster.base import PreparedBase, verify_base
-from ft_dagster.recipe import Recipe
+from ft_dagster.recipe import Lora, Recipe
+from ft_dagster.training.pissa import start_from_principal_components
 from ft_dagster.training.progress import TrainingError
 
 
@@ -22,7 +26,11 @@ def quantization_config(recipe: Recipe) -> BitsAndBytesConfig | None:
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=getattr(torch, recipe.base.dtype),
         )
-    return BitsAndBytesConfig(load_in_8bit=True) if recipe.base.quantization == "int8" else None
+    if recipe.base.quantization == "int8":
+        # Its products are computed in float16 whatever they are given, and it says so at every layer of every step.
+        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return None
 
 
 def load_base(base: PreparedBase, recipe: Recipe, offload: Path) -> PreTrainedModel:
@@ -30,6 +38,8 @@ def load_base(base: PreparedBase, recipe: Recipe, offload: Path) -> PreTrainedMo
 
     Training and evaluation both load it here: a k-bit model that is prepared differently computes differently.
     """
+    if recipe.base.dtype == "float16" and not torch.cuda.is_available():
+        raise TrainingError("base.dtype: float16 needs a GPU. Set it to bfloat16 or float32 in the recipe.")
     verify_base(base)
     quantized = recipe.base.quantization != "none"
     placement: dict[str, Any] = {"device_map": {"": "cpu"}}
@@ -59,18 +69,50 @@ def load_base(base: PreparedBase, recipe: Recipe, offload: Path) -> PreTrainedMo
 def add_adapter(model: PreTrainedModel, base: PreparedBase, recipe: Recipe) -> PeftModel:
     """A fresh LoRA adapter on the model. Seeded here: TrainingArguments.seed comes too late for its first weights."""
     set_seed(recipe.training.seed)
-    lora = recipe.lora
-    config = LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
+    config = lora_config(recipe.lora, _check_targets(model, base, recipe.lora.targets))
+    tuned = get_peft_model(model, config)
+    # What loads it elsewhere: a hub's name is known everywhere, the folder that peft put here only on this machine.
+    config.base_model_name_or_path = recipe.base.model if recipe.base.source == "hub" else base.folder
+    config.revision = recipe.base.revision
+    if recipe.lora.init != "default":
+        start_from_principal_components(tuned, recipe.lora.init)
+    return tuned
+
+
+def lora_config(lora: Lora, targets: str | list[str]) -> LoraConfig:
+    """peft's configuration of the adapter."""
+    # A PiSSA adapter is twice as wide, at the same scale: see training/pissa.py.
+    wide = 1 if lora.init == "default" else 2
+    return LoraConfig(
+        r=wide * lora.rank,
+        lora_alpha=lora.alpha * (math.sqrt(wide) if lora.rslora else wide),
         lora_dropout=lora.dropout,
-        target_modules=lora.targets,
+        target_modules=targets,
+        use_rslora=lora.rslora,
+        use_dora=lora.dora,
         task_type="CAUSAL_LM",
-        # What loads it elsewhere: a hub's name is known everywhere, a folder only here.
-        base_model_name_or_path=recipe.base.model if recipe.base.source == "hub" else base.folder,
-        revision=recipe.base.revision,
     )
-    try:
-        return get_peft_model(model, config)
-    except ValueError as error:  # peft names the layers it looked for
-        raise TrainingError(f"lora.targets of the recipe does not fit {base.name}: {error}") from error
+
+
+def trainable_parameters(model: PeftModel, lora: Lora) -> int:
+    """How many numbers training changes."""
+    counts = {name: weight.numel() for name, weight in model.named_parameters() if weight.requires_grad}
+    fixed = sum(n // 2 for name, n in counts.items() if ".lora_A." in name or ".lora_B." in name)
+    return sum(counts.values()) - (fixed if lora.init != "default" else 0)
+
+
+def _check_targets(model: PreTrainedModel, base: PreparedBase, targets: str | list[str]) -> str | list[str]:
+    """Raise TrainingError for a layer that the base does not have: peft looks only for one that it has."""
+    if targets == "all-linear":
+        return targets
+    head = model.get_output_embeddings()
+    linear = [name for name, layer in model.named_modules() if isinstance(layer, torch.nn.Linear) and layer is not head]
+    known = sorted({name.rpartition(".")[2] for name in linear})
+    for target in targets:
+        if not any(name == target or name.endswith(f".{target}") for name in linear):
+            nearest = difflib.get_close_matches(target, known, n=1, cutoff=0.0)
+            raise TrainingError(
+                f"lora.targets of the recipe does not fit {base.name}, which has no linear layer {target!r} (did you "
+                f"mean {nearest[0]}?). It has {', '.join(known)}."
+            )
+    return targets

@@ -88,7 +88,7 @@ class PackedModel:
         """Without padding: a row's last piece ends where the row does."""
         ids, positions = batch["input_ids"], batch["position_ids"]
         filled = torch.arange(ids.shape[1]) < batch["row_lengths"][:, None]  # (B, T)
-        x = self.base.model.embed_tokens(ids[filled][None])  # (1, N, hidden)
+        x = self.base.model.embed_tokens(ids)[filled][None]  # (1, N, hidden); NEFTune's noise goes by the row's length
         pieces = self._pieces(x, positions[filled])
         x = x[0]
         for layer in self._layers:

@@ -21,7 +21,7 @@ from ft_dagster.tokens.dataset import load_rows, load_shards
 from ft_dagster.training.checkpoints import CompleteCheckpoints, StopOnSignal, last_complete
 from ft_dagster.training.device import device, one_process_a_device
 from ft_dagster.training.manifest import write_manifest
-from ft_dagster.training.model import add_adapter, load_base
+from ft_dagster.training.model import add_adapter, load_base, trainable_parameters
 from ft_dagster.training.packed_model import PackedModel
 from ft_dagster.training.progress import Progress, TrainingError, peak_memory
 from ft_dagster.training.request import CODE_VERSION, RESULT, TrainingRequest
@@ -148,7 +148,7 @@ class _Training:
             "seconds_since_resume": time.monotonic() - began,
             "tokens_per_second": progress.history[-1]["tokens_per_second"] if progress.history else None,
             "peak_memory_bytes": peak_memory(),
-            "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+            "trainable_parameters": trainable_parameters(model, self.recipe.lora),
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
             **self._prove(model, adapter),
         }
@@ -170,11 +170,13 @@ class _Training:
             per_device_train_batch_size=options.rows_per_device,
             gradient_accumulation_steps=options.rows_per_step // options.rows_per_device,
             learning_rate=options.learning_rate,
-            lr_scheduler_type=options.schedule,
+            # The library's `constant` knows no warm-up.
+            lr_scheduler_type="constant_with_warmup" if options.schedule == "constant" else options.schedule,
             warmup_steps=options.warmup,
             optim=options.optimizer,
             weight_decay=options.weight_decay,
             max_grad_norm=options.gradient_clip,
+            neftune_noise_alpha=options.neftune,
             gradient_checkpointing=checkpointing,
             gradient_checkpointing_kwargs={"use_reentrant": False} if checkpointing else None,
             fp16=self.recipe.base.dtype == "float16",  # its gradients need scaling; the precision is PackedModel's
