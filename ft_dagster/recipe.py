@@ -128,7 +128,21 @@ class Training(_Part):
     """Whether a CPU computes Llama and Mistral layers with a backward pass written out; plain LoRA without dropout."""
     save_every: int = Field(default=50, ge=1)
     """Optimizer steps between checkpoints; two are kept."""
+    evaluate_every: int | None = Field(default=None, ge=1)
+    """Optimizer steps between measurements of held-out bits per byte; the weights that measured best are kept. None:
+    nothing is measured while training, and the last weights are kept."""
+    patience: int | None = Field(default=None, ge=1)
+    """Measurements without gain after which training stops; None: it goes on to the end."""
     seed: int = Field(default=17, ge=0)
+
+    @model_validator(mode="after")
+    def _something_to_wait_for(self) -> "Training":
+        if self.patience is not None and self.evaluate_every is None:
+            raise ValueError(
+                f"training.patience ({self.patience}) needs training.evaluate_every, the optimizer steps between "
+                "measurements that it counts"
+            )
+        return self
 
     @model_validator(mode="after")
     def _whole_steps(self) -> "Training":

@@ -204,6 +204,11 @@ def test_an_unknown_field_is_refused_with_the_nearest_name(fields: dict[str, Any
             "lora.targets: [] is neither all-linear nor a list of layer names such as [q_proj, v_proj].",
         ),
         (
+            {"training": {"patience": 2}},
+            "training.patience (2) needs training.evaluate_every, the optimizer steps between measurements that it "
+            "counts.",
+        ),
+        (
             {"lora": {"dora": True}, "base": {**EMBEDDED, "quantization": "int8"}},
             "lora.dora does not go with base.quantization: int8 (peft loses the scales of 8-bit weights on a CPU); "
             "set nf4 or none.",

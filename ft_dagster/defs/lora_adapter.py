@@ -123,6 +123,8 @@ def _describe(artifact: Artifact, recipe: Recipe, reused: bool, dataset: Artifac
             "loss curve": loss_curve(about["history"]),
             "final loss": about["final_loss"],
             "steps": about["steps"],
+            "kept step": about["kept_step"],
+            "held-out bits per byte by step": table(about["held_out"]),
             "resumed from step": about["resumed_from"],
             "tokens since resume": about["tokens_since_resume"],
             "tokens per second": float(about["tokens_per_second"] or 0.0),

@@ -12,17 +12,15 @@ from transformers import AutoTokenizer
 
 from ft_dagster.evaluation.request import RESULT, EvaluationRequest
 from ft_dagster.evaluation.samples import continue_prompt
-from ft_dagster.evaluation.scoring import document_nats, summarize
 from ft_dagster.store import Artifact, write_atomically
 from ft_dagster.tokens.dataset import load_shards
 from ft_dagster.training.adapter import load_adapter
 from ft_dagster.training.device import one_process_a_device
 from ft_dagster.training.model import load_base
 from ft_dagster.training.packed_model import PackedModel
+from ft_dagster.training.scoring import score
 
 BASE = "base"
-_BATCH = 4
-"""Rows in one forward pass: without gradients they need less memory than training's smallest batch."""
 
 
 def evaluate(request: EvaluationRequest) -> dict[str, Any]:
@@ -49,12 +47,7 @@ def _evaluate(request: EvaluationRequest) -> dict[str, Any]:
     models: dict[str, Any] = {}
     for name in (BASE, *request.adapters):
         with _as(model, name):
-            nats = [
-                (documents[index], value)
-                for rows, documents in held_out
-                for index, value in document_nats(packed, rows, tokenizer.eos_token_id, _BATCH).items()
-            ]
-            models[name] = summarize(nats)
+            models[name] = score(packed, held_out, tokenizer.eos_token_id)
     if recipe.base.quantization == "none" and not torch.cuda.is_available():
         model.float()  # decoding one token at a time is several times slower in bfloat16 on a CPU
     for name in (BASE, *request.adapters):

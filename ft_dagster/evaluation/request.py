@@ -9,7 +9,7 @@ from ft_dagster.base import PreparedBase
 from ft_dagster.recipe import Recipe, resolve_recipe
 from ft_dagster.store import digest, write_atomically
 
-CODE_VERSION = "2"
+CODE_VERSION = "3"
 """Raised by hand when the same request would give other numbers."""
 RESULT = "evaluation.json"
 

@@ -13,19 +13,29 @@ import torch
 from datasets import Dataset, concatenate_datasets
 from peft import PeftModel, get_peft_model_state_dict
 from peft.utils.save_and_load import load_peft_weights, set_peft_model_state_dict
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainingArguments
+from transformers import (
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    Trainer,
+    TrainerState,
+    TrainingArguments,
+)
+from transformers.trainer import TRAINER_STATE_NAME
 
 from ft_dagster.recipe import Recipe
 from ft_dagster.store import Artifact, write_atomically
 from ft_dagster.tokens.dataset import load_rows, load_shards
 from ft_dagster.training.checkpoints import CompleteCheckpoints, StopOnSignal, last_complete
 from ft_dagster.training.device import device, one_process_a_device
+from ft_dagster.training.early_stopping import EarlyStopping
 from ft_dagster.training.manifest import write_manifest
 from ft_dagster.training.model import add_adapter, load_base, trainable_parameters
 from ft_dagster.training.packed_model import PackedModel
 from ft_dagster.training.progress import Progress, TrainingError, peak_memory
 from ft_dagster.training.request import CODE_VERSION, RESULT, TrainingRequest
 from ft_dagster.training.rows import IGNORED, collate
+from ft_dagster.training.scoring import score
 from ft_dagster.training.start import go_on_from, known_sections, rows_to_learn
 
 log = logging.getLogger(__name__)
@@ -128,24 +138,38 @@ class _Training:
         if self.request.start is not None:
             go_on_from(model, Path(self.request.start))
         packed = PackedModel(model, self.recipe)
-        trainer = self._trainer(packed, tokenizer, rows, progress)
+        stopping = self._stopping(packed, tokenizer)
+        trainer = self._trainer(packed, tokenizer, rows, progress, stopping)
         checkpoint = last_complete(self.attempt)
         if checkpoint:
             log.info("Going on from %s", checkpoint.name)
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            trainer.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+            if stopping:
+                stopping.restore(checkpoint)
+        if checkpoint and (trainer.state.global_step >= trainer.state.max_steps or (stopping and stopping.over)):
+            set_peft_model_state_dict(model, load_peft_weights(str(checkpoint), device="cpu"))  # nothing left to do
+        else:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if self.stop.received is not None and trainer.state.global_step < trainer.state.max_steps:
             raise InterruptedTrainingError(f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}")
         history = self._history(trainer)
-        adapter = self._save(model, tokenizer, trainer.state.global_step)
+        kept = trainer.state.global_step
+        if stopping:
+            set_peft_model_state_dict(model, stopping.weights)
+            kept = stopping.best["step"]
+        adapter = self._save(model, tokenizer, kept)
         result = {
             "key": self.request.key,
             "steps": trainer.state.global_step,
+            "kept_step": kept,
+            "held_out": stopping.measured if stopping else [],
             "resumed_from": int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0,
             "history": history,
             "final_loss": history[-1]["loss"],
             "supervised_tokens": sum(row["supervised_tokens"] for row in history),
             "tokens_since_resume": rows.tokens,
             "seconds_since_resume": time.monotonic() - began,
+            "measuring_seconds_since_resume": stopping.seconds if stopping else 0.0,
             "tokens_per_second": progress.history[-1]["tokens_per_second"] if progress.history else None,
             "peak_memory_bytes": peak_memory(),
             "trainable_parameters": trainable_parameters(model, self.recipe.lora),
@@ -155,8 +179,25 @@ class _Training:
         write_atomically(self.attempt / RESULT, json.dumps(result, indent=1))
         return result
 
+    def _stopping(self, packed: PackedModel, tokenizer: PreTrainedTokenizerBase) -> EarlyStopping | None:
+        """What measures held-out text while training, as the evaluation does; None where nothing is to be measured."""
+        options = self.recipe.training
+        if options.evaluate_every is None:
+            return None
+        held_out = list(load_shards(Artifact.open(Path(self.request.dataset)), "held_out"))
+
+        def measure() -> float:
+            return score(packed, held_out, tokenizer.eos_token_id)["bits_per_byte"]
+
+        return EarlyStopping(options.evaluate_every, options.patience, measure, self.tell)
+
     def _trainer(
-        self, packed: PackedModel, tokenizer: PreTrainedTokenizerBase, rows: _Rows, progress: Progress
+        self,
+        packed: PackedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        rows: _Rows,
+        progress: Progress,
+        stopping: EarlyStopping | None,
     ) -> Trainer:
         options = self.recipe.training
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(Path(self.request.logs) / self.request.key[:12])
@@ -202,7 +243,7 @@ class _Training:
             train_dataset=self.rows,
             data_collator=rows,
             processing_class=tokenizer,
-            callbacks=[progress, CompleteCheckpoints(), self.stop],
+            callbacks=[progress, *filter(None, [stopping]), CompleteCheckpoints(), self.stop],
         )
         trainer.remove_callback(PrinterCallback)  # progress says the same
         return trainer

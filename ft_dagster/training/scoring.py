@@ -11,11 +11,15 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from peft import PeftModel
 
 from ft_dagster.tokens.shard import Document
 from ft_dagster.training.device import device
 from ft_dagster.training.packed_model import PackedModel
 from ft_dagster.training.rows import IGNORED, collate
+
+_BATCH = 4
+"""Rows in one forward pass: without gradients they need less memory than training's smallest batch."""
 
 
 def bits_per_byte(nats: float, size: int) -> float:
@@ -42,7 +46,7 @@ def document_nats(model: PackedModel, rows: Dataset, end_id: int, batch: int) ->
     Returns:
         Document index -> nats.
     """
-    model.model.eval()
+    _evaluate_as_trained(model.model)
     nats: dict[int, float] = defaultdict(float)
     for group in _batches(rows, batch):
         tensors = {name: value.to(device()) for name, value in collate(group, end_id).items()}
@@ -52,6 +56,21 @@ def document_nats(model: PackedModel, rows: Dataset, end_id: int, batch: int) ->
             for document in set(row["documents"]):
                 nats[document] += row_nats[: len(owners)][owners == document].sum().item()
     return dict(nats)
+
+
+def score(model: PackedModel, shards: Iterable[tuple[Dataset, list[Document]]], end_id: int) -> dict[str, Any]:
+    """Bits per byte on held-out text, in all and by chapter; see `document_nats` and `summarize`.
+
+    Args:
+        model: computes in the precision of training.
+        shards: rows with the documents that they count, from `load_shards`.
+        end_id: the end-of-sequence token, which is not scored.
+    """
+    return summarize(
+        (documents[index], value)
+        for rows, documents in shards
+        for index, value in document_nats(model, rows, end_id, _BATCH).items()
+    )
 
 
 def summarize(nats: Iterable[tuple[Document, float]]) -> dict[str, Any]:
@@ -70,6 +89,19 @@ def summarize(nats: Iterable[tuple[Document, float]]) -> dict[str, Any]:
             for name, (total, size) in sorted(chapters.items())
         },
     }
+
+
+def _evaluate_as_trained(model: PeftModel) -> None:
+    """Evaluation mode, without dropout, but for the frozen k-bit layers, which have none.
+
+    Those of bitsandbytes compute otherwise in evaluation mode on a CPU: 8-bit ones round their inputs, too, and 4-bit
+    ones, where the CPU has AVX512-BF16, are packed anew with rounded scales, in place, so that training would go on
+    with another base.
+    """
+    model.eval()
+    for layer in model.modules():
+        if type(layer).__module__.startswith("bitsandbytes."):
+            layer.training = True
 
 
 def _batches(rows: Dataset, size: int) -> Iterator[list[dict[str, Any]]]:
