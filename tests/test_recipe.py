@@ -1,6 +1,5 @@
-"""A recipe says what to train and how; every field of it counts."""
+"""A recipe says what to train and how, and what does not fit is refused by name."""
 
-import ast
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +7,9 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-import ft_dagster
 from ft_dagster.recipe import DEFAULT_RECIPE, Recipe, RecipeError, load_recipe, resolve_recipe, shipped_recipes
 
 EMBEDDED = {"source": "embedded", "model": "smollm2-135m-instruct"}
-PACKAGE = Path(ft_dagster.__file__).parent
 
 
 def refused(**fields: Any) -> str:
@@ -26,55 +23,6 @@ def parts() -> dict[str, type[BaseModel]]:
     """Name -> class of the parts of a recipe."""
     annotations = {name: field.annotation for name, field in Recipe.model_fields.items()}
     return {name: kind for name, kind in annotations.items() if isinstance(kind, type) and issubclass(kind, BaseModel)}
-
-
-def fields_read(source: str) -> set[str]:
-    """`part.field` for every attribute that a module reads of a part of a recipe, or of a name that stands for one.
-
-    A name stands for a part where it is assigned from one (`lora = recipe.lora`) or annotated as one
-    (`options: Corpus`).
-    """
-    tree = ast.parse(source)
-    classes = {kind.__name__: name for name, kind in parts().items()} | {"Recipe": "recipe"}
-    stands_for: dict[str, set[str]] = {}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Attribute) and node.value.attr in parts():
-            for target in node.targets:
-                stands_for.setdefault(ast.unparse(target), set()).add(node.value.attr)
-        elif isinstance(node, ast.arg) and node.annotation and ast.unparse(node.annotation) in classes:
-            stands_for.setdefault(node.arg, set()).add(classes[ast.unparse(node.annotation)])
-    found = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
-            owner = node.value
-            names = stands_for.get(ast.unparse(owner), set())
-            if isinstance(owner, ast.Attribute) and ast.unparse(owner).split(".")[-2] in ("recipe", "_recipe"):
-                names = names | {owner.attr}
-            found |= {f"{name}.{node.attr}" for name in names}
-    return found
-
-
-def test_every_field_of_a_recipe_is_read_by_the_package() -> None:
-    modules = [path for path in PACKAGE.rglob("*.py") if path.name != "recipe.py"]
-    read = set().union(*(fields_read(path.read_text("utf-8")) for path in modules))
-    fields = {f"{name}.{field}" for name, kind in parts().items() for field in kind.model_fields}
-    fields |= {f"recipe.{field}" for field in Recipe.model_fields if field not in parts()}
-    assert fields - read == set()
-
-
-@pytest.mark.parametrize(
-    ("source", "expected"),
-    [
-        ("x = self.recipe.lora.rank", {"lora.rank"}),
-        ("lora = recipe.lora\nx = lora.rank", {"lora.rank"}),
-        ("def f(options: Corpus):\n    return options.drafts", {"corpus.drafts"}),
-        ("key = recipe.part('lora')", set()),
-        ("recipe.lora.rank = 3", set()),
-        ("x = model.rank", set()),
-    ],
-)
-def test_a_read_of_a_field_is_told_from_other_code(source: str, expected: set[str]) -> None:
-    assert fields_read(source) == expected
 
 
 def test_the_shipped_recipes_load_under_their_own_name() -> None:
