@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from ft_dagster.evaluation.evaluate import evaluate
 from ft_dagster.evaluation.request import EvaluationRequest
 from ft_dagster.recipe import Recipe, resolve_recipe
 from ft_dagster.store import Artifact, Store, file_digest
-from ft_dagster.tokens.dataset import choose_split, make_dataset
+from ft_dagster.tokens.dataset import all_documents, choose_split, make_dataset
 from ft_dagster.tokens.held_out import Pinned
 from ft_dagster.training.manifest import read_manifest
 from ft_dagster.training.model import add_adapter, load_base
@@ -156,6 +157,15 @@ def weights(lab: Laboratory, recipe: Recipe) -> Any:
     return file_digest(Path(request.attempt) / "adapter" / "adapter_model.safetensors")
 
 
+def warm_start(lab: Laboratory, recipe: Recipe) -> Any:
+    """How much is learned from an adapter that knows all of the text."""
+    first = lab.request(recipe)
+    known = [{"section": document.section} for document in all_documents(Artifact.open(Path(first.dataset)))]
+    train(replace(first, lineage={"trained_on": known}), lambda _: None)
+    again = replace(first, attempt=f"{first.attempt}-again", start=f"{first.attempt}/adapter")
+    return train(again, lambda _: None)["supervised_tokens"]
+
+
 def checkpoints(lab: Laboratory, recipe: Recipe) -> Any:
     """The checkpoints that a training leaves."""
     request = lab.request(recipe)
@@ -244,6 +254,8 @@ FIELDS: dict[str, tuple[Callable[[Laboratory, Recipe], Any], Any, Fields]] = {
     "lora.rslora": (adapter, True, {}),
     "lora.dora": (adapter, True, {}),
     "lora.init": (adapter, "pissa", {}),
+    "training.start": (weights, "last", {}),
+    "training.replay": (warm_start, 0.5, {"training.replay": 1.0}),
     "training.epochs": (weights, 1, {}),
     "training.learning_rate": (weights, 0.01, {}),
     "training.schedule": (weights, "linear", {}),
@@ -287,7 +299,12 @@ def test_the_table_has_every_field_and_no_other() -> None:
     assert FIELDS.keys() == leaves(Recipe)
 
 
-@pytest.mark.parametrize("field", FIELDS)
+NOT_YET = pytest.mark.xfail(strict=True, reason="nothing reads it yet")
+
+
+@pytest.mark.parametrize(
+    "field", [pytest.param(name, marks=NOT_YET if name == "training.start" else ()) for name in FIELDS]
+)
 def test_another_value_changes_something(laboratory: Laboratory, field: str) -> None:
     see, other, always = FIELDS[field]
     assert laboratory.look(see, always) != laboratory.look(see, always | {field: other})

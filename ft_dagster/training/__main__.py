@@ -25,6 +25,7 @@ def main(request_path: Path) -> int:
         import torch
 
         from ft_dagster.base import BaseModelError
+        from ft_dagster.training.manifest import AdapterError
         from ft_dagster.training.progress import TrainingError
         from ft_dagster.training.train import InterruptedTrainingError, train
 
@@ -37,7 +38,7 @@ def main(request_path: Path) -> int:
         except InterruptedTrainingError as stopped:
             print(f"Training {stopped}; the next run goes on from there.", file=sys.stderr)  # noqa: T201
             return INTERRUPTED
-        except (TrainingError, BaseModelError) as error:
+        except (TrainingError, AdapterError, BaseModelError) as error:
             print(error, file=sys.stderr)  # noqa: T201
             return FAILED
         except torch.OutOfMemoryError as error:

@@ -42,6 +42,8 @@ class Manifest:
     """Version of ft_dagster."""
     step: int = 0
     """Optimizer step whose weights these are."""
+    started_from: str = ""
+    """Key of the adapter whose weights training began with; empty where it began with fresh ones."""
     dataset: str = ""
     """Version of the tokenized dataset."""
     made_from: Mapping[str, str] = field(default_factory=dict)
@@ -78,7 +80,7 @@ def write_manifest(
         recipe: the resolved recipe.
         code: version of the training code.
         step: the optimizer step that was kept.
-        lineage: `dataset`, `made_from`, `chapters`, `held_out` and `trained_on`, as far as they are known.
+        lineage: `started_from`, `dataset`, `made_from`, `chapters`, `held_out`, `trained_on`, as far as they are known.
     """
     wanted = Base.model_validate(recipe["base"])
     manifest = Manifest(

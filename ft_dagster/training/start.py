@@ -1,7 +1,6 @@
 """Going on from an earlier adapter: its weights, and the rows that it has not learned from."""
 
 import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,12 +8,20 @@ from datasets import Dataset
 from peft import PeftModel
 from peft.utils.save_and_load import load_peft_weights, set_peft_model_state_dict
 
+from ft_dagster.base import PreparedBase
 from ft_dagster.tokens.shard import Document
+from ft_dagster.training.manifest import check_adapter, read_manifest
 from ft_dagster.training.progress import TrainingError
 
 
-def go_on_from(model: PeftModel, folder: Path) -> None:
-    """Give the model the weights of an earlier adapter. Raises TrainingError if they are not of the same shape."""
+def go_on_from(model: PeftModel, folder: Path, base: PreparedBase) -> None:
+    """Give the model the weights of an earlier adapter.
+
+    Raises:
+        AdapterError: that adapter belongs to another base, or is not whole.
+        TrainingError: its weights are not of the same shape.
+    """
+    check_adapter(folder, base)
     weights = load_peft_weights(str(folder), device="cpu")
     problems = set_peft_model_state_dict(model, weights)
     if problems.unexpected_keys:
@@ -47,5 +54,4 @@ def rows_to_learn(rows: Dataset, documents: Sequence[Document], known: frozenset
 
 def known_sections(folder: Path) -> frozenset[str]:
     """Hashes of the sections an adapter learned from, by its manifest."""
-    manifest = json.loads((folder / "manifest.json").read_bytes())
-    return frozenset(item["section"] for item in manifest["trained_on"])
+    return frozenset(item["section"] for item in read_manifest(folder).trained_on)

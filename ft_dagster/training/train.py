@@ -29,7 +29,7 @@ from ft_dagster.tokens.dataset import load_rows, load_shards
 from ft_dagster.training.checkpoints import CompleteCheckpoints, StopOnSignal, last_complete
 from ft_dagster.training.device import device, one_process_a_device
 from ft_dagster.training.early_stopping import EarlyStopping
-from ft_dagster.training.manifest import write_manifest
+from ft_dagster.training.manifest import read_manifest, write_manifest
 from ft_dagster.training.model import add_adapter, load_base, trainable_parameters
 from ft_dagster.training.packed_model import PackedModel
 from ft_dagster.training.progress import Progress, TrainingError, peak_memory
@@ -136,7 +136,7 @@ class _Training:
         rows = _Rows(tokenizer.eos_token_id)
         progress = Progress(self.attempt, lambda: rows.tokens, self.tell)
         if self.request.start is not None:
-            go_on_from(model, Path(self.request.start))
+            go_on_from(model, Path(self.request.start), self.base)
         packed = PackedModel(model, self.recipe)
         stopping = self._stopping(packed, tokenizer)
         trainer = self._trainer(packed, tokenizer, rows, progress, stopping)
@@ -260,7 +260,8 @@ class _Training:
         (adapter / "README.md").unlink(missing_ok=True)  # a template with blanks; the manifest says it
         tokenizer.save_pretrained(str(adapter))
         request = self.request
-        write_manifest(adapter, request.key, self.base, request.recipe, CODE_VERSION, step, request.lineage)
+        lineage = request.lineage | ({"started_from": read_manifest(Path(request.start)).key} if request.start else {})
+        write_manifest(adapter, request.key, self.base, request.recipe, CODE_VERSION, step, lineage)
         return adapter
 
     def _prove(self, model: PeftModel, adapter: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -182,7 +183,21 @@ def test_an_adapter_without_a_whole_manifest_is_refused(tmp_path: Path, content:
 def test_a_manifest_of_an_earlier_or_a_later_version_is_read_as_far_as_it_is_known(adapter: Path) -> None:
     path = adapter / "manifest.json"
     content = json.loads(path.read_text())
-    for name in ("revision", "package", "step", "chapters", "files"):
+    for name in ("revision", "package", "step", "started_from", "chapters", "files"):
         del content[name]
     path.write_text(json.dumps(content | {"from the future": 1}))
     assert read_manifest(adapter).files == {}
+
+
+def test_training_goes_on_from_an_adapter_of_its_base_only_and_the_manifest_names_it(
+    request_: TrainingRequest, adapter: Path, other_base: Callable[..., tuple[PreparedBase, Recipe]], tmp_path: Path
+) -> None:
+    again = replace(request_, key="again", attempt=str(tmp_path / "again"), start=str(adapter))
+    train(again, lambda _: None)
+    assert read_manifest(Path(again.attempt) / "adapter").started_from == request_.key
+    base, recipe = other_base(other_weights)
+    elsewhere = replace(
+        again, attempt=str(tmp_path / "elsewhere"), base=base.to_json(), recipe=recipe.model_dump(mode="json")
+    )
+    with pytest.raises(AdapterError, match="other weights"):
+        train(elsewhere, lambda _: None)
