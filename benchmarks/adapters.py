@@ -89,6 +89,7 @@ class Workbench:
             dataset=str(dataset.path),
             recipe=recipe.model_dump(mode="json") | {"evaluation": {"prompts": [], "sample_tokens": 0}},
             adapters={name: str(path) for name, path in adapters.items()},
+            known={},
             output=str(output),
             offload=str(self.folder / "offload"),
             locks=str(self.folder / "locks"),

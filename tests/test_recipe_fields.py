@@ -210,6 +210,7 @@ def samples(lab: Laboratory, recipe: Recipe) -> Any:
         dataset=request.dataset,
         recipe=recipe.model_dump(mode="json"),
         adapters={"new": str(Path(request.attempt) / "adapter")},
+        known={},
         output=str(lab.folder / f"evaluation-{lab.runs}"),
         offload=request.offload,
         locks=request.locks,

@@ -12,10 +12,11 @@ from ft_dagster.defs.child_process import ChildProcess
 from ft_dagster.defs.pictures import table
 from ft_dagster.defs.stages import ADAPTER_EVALUATION, LORA_ADAPTER, TOKENIZED_DATASET, describe, input_artifact
 from ft_dagster.defs.workspace import GROUP, OWNERS, Workspace
-from ft_dagster.evaluation.request import RESULT, EvaluationRequest, evaluation_key
+from ft_dagster.evaluation.request import RESULT, EvaluationRequest, evaluation_key, measured_by
 from ft_dagster.evaluation.verdict import judge
 from ft_dagster.recipe import Recipe
 from ft_dagster.store import Artifact, Store, digest
+from ft_dagster.tokens.dataset import held_out_version
 from ft_dagster.training.manifest import AdapterError, differences, read_manifest
 
 
@@ -41,13 +42,17 @@ def adapter_evaluation(
     key = evaluation_key(adapter.key, dataset.about["version"], in_use.name if in_use else None, recipe, before)
     artifact = store.find(ADAPTER_EVALUATION.name, key)
     if artifact is None:
+        measured = measured_by(held_out_version(dataset), base.identity, recipe)
+        known = _measured_before(store, measured, released)
         with store.staging() as folder:
-            adapters = {"new": str(adapter.path)} | ({"released": str(released)} if released else {})
+            unknown = released if released and "released" not in known else None
+            adapters = {"new": str(adapter.path)} | ({"released": str(unknown)} if unknown else {})
             request = EvaluationRequest(
                 base=base.to_json(),
                 dataset=str(dataset.path),
                 recipe=recipe.model_dump(mode="json"),
                 adapters=adapters,
+                known=known,
                 output=str(folder),
                 offload=str(settings.offload),
                 locks=str(settings.cache / "locks"),
@@ -58,8 +63,18 @@ def adapter_evaluation(
                 context, "ft_dagster.evaluation", path, settings.logs / f"evaluation-{key[:12]}.log"
             )
             path.unlink()
-            artifact = _take_in(store, key, folder, adapter, in_use, recipe, before)
-    yield _describe(artifact, recipe)
+            artifact = _take_in(store, key, folder, adapter, in_use, recipe, before, measured)
+    yield _describe(artifact, recipe, adapter)
+
+
+def _measured_before(store: Store, measured: str, released: Path | None) -> dict[str, Any]:
+    """Measurements of the base, and of the adapter in use, that an earlier evaluation made in the same way."""
+    known = {}
+    if base := store.newest(ADAPTER_EVALUATION.name, measured=measured):
+        known["base"] = base.about["models"]["base"]
+    if released and (own := store.newest(ADAPTER_EVALUATION.name, measured=measured, adapter=released.name)):
+        known["released"] = own.about["models"]["new"]
+    return known
 
 
 def _other_in_use(workspace: Workspace, new: str) -> Path | None:
@@ -83,15 +98,21 @@ def _take_in(
     in_use: Path | None,
     recipe: Recipe,
     before: bool,
+    measured: str,
 ) -> Artifact:
     result = json.loads((folder / RESULT).read_bytes())
     other_base = in_use is not None and "released" not in result["models"] and not recipe.release.other_base
     verdict = judge(result["models"], recipe.release.minimum_gain, before, other_base).to_json()
-    about = result | {"adapter": adapter.key, "in_use": in_use.name if in_use else None, "verdict": verdict}
+    about = result | {
+        "adapter": adapter.key,
+        "in_use": in_use.name if in_use else None,
+        "verdict": verdict,
+        "measured": measured,
+    }
     return store.take_in(ADAPTER_EVALUATION.name, key, folder, about)
 
 
-def _describe(artifact: Artifact, recipe: Recipe) -> dg.MaterializeResult:
+def _describe(artifact: Artifact, recipe: Recipe, adapter: Artifact) -> dg.MaterializeResult:
     about = artifact.about
     models, verdict = about["models"], about["verdict"]
     version = digest([about["adapter"], {name: m["bits_per_byte"] for name, m in models.items()}, verdict])
@@ -108,6 +129,9 @@ def _describe(artifact: Artifact, recipe: Recipe) -> dg.MaterializeResult:
             "reason": verdict["reason"],
             "held-out bytes": models["new"]["bytes"],
             "seconds": about["seconds"],
+            **{f"seconds: {part}": seconds for part, seconds in about["seconds_by_part"].items()},
+            "share of training and evaluation": about["seconds"]
+            / (about["seconds"] + adapter.about["seconds_since_resume"]),
             "bits per byte by chapter": table(_chapter_rows(models)),
             "samples": table(_sample_rows(models)),
         },

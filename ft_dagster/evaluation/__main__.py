@@ -1,5 +1,6 @@
 """`python -m ft_dagster.evaluation REQUEST.json`: measure adapters against their base. Exit codes: 0 done, 1 failed."""
 
+import logging
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from ft_dagster.training.allocator import keep_freed_memory, wait_without_spinni
 def main(request_path: Path) -> int:
     wait_without_spinning()
     keep_freed_memory()
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     from ft_dagster.base import BaseModelError
     from ft_dagster.evaluation.evaluate import evaluate
     from ft_dagster.training.manifest import AdapterError

@@ -1,6 +1,7 @@
 """Measure a base model and adapters on it, loading the base once."""
 
 import json
+import logging
 import time
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -20,13 +21,15 @@ from ft_dagster.training.model import load_base
 from ft_dagster.training.packed_model import PackedModel
 from ft_dagster.training.scoring import score
 
+log = logging.getLogger(__name__)
 BASE = "base"
 
 
 def evaluate(request: EvaluationRequest) -> dict[str, Any]:
     """Bits per byte on the held-out chapters and samples, for the base and for each adapter.
 
-    Writes `<output>/evaluation.json` last, and returns what it holds: `models` by name, and `seconds`.
+    Writes `<output>/evaluation.json` last, and returns what it holds: `models` by name, `seconds`, and
+    `seconds_by_part`.
     """
     if request.threads:
         torch.set_num_threads(request.threads)
@@ -44,13 +47,17 @@ def _evaluate(request: EvaluationRequest) -> dict[str, Any]:
     for name, folder in request.adapters.items():
         model = load_adapter(model, Path(folder), base, name)
     packed = PackedModel(model, recipe)
-    models: dict[str, Any] = {}
-    for name in (BASE, *request.adapters):
+    models = dict(request.known)
+    unknown = [name for name in (BASE, *request.adapters) if name not in models]
+    log.info("Measuring %s; measured before: %s", ", ".join(unknown), ", ".join(request.known) or "none")
+    loaded = time.monotonic()
+    for name in unknown:
         with _as(model, name):
             models[name] = score(packed, held_out, tokenizer.eos_token_id)
+    scored = time.monotonic()
     if recipe.base.quantization == "none" and not torch.cuda.is_available():
         model.float()  # decoding one token at a time is several times slower in bfloat16 on a CPU
-    for name in (BASE, *request.adapters):
+    for name in unknown:
         with _as(model, name):
             models[name]["samples"] = [
                 {
@@ -59,7 +66,12 @@ def _evaluate(request: EvaluationRequest) -> dict[str, Any]:
                 }
                 for prompt in recipe.evaluation.prompts
             ]
-    result = {"models": models, "seconds": time.monotonic() - began}
+    ended = time.monotonic()
+    result = {
+        "models": models,
+        "seconds": ended - began,
+        "seconds_by_part": {"loading": loaded - began, "scoring": scored - loaded, "samples": ended - scored},
+    }
     output = Path(request.output)
     write_atomically(output / RESULT, json.dumps(result, indent=1, ensure_ascii=False))
     return result

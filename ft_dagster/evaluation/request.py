@@ -1,6 +1,7 @@
 """What an evaluation process is asked to measure, as one JSON file, and what it measured."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,13 @@ def evaluation_key(
     )
 
 
+def measured_by(held_out_version: str, base: Mapping[str, str], recipe: Recipe) -> str:
+    """What decides the measurements of a model: two evaluations that agree in this need not measure it twice."""
+    part = recipe.base.model_dump(mode="json", include={"quantization", "dtype"})
+    options = recipe.training.model_dump(mode="json", include={"attention", "fused"})
+    return digest([held_out_version, dict(base), part, options, recipe.part("evaluation"), CODE_VERSION])
+
+
 @dataclass(frozen=True)
 class EvaluationRequest:
     """Models to compare: the base, and adapters on it."""
@@ -41,7 +49,9 @@ class EvaluationRequest:
     recipe: dict[str, Any]
     """The resolved recipe."""
     adapters: dict[str, str]
-    """Name -> folder; `new`, and `released` where there is one on the same base."""
+    """Name -> folder of those to measure; `new`, and `released` where there is one on the same base."""
+    known: dict[str, Any]
+    """Name -> measurements of models that were measured before in the same way; the base is measured if not here."""
     output: str
     """Folder for evaluation.json."""
     offload: str

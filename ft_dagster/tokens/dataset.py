@@ -175,6 +175,17 @@ def all_documents(dataset: Artifact) -> Iterator[Document]:
         yield from shard_documents(dataset.store, shard)
 
 
+def held_out_version(dataset: Artifact) -> str:
+    """Hash of what adapters are measured on: it stays while only the train side changes."""
+    content = []
+    for shard in dataset_shards(dataset):
+        if "held_out" in shard.rows:
+            version = json.loads(dataset.store.get_blob(shard.figures))["versions"][SPLITS.index("held_out")]
+            documents = shard_documents(dataset.store, shard)
+            content.append([version, [[d.chapter, d.scored_bytes] for d in documents if d.split == "held_out"]])
+    return digest(content)
+
+
 def load_rows(dataset: Artifact, split: str) -> "Dataset":
     """All rows of a split, mapped into memory, their bytes checked."""
     from datasets import concatenate_datasets

@@ -100,8 +100,13 @@ def test_an_edit_trains_again_and_its_reversal_brings_the_earlier_adapter_back(
     record(up_to_date, look(load_settings()), Workspace().recipe)
     reasons = {stage.name: reason.text for stage, reason in stale_stages(up_to_date, Workspace())}
     assert reasons["raw_chapters"] == "report_files has new content"
-    second = metadata(run(up_to_date), "lora_adapter")
+    logs = set((workspace / "logs").glob("evaluation-*.log"))
+    edit = run(up_to_date)
+    second = metadata(edit, "lora_adapter")
     assert second["reused"] is False and second["artifact"] != first
+    (log,) = set((workspace / "logs").glob("evaluation-*.log")) - logs
+    assert "Measuring new; measured before: base, released" in log.read_text()  # the held-out chapters are the same
+    assert 0 < metadata(edit, "adapter_evaluation")["share of training and evaluation"] < 1
     edited.write_text(before)
     again = run(up_to_date)
     third = metadata(again, "lora_adapter")

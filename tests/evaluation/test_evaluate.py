@@ -50,6 +50,7 @@ def test_base_new_and_released_adapter_are_measured_side_by_side(
             dataset=str(dataset),
             recipe=recipe.model_dump(mode="json"),
             adapters={"released": adapter("short", 1), "new": adapter("long", 6)},
+            known={},
             output=str(tmp_path / "evaluation"),
             offload=str(tmp_path / "offload"),
             locks=str(tmp_path / "locks"),
