@@ -1,15 +1,16 @@
 """The files of one chapter -> the sections that count: one version of each, in reading order."""
 
 import re
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ft_dagster.corpus.files import SourceFile, Unreadable, decode
 from ft_dagster.corpus.ledger import FileLedger
-from ft_dagster.corpus.markdown import Heading, ParsedSection, byte_length, normal_title, parse_markdown
-from ft_dagster.corpus.report_json import parse_report_json
+from ft_dagster.corpus.markdown import Heading, ParsedSection, byte_length, compose, normal_title, parse_markdown
+from ft_dagster.corpus.pairs import Pair, make_pair
+from ft_dagster.corpus.report_json import JsonText, parse_report_json
 from ft_dagster.recipe import Corpus
 from ft_dagster.store import digest
 
@@ -38,6 +39,11 @@ class Section:
         lead = sum(byte_length(heading.split(" ", 1)[1]) for heading in self.lead)
         return lead + byte_length(self.title) + byte_length(self.text)
 
+    @property
+    def markdown(self) -> str:
+        """The section as it is read: headings above it, its own heading, and its text."""
+        return compose(self.lead, self.level, self.title, self.text)
+
 
 @dataclass(frozen=True)
 class _Candidate:
@@ -51,6 +57,8 @@ class _Candidate:
     place: int
     json_title: str | None = None
     """For comparison, the name of the JSON section whose text this is (a part of)."""
+    json_text: JsonText | None = None
+    """That section, if it says what it was rewritten from."""
     unwanted: str | None = None
     """Why it is not used even if no other version replaces it."""
 
@@ -61,18 +69,32 @@ class Chapter:
 
     name: str
     sections: list[Section] = field(default_factory=list)
+    pairs: list[Pair] = field(default_factory=list)
+    """What sections were rewritten from, where reports say so; in the order of the sections."""
     files: list[FileLedger] = field(default_factory=list)
     removed: Counter[str] = field(default_factory=Counter)
     """Reason -> sections removed whole."""
 
     def remove(self, indices: Collection[int], reason: str) -> None:
-        """Take sections out again; their bytes are left out for this reason."""
+        """Take sections out again; their bytes are left out for this reason, and their pairs are not whole any more."""
+        if not indices:
+            return
         ledgers = {ledger.path: ledger for ledger in self.files}
         for index in indices:
             section = self.sections[index]
             ledgers[section.source].move(section.used_bytes, reason)
             self.removed[reason] += 1
-        self.sections = [section for index, section in enumerate(self.sections) if index not in indices]
+        kept = [index for index in range(len(self.sections)) if index not in indices]
+        places = {index: place for place, index in enumerate(kept)}
+        self.pairs = [
+            replace(
+                pair,
+                sections=tuple(places[index] for index in pair.sections if index in places),
+                whole=pair.whole and places.keys() >= set(pair.sections),
+            )
+            for pair in self.pairs
+        ]
+        self.sections = [self.sections[index] for index in kept]
 
 
 def read_chapter(name: str, files: Iterable[SourceFile], read: ReadBytes, options: Corpus) -> Chapter:
@@ -93,11 +115,14 @@ def read_chapter(name: str, files: Iterable[SourceFile], read: ReadBytes, option
     chapter = Chapter(name)
     members = sorted(files, key=lambda file: natural_key(file.path))
     candidates = [c for file in members for c in _read_file(file, read(file), options, chapter)]
+    places: dict[int, int] = {}  # id of a candidate -> place of its section
     for candidate in _one_version_each(_newest_in_json(candidates, chapter), chapter):
         if candidate.unwanted:
             _remove(candidate, chapter, candidate.unwanted)
         else:
+            places[id(candidate)] = len(chapter.sections)
             chapter.sections.append(_section(name, candidate, chapter.files[candidate.file].path))
+    chapter.pairs = sorted(_pairs(candidates, places, chapter, options), key=lambda pair: pair.sections)
     for ledger in chapter.files:
         ledger.check()
     return chapter
@@ -125,7 +150,7 @@ def _read_file(file: SourceFile, data: bytes, options: Corpus, chapter: Chapter)
 
 
 def _candidates(file: SourceFile, data: bytes, options: Corpus, ledger: FileLedger, index: int) -> Iterator[_Candidate]:
-    keep: dict[str, Any] = {"keep_bibliographies": options.bibliographies, "keep_review_blocks": options.review_blocks}
+    keep = _kept(options)
     if file.kind == "markdown":
         parsed = parse_markdown(decode(data), **keep)
         ledger.left_out.update(parsed.left_out)
@@ -141,8 +166,15 @@ def _candidates(file: SourceFile, data: bytes, options: Corpus, ledger: FileLedg
         parsed = parse_markdown(text.text, under=Heading(2, text.title), **keep)
         ledger.left_out.update(parsed.left_out)
         rank = (2 if text.kind == "improved" else 0, text.timestamp)
+        rewritten = text if text.original is not None else None
+        unwanted = _unwanted(text.score, options)
         for section in parsed.sections:
-            yield _Candidate(section, index, rank, text.place, normal_title(text.title), _unwanted(text.score, options))
+            yield _Candidate(section, index, rank, text.place, normal_title(text.title), rewritten, unwanted)
+
+
+def _kept(options: Corpus) -> dict[str, Any]:
+    """What the recipe keeps as text, for `parse_markdown`."""
+    return {"keep_bibliographies": options.bibliographies, "keep_review_blocks": options.review_blocks}
 
 
 def _unwanted(score: float | None, options: Corpus) -> str | None:
@@ -222,6 +254,23 @@ def _section(chapter: str, candidate: _Candidate, source: str) -> Section:
     lead = tuple(str(heading) for heading in parsed.lead)
     content = digest([lead, parsed.title, parsed.level, parsed.text])
     return Section(chapter, parsed.title, parsed.level, lead, parsed.text, source, content)
+
+
+def _pairs(
+    candidates: Iterable[_Candidate], places: Mapping[int, int], chapter: Chapter, options: Corpus
+) -> Iterator[Pair]:
+    """The pairs of JSON sections all of whose text is used; of candidates as they stand in their files."""
+    parts: dict[tuple[int, int], list[_Candidate]] = defaultdict(list)
+    for candidate in candidates:
+        if candidate.json_text is not None:
+            parts[candidate.file, candidate.place].append(candidate)
+    for (file, _), members in parts.items():
+        text = members[0].json_text
+        if text is not None and all(id(member) in places for member in members):
+            sections = tuple(places[id(member)] for member in members)
+            improved = "\n\n".join(chapter.sections[place].markdown for place in sections)
+            if pair := make_pair(text, improved, sections, chapter.files[file].path, _kept(options)):
+                yield pair
 
 
 def _unreadable_ledger(item: Unreadable) -> FileLedger:

@@ -7,6 +7,7 @@ So the bytes of the source are the bytes of the sections plus those counted unde
 import re
 from bisect import bisect
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import groupby
@@ -58,6 +59,16 @@ def normal_title(title: str) -> str:
     'references'
     """
     return " ".join(_NUMBERING.sub("", title.strip()).rstrip(":").split()).casefold()
+
+
+def compose(lead: Iterable[str], level: int, title: str, text: str) -> str:
+    """A section as Markdown: the headings above it, its own heading where it has one, and its text.
+
+    >>> compose(["# Report"], 2, "Costs", "They fell.")
+    '# Report\\n\\n## Costs\\n\\nThey fell.'
+    """
+    own = [f"{'#' * level} {title}"] if level else []
+    return "\n\n".join([*lead, *own, text])
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,10 @@ class JsonText:
     """As the generator wrote it; the later one of two versions counts."""
     score: float | None = None
     """Mean of the last panel scores, from 0 to 1, where there are any."""
+    original: str | None = None
+    """What it was rewritten from, where the file says so."""
+    brief: tuple[str, ...] = ()
+    """What the editor asked to improve: the points of all iterations in order, each once, each on one line."""
 
 
 @dataclass
@@ -153,11 +157,11 @@ def _sections(content: dict[str, Any], name: str) -> JsonReport:
     for place, (title, value) in enumerate(content["sections"].items()):
         _text(title, "the name of a section")
         kind: Literal["improved", "draft"] = "draft"
-        text = value
+        text, original = value, None
         if isinstance(value, dict):
             if "improved" not in value:
                 raise ValueError(f"sections.{title} has no key `improved`")
-            kind, text = "improved", value["improved"]
+            kind, text, original = "improved", value["improved"], _text_or_none(value.get("original"))
             for key, other in value.items():
                 if key != "improved":
                     _leave(report, other, "original text" if key == "original" else "metadata")
@@ -168,6 +172,7 @@ def _sections(content: dict[str, Any], name: str) -> JsonReport:
                 kind,
                 place,
                 timestamp if isinstance(timestamp, str) else "",
+                original=original,
             )
         )
     _leave(report, {key: value for key, value in content.items() if key != "sections"}, "metadata")
@@ -186,6 +191,7 @@ def _reviewed_section(content: dict[str, Any], name: str) -> JsonReport:
     title = _text(metadata.get("section"), "metadata.section")
     iterations = content.get("iterations")
     timestamp = metadata.get("timestamp")
+    rewritten = not metadata.get("skipped") and result.get("final_status") != "unchanged"
     report.texts.append(
         JsonText(
             title,
@@ -194,6 +200,8 @@ def _reviewed_section(content: dict[str, Any], name: str) -> JsonReport:
             _usual_place(title),
             timestamp if isinstance(timestamp, str) else "",
             _last_score(iterations),
+            _text_or_none(result.get("original_text")) if rewritten else None,
+            _points(iterations),
         )
     )
     _leave(report, {key: value for key, value in metadata.items() if key != "section"}, "metadata")
@@ -218,6 +226,22 @@ def _last_score(iterations: Any) -> float | None:
     values = scores.values() if isinstance(scores, dict) else ()
     numbers = [value for value in values if isinstance(value, (int, float)) and 0 <= value <= 1]
     return sum(numbers) / len(numbers) if numbers else None
+
+
+def _points(iterations: Any) -> tuple[str, ...]:
+    found = [
+        " ".join(point.split())
+        for iteration in (iterations if isinstance(iterations, list) else ())
+        if isinstance(iteration, dict) and isinstance(iteration.get("improvement_points"), list)
+        for point in iteration["improvement_points"]
+        if _text_or_none(point) is not None
+    ]
+    return tuple(dict.fromkeys(point for point in found if point))
+
+
+def _text_or_none(value: Any) -> str | None:
+    """A text beside the one that counts: where it is none, the section is used without it."""
+    return value if isinstance(value, str) and not _NOT_TEXT.search(value) else None
 
 
 def _text(value: Any, where: str) -> str:

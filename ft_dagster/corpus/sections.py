@@ -18,13 +18,14 @@ import numpy as np
 from ft_dagster.corpus.chapter import Chapter, Section, natural_key, read_chapter
 from ft_dagster.corpus.files import SourceFile
 from ft_dagster.corpus.ledger import FileLedger
+from ft_dagster.corpus.pairs import Pair
 from ft_dagster.corpus.shards import overlap
 from ft_dagster.corpus.snapshot import KIND as SNAPSHOT
 from ft_dagster.corpus.snapshot import SnapshotShard, shard_files, snapshot_shards, unreadable_files
 from ft_dagster.recipe import Corpus
 from ft_dagster.store import Artifact, Store, canonical_json, digest
 
-CODE_VERSION = "2"
+CODE_VERSION = "3"
 """Raised by hand when the same files would give other sections."""
 KIND = "sections"
 """What the store calls them."""
@@ -64,6 +65,8 @@ class Figures:
     """Bytes of each section."""
     words: list[int] = field(default_factory=list)
     """Words of each section."""
+    pairs: list[list[int]] = field(default_factory=list)
+    """Of each pair the sections that hold its improved text, counted through the group."""
     bytes_in: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
     removed: Counter[str] = field(default_factory=Counter)
@@ -130,12 +133,16 @@ def all_chapters(sections: Artifact) -> Iterator[Chapter]:
         yield from stored_chapters(sections.store, shard)
 
 
-def chapter_sizes(sections: Artifact) -> dict[str, int]:
-    """Bytes used of each chapter that has any."""
+def chapter_sizes(sections: Artifact, in_pairs: bool = False) -> dict[str, int]:
+    """Bytes used of each chapter that has any; with `in_pairs`, only of sections that belong to a whole pair."""
     sizes: dict[str, int] = {}
     for shard in stored_shards(sections):
         figures = Figures(**json.loads(sections.store.get_blob(shard.figures)))
-        for index in shard.duplicates:
+        out = set(shard.duplicates)
+        if in_pairs:
+            paired = {index for pair in figures.pairs if out.isdisjoint(pair) for index in pair}
+            out |= set(range(len(figures.used))) - paired
+        for index in out:
             figures.used[index] = 0
         first = 0
         for name, count, _ in figures.chapters:
@@ -210,6 +217,7 @@ def _line(key: str, chapter: Chapter) -> str:
         "key": key,
         "chapter": chapter.name,
         "sections": [[s.title, s.level, s.lead, s.text, s.source, s.hash] for s in chapter.sections],
+        "pairs": [[p.title, p.original, p.brief, p.source, p.sections] for p in chapter.pairs],
         "files": [ledger.row() for ledger in chapter.files],
         "removed": chapter.removed,
     }
@@ -218,12 +226,18 @@ def _line(key: str, chapter: Chapter) -> str:
 
 def _chapter(content: Mapping[str, Any]) -> Chapter:
     name = content["chapter"]
+    sections = [
+        Section(name, title, level, tuple(lead), text, source, section_hash)
+        for title, level, lead, text, source, section_hash in content["sections"]
+    ]
+    pairs = [
+        Pair(title, original, "\n\n".join(sections[at].markdown for at in places), tuple(brief), source, tuple(places))
+        for title, original, brief, source, places in content["pairs"]
+    ]
     return Chapter(
         name,
-        [
-            Section(name, title, level, tuple(lead), text, source, section_hash)
-            for title, level, lead, text, source, section_hash in content["sections"]
-        ],
+        sections,
+        pairs,
         [FileLedger.from_row(row) for row in content["files"]],
         Counter(content["removed"]),
     )
@@ -233,7 +247,9 @@ def _figures(chapters: Sequence[Chapter]) -> Figures:
     figures = Figures()
     prints = []
     for chapter in chapters:
+        first = len(figures.used)
         figures.chapters.append((chapter.name, len(chapter.sections), _chapter_version(chapter)))
+        figures.pairs += [[first + index for index in pair.sections] for pair in chapter.pairs]
         figures.removed.update(chapter.removed)
         for section in chapter.sections:
             prints.append(hashlib.sha256(section.text.encode()).digest()[:_PRINT])
@@ -249,8 +265,11 @@ def _figures(chapters: Sequence[Chapter]) -> Figures:
 
 
 def _chapter_version(chapter: Chapter) -> str:
-    """Hash of the sections in order; of none, nothing. Not where they were read from, nor what was left out."""
-    return digest([section.hash for section in chapter.sections]) if chapter.sections else ""
+    """Hash of sections and pairs in order; of none, nothing. Not where they were read from, nor what was left out."""
+    if not chapter.sections:
+        return ""
+    pairs = [[pair.hash, pair.sections, pair.whole] for pair in chapter.pairs]
+    return digest([[section.hash for section in chapter.sections], pairs])
 
 
 def _version(shards: Sequence[Shard], figures: Sequence[Figures]) -> str:
@@ -309,6 +328,7 @@ def _totals(
         total["sections"] += len(figure.used) - len(out)
         total["used"] += sum(figure.used) - sum(figure.used[index] for index in out)
         total["words"] += sum(figure.words) - sum(figure.words[index] for index in out)
+        total["pairs"] += sum(out.isdisjoint(pair) for pair in figure.pairs)
         first = 0
         for _, count, _ in figure.chapters:
             total["chapters"] += count > sum(first <= index < first + count for index in out)
@@ -317,6 +337,7 @@ def _totals(
         "chapters": total["chapters"],
         "sections": total["sections"],
         "words": total["words"],
+        "pairs": total["pairs"],
         "bytes_in": total["bytes_in"],
         "used": total["used"],
         "left_out": dict((+left_out).most_common()),

@@ -42,6 +42,7 @@ def sections(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Mate
             "chapters": about["chapters"],
             "sections": about["sections"],
             "words": about["words"],
+            "pairs of original and improved text": about["pairs"],
             "bytes used": about["used"],
             "bytes left out": sum(about["left_out"].values()),
             "left out by reason": table([{"reason": name, "bytes": n} for name, n in about["left_out"].items()]),

@@ -25,8 +25,7 @@ def render(section: Section) -> str:
     >>> render(Section("a", "Costs", 2, ("# Report",), "They fell.", "a.md", ""))
     '# Report\\n\\n## Costs\\n\\nThey fell.'
     """
-    own = [f"{'#' * section.level} {section.title}"] if section.level else []
-    return "\n\n".join([*section.lead, *own, section.text])
+    return section.markdown
 
 
 def source_spans(section: Section) -> list[tuple[int, int]]:

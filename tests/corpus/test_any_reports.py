@@ -80,6 +80,8 @@ REPORT = st.one_of(
         JSON_TEXT,
         TIME,
         st.none() | st.floats(),
+        st.none() | st.integers() | JSON_TEXT,
+        st.lists(st.none() | st.lists(st.none() | JSON_TEXT, max_size=2), max_size=2),
     ),
 )
 BYTES = st.builds(lambda content, plain: json.dumps(content, ensure_ascii=plain).encode(), REPORT, st.booleans())
@@ -105,4 +107,4 @@ def test_any_reports_are_accounted_for_to_the_byte_in_any_order(
     names = list(files)
     random.shuffle(names)
     again = read({name: files[name] for name in names}, **options)
-    assert (again.sections, again.about) == (made.sections, made.about)
+    assert (again.sections, again.pairs, again.about) == (made.sections, made.pairs, made.about)

@@ -37,7 +37,7 @@ def test_a_chapter_becomes_sections_in_its_order() -> None:
 
 def test_a_chapter_is_the_same_after_it_was_stored(tmp_path: Path) -> None:
     data = "# L\n\n## Ünï\n\nté\u2028x\x85t\n\n- a\n\n## B\n\nb".encode()
-    report = json.dumps(reviewed("ä", "B", "better\n\n## New\n\nnew")).encode()
+    report = json.dumps(reviewed("ä", "B", "better\n\n## New\n\nnew", original="wörse", points=[["p"]])).encode()
     files = {source_file("ä.md", data): data, source_file("x.json", report): report}
     store = Store(tmp_path)
     store.put_blobs(files.values())
@@ -45,6 +45,7 @@ def test_a_chapter_is_the_same_after_it_was_stored(tmp_path: Path) -> None:
     assert stored == read_chapter("ä", files, files.__getitem__, Corpus())
     assert [section.title for section in stored.sections] == ["Ünï", "B", "New"]
     assert stored.removed == {"improved version in JSON": 1}
+    assert [(pair.original, pair.sections) for pair in stored.pairs] == [("## B\n\nwörse", (1, 2))]
 
 
 def test_chapters_come_in_natural_order_whatever_the_order_of_files() -> None:
@@ -239,6 +240,7 @@ def test_what_is_said_of_sections_is_plain_json_and_files_come_in_natural_order_
             "chapters": 1,
             "sections": 1,
             "words": 1,
+            "pairs": 0,
             "bytes_in": 19,
             "used": 4,
             "left_out": {"unreadable file": 5, "exact duplicate": 5, "heading marks": 4, "white space": 1},

@@ -50,7 +50,7 @@ def test_a_whole_report_gives_its_improved_texts_in_its_order() -> None:
     report = parse_report_json(data, "part/whole report")
     assert report.chapter == "part/whole report"
     assert report.texts == [
-        JsonText("RESULTS", "nëw", "improved", 0, "2025"),
+        JsonText("RESULTS", "nëw", "improved", 0, "2025", original="öld"),
         JsonText("INTRODUCTION", "x", "improved", 1, "2025"),
     ]
     assert report.left_out == {"original text": 4, "metadata": 6, "JSON syntax": len(data) - 4 - 6 - 7 - 4 - 13}
@@ -71,7 +71,10 @@ def test_a_reviewed_section_gives_its_final_text_with_its_place_time_and_last_sc
     content["final_result"]["final_status"] = status
     report = parse_report_json(as_bytes(content), "part/chapter_9_x_consolidated")
     assert report.chapter == "part/chapter_3"
-    assert report.texts == [JsonText("CURRENT RESEARCH", "newer", "improved", 3, "2025-10-14", 0.75)]
+    original = "old" if status == "improved" else None
+    assert report.texts == [
+        JsonText("CURRENT RESEARCH", "newer", "improved", 3, "2025-10-14", 0.75, original, ("say why",))
+    ]
     syntax = report.left_out.pop("JSON syntax")
     assert report.left_out == {
         "review history": len("baselineoldnewrewritesay why"),

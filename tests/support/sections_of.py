@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
@@ -12,6 +12,7 @@ from ft_dagster.corpus.chapter import Section
 from ft_dagster.corpus.files import Kind, SourceFile, Unreadable
 from ft_dagster.corpus.index import Scan
 from ft_dagster.corpus.ledger import FileLedger
+from ft_dagster.corpus.pairs import Pair
 from ft_dagster.corpus.report_json import describe_content
 from ft_dagster.corpus.sections import all_chapters, chapter_sizes, make_sections, unreadable_rows
 from ft_dagster.corpus.snapshot import write_snapshot
@@ -26,6 +27,7 @@ class Made:
     """What became of reports: the chapters as they were stored, and what is said of them all."""
 
     sections: list[Section]
+    pairs: list[Pair]
     files: list[FileLedger]
     unreadable: list[dict[str, Any]]
     about: Mapping[str, Any]
@@ -50,10 +52,11 @@ def read(files: Mapping[str, Content], *unreadable: Unreadable, **options: Any) 
             sources.append(source_file(name, data))
         made = make_sections(write_snapshot(Scan(sources, list(unreadable)), store), Corpus(**options))
         chapters = list(all_chapters(made))
-        sizes = chapter_sizes(made)
+        sizes, sizes_in_pairs = chapter_sizes(made), chapter_sizes(made, in_pairs=True)
         rows = unreadable_rows(made)
     found = Made(
         [section for chapter in chapters for section in chapter.sections],
+        [pair for chapter in chapters for pair in chapter.pairs],
         [ledger for chapter in chapters for ledger in chapter.files],
         rows,
         made.about,
@@ -64,6 +67,17 @@ def read(files: Mapping[str, Content], *unreadable: Unreadable, **options: Any) 
     for section in found.sections:
         used[section.chapter] += section.used_bytes
     assert sizes == +used
+    in_pairs: Counter[str] = Counter()
+    for chapter in chapters:
+        places = [place for pair in chapter.pairs if pair.whole for place in pair.sections]
+        assert len(set(places)) == len(places)
+        in_pairs[chapter.name] = sum(chapter.sections[place].used_bytes for place in places)
+        for pair in chapter.pairs:
+            text = "\n\n".join(chapter.sections[place].markdown for place in pair.sections)
+            assert (pair.improved == text) == pair.whole
+            assert pair.original not in ("", pair.improved)
+    assert sizes_in_pairs == +in_pairs
+    assert made.about["pairs"] == sum(pair.whole for pair in found.pairs)
     left_out = Counter({"unreadable file": sum(item.size for item in unreadable)})
     left_out = sum((ledger.left_out for ledger in found.files), left_out)
     assert {name: made.about[name] for name in ("used", "left_out", "bytes_in", "sections", "words", "chapters")} == {
@@ -93,13 +107,21 @@ def version(files: dict[str, Content], **options: Any) -> str:
 
 
 def reviewed(
-    chapter: int | str, title: str, text: str, timestamp: str = "2025", score: float | None = None
+    chapter: int | str,
+    title: str,
+    text: str,
+    timestamp: str = "2025",
+    score: float | None = None,
+    original: Any = None,
+    points: Sequence[Any] = (),
 ) -> dict[str, Any]:
-    """One reviewed section, shape 2c."""
+    """One reviewed section, shape 2c; `points` are those of each iteration."""
+    iterations = [{"improvement_points": found} for found in points]
+    scores = [] if score is None else [{"panel_scores": {"clarity": score}}]
     return {
         "metadata": {"chapter": chapter, "section": title, "timestamp": timestamp},
-        "iterations": [] if score is None else [{"panel_scores": {"clarity": score}}],
-        "final_result": {"original_text": "was", "final_text": text, "final_status": "improved"},
+        "iterations": [*iterations, *scores],
+        "final_result": {"original_text": original, "final_text": text, "final_status": "improved"},
     }
 
 
