@@ -226,7 +226,10 @@ def chat_template(folder: Path) -> str:
     file = folder / "chat_template.jinja"
     if file.is_file():
         return file.read_text("utf-8")
-    return str(tokenizer_config(folder).get("chat_template") or "")
+    found = tokenizer_config(folder).get("chat_template") or ""
+    if isinstance(found, list):  # several, by name
+        found = next((item["template"] for item in found if item["name"] == "default"), "")
+    return str(found)
 
 
 def tokenizer_config(folder: Path) -> Mapping[str, Any]:

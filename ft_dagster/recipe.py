@@ -8,6 +8,7 @@ import difflib
 import re
 from collections.abc import Sequence
 from importlib import resources
+from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -78,6 +79,29 @@ class Tokens(_Part):
     """Tokens in a packed row."""
     held_out: float = Field(default=0.1, gt=0, lt=1)
     """Share of chapters kept for evaluation, chosen by a hash of the chapter's identity."""
+
+
+class Objectives(_Part):
+    """What is taught, and what a token of each objective weighs in the loss."""
+
+    text: float = Field(default=1.0, ge=0)
+    """Sections as prose; 0 teaches none."""
+    rewrite: float = Field(default=0.0, ge=0)
+    """Improved texts as answers to their originals, through the base's chat template; 0 teaches none."""
+
+    @model_validator(mode="after")
+    def _something(self) -> "Objectives":
+        if not self.taught:
+            raise ValueError(
+                "objectives.text and objectives.rewrite are both 0, so that nothing would be taught; "
+                "leave them out to teach text"
+            )
+        return self
+
+    @property
+    def taught(self) -> list[str]:
+        """The objectives with a weight: what a dataset is made for."""
+        return [name for name in type(self).model_fields if getattr(self, name)]
 
 
 class Lora(_Part):
@@ -179,6 +203,7 @@ class Recipe(_Part):
     base: Base
     corpus: Corpus = Corpus()
     tokens: Tokens = Tokens()
+    objectives: Objectives = Objectives()
     lora: Lora = Lora()
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
@@ -210,8 +235,9 @@ class Recipe(_Part):
         return self
 
     def part(self, *names: str) -> dict[str, Any]:
-        """The named parts as plain JSON: what a room's key is made of."""
-        return {name: getattr(self, name).model_dump(mode="json") for name in names}
+        """The named parts, or what is named of a part (`objectives.taught`), as plain JSON: what keys are made of."""
+        found = {name: attrgetter(name)(self) for name in names}
+        return {n: part.model_dump(mode="json") if isinstance(part, BaseModel) else part for n, part in found.items()}
 
 
 def shipped_recipes() -> list[str]:

@@ -1,5 +1,6 @@
 """What all tests share: a tiny base model and a finished workspace made in the session, and workspaces to work in."""
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -117,22 +118,30 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
 
 @pytest.fixture
 def make_dataset(tiny_base: Path, tmp_path: Path) -> Callable[..., Path]:
-    """Builds a tokenized dataset from Markdown: `make_dataset({"a": "text", "b": "text"}, held_out=["b"])`."""
+    """Builds a tokenized dataset: `make_dataset({"a": "text", "b": {"sections": ...}}, held_out=["b"])`.
+
+    Text is Markdown, anything else JSON; `objectives` are those of a recipe.
+    """
     from ft_dagster.corpus.sections import make_sections
     from ft_dagster.corpus.snapshot import take_snapshot
-    from ft_dagster.recipe import Corpus, Tokens
+    from ft_dagster.recipe import Corpus, Objectives, Tokens
     from ft_dagster.store import Store
     from ft_dagster.tokens import dataset
     from ft_dagster.tokens.held_out import Pinned, Split
 
-    def make(texts: dict[str, str], held_out: list[str], block_length: int = 64) -> Path:
+    def make(texts: dict[str, Any], held_out: list[str], block_length: int = 64, **objectives: float) -> Path:
         reports = tmp_path / "reports"
-        (reports / "chapter_markdowns").mkdir(parents=True, exist_ok=True)
         for name, text in texts.items():
-            (reports / "chapter_markdowns" / f"{name}.md").write_text(text, "utf-8")
+            folder = reports / ("chapter_markdowns" if isinstance(text, str) else "outputs/consolidated")
+            folder.mkdir(parents=True, exist_ok=True)
+            if isinstance(text, str):
+                (folder / f"{name}.md").write_text(text, "utf-8")
+            else:
+                (folder / f"{name}.json").write_text(json.dumps(text), "utf-8")
         sections = make_sections(take_snapshot(reports, reports / "files.db", Store(tmp_path / "store")), Corpus())
         options, split = Tokens(block_length=block_length), Split(frozenset(held_out), Pinned())
-        return dataset.make_dataset(sections, tiny_base, "the tiny base's", options, split).path
+        taught = Objectives(**objectives)
+        return dataset.make_dataset(sections, tiny_base, "the tiny base's", options, split, taught).path
 
     return make
 

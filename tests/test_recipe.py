@@ -58,6 +58,15 @@ def test_parts_are_plain_data_with_every_field_and_no_other_part() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("objectives", "taught"),
+    [({}, ["text"]), ({"rewrite": 0.5}, ["text", "rewrite"]), ({"text": 0, "rewrite": 2}, ["rewrite"])],
+)
+def test_objectives_with_a_weight_are_taught(objectives: dict[str, float], taught: list[str]) -> None:
+    recipe = resolve_recipe({"name": "mine", "base": EMBEDDED, "objectives": objectives})
+    assert recipe.part("objectives.taught") == {"objectives.taught": taught}
+
+
 def test_the_name_of_a_recipe_is_in_no_part() -> None:
     one, two = (resolve_recipe({"name": name, "base": EMBEDDED}) for name in ("one", "two"))
     assert one.part(*parts()) == two.part(*parts())
@@ -169,6 +178,12 @@ def test_an_unknown_field_is_refused_with_the_nearest_name(fields: dict[str, Any
             {"lora": {"init": "pissa_niter_16"}, "training": {"weight_decay": 0.1}},
             "training.weight_decay (0.1) must be 0 with lora.init (pissa_niter_16): it would wear away the base's "
             "principal components, which the adapter starts from.",
+        ),
+        ({"objectives": {"rewrite": -1}}, "objectives.rewrite: Input should be greater than or equal to 0."),
+        (
+            {"objectives": {"text": 0}},
+            "objectives.text and objectives.rewrite are both 0, so that nothing would be taught; leave them out to "
+            "teach text.",
         ),
         ({"lora": {1: 2}}, "lora.1: Keys should be strings."),
         ({"lora": None}, "lora: Input should be a valid dictionary or instance of Lora."),

@@ -51,6 +51,8 @@ class Laboratory:
         _write(json_folder / "chapter_8_draft.json", json.dumps(draft(A="a first draft")))
         scored = reviewed(9, "B", "a reviewed text") | {"iterations": [{"panel_scores": {"clarity": 0.4}}]}
         _write(json_folder / "chapter_9_b.json", json.dumps(scored))
+        rewritten = reviewed(10, "C", "a better text", original="a good text")
+        _write(json_folder / "chapter_10_c.json", json.dumps(rewritten))
         self.snapshot = take_snapshot(reports, reports / "files.db", self.store)
         self.seen: dict[str, Any] = {}
         self.runs = 0
@@ -76,8 +78,9 @@ class Laboratory:
 
     def dataset(self, recipe: Recipe) -> Artifact:
         sections = self.sections(recipe)
-        split = choose_split(sections, recipe.tokens, Pinned())
-        return make_dataset(sections, Path(self.content["base"]["model"]), "tiny", recipe.tokens, split)
+        tokens, objectives = recipe.tokens, recipe.objectives
+        split = choose_split(sections, tokens, Pinned(), objectives)
+        return make_dataset(sections, Path(self.content["base"]["model"]), "tiny", tokens, split, objectives)
 
     def request(self, recipe: Recipe) -> TrainingRequest:
         return TrainingRequest(
@@ -231,6 +234,7 @@ def verdict(lab: Laboratory, recipe: Recipe) -> Any:
 
 EARLY = {"training.evaluate_every": 2, "training.learning_rate": 0.05, "training.schedule": "constant"}
 UNFUSED = {"training.fused": False, "lora.dropout": 0.0}
+BOTH = {"objectives.rewrite": 1.0, "tokens.block_length": 256}
 OTHER_BASE = {"release.other_base": True}
 
 FIELDS: dict[str, tuple[Callable[[Laboratory, Recipe], Any], Any, Fields]] = {
@@ -248,6 +252,8 @@ FIELDS: dict[str, tuple[Callable[[Laboratory, Recipe], Any], Any, Fields]] = {
     "corpus.minimum_score": (text, 0.9, {}),
     "tokens.block_length": (rows, 32, {}),
     "tokens.held_out": (rows, 0.5, {}),
+    "objectives.text": (weights, 0.5, BOTH),
+    "objectives.rewrite": (weights, 0.5, BOTH),
     "lora.rank": (adapter, 2, {}),
     "lora.alpha": (adapter, 16, {}),
     "lora.dropout": (adapter, 0.2, {}),

@@ -117,6 +117,9 @@ def _describe(artifact: Artifact, recipe: Recipe, adapter: Artifact) -> dg.Mater
     models, verdict = about["models"], about["verdict"]
     version = digest([about["adapter"], {name: m["bits_per_byte"] for name, m in models.items()}, verdict])
     numbers: dict[str, Any] = {f"bits per byte: {name}": m["bits_per_byte"] for name, m in models.items()}
+    for name, measured in models.items():
+        if "rewrite_bits_per_byte" in measured:
+            numbers[f"bits per byte of rewritten text: {name}"] = measured["rewrite_bits_per_byte"]
     return describe(
         ADAPTER_EVALUATION,
         artifact,

@@ -42,7 +42,7 @@ from ft_dagster.defs.stages import (
     version_of,
 )
 from ft_dagster.defs.workspace import Workspace
-from ft_dagster.recipe import Recipe
+from ft_dagster.recipe import Recipe, RecipeError
 from ft_dagster.store import Artifact, Overlay, Store
 from ft_dagster.tokens.dataset import choose_split, make_dataset
 from ft_dagster.tokens.held_out import read_pinned
@@ -218,10 +218,10 @@ class _Trial:
             self.changes |= {key for key, version in self.now.items() if version_of(self.made.get(key)) != version}
             if unreadable_rows(sections) and self.recipe.corpus.unreadable == "fail":
                 return self._blocked(stale, versions)
-            split = choose_split(sections, self.recipe.tokens, read_pinned(settings.pins))
-            folder = Path(base.folder)
-            dataset = make_dataset(sections, folder, base.tokenizer, self.recipe.tokens, split)
-        except (CorpusError, LedgerError, OSError, ValueError):
+            tokens, objectives = self.recipe.tokens, self.recipe.objectives
+            split = choose_split(sections, tokens, read_pinned(settings.pins), objectives)
+            dataset = make_dataset(sections, Path(base.folder), base.tokenizer, tokens, split, objectives)
+        except (CorpusError, RecipeError, LedgerError, OSError, ValueError):
             return None
         adapter = self._adapter(dataset, base)
         versions[TOKENIZED_DATASET] = dataset.about["version"]

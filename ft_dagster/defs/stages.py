@@ -75,12 +75,14 @@ def _key(name: str) -> dg.AssetKey:
 
 RAW_CHAPTERS = Stage(snapshot_room.KIND, (REPORT_FILES,), index_room.CODE_VERSION, mirrors_parent=True)
 SECTIONS = Stage(sections_room.KIND, (RAW_CHAPTERS.key,), sections_room.CODE_VERSION, ("corpus",))
-TOKENIZED_DATASET = Stage(tokens_room.KIND, (SECTIONS.key, BASE_MODEL), tokens_room.CODE_VERSION, ("tokens",))
+TOKENIZED_DATASET = Stage(
+    tokens_room.KIND, (SECTIONS.key, BASE_MODEL), tokens_room.CODE_VERSION, ("tokens", "objectives.taught")
+)
 LORA_ADAPTER = Stage(
     "lora_adapter",
     (_key("tokenized_dataset"), BASE_MODEL),
     training_room.CODE_VERSION,
-    ("base", "lora", "training"),
+    ("base", "objectives", "lora", "training"),
 )
 ADAPTER_EVALUATION = Stage(
     "adapter_evaluation",

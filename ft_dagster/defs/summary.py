@@ -35,7 +35,7 @@ def summarize(instance: dg.DagsterInstance, settings: Settings) -> dict[str, Any
     return {
         "chapters": sections.metadata["chapters"].value if sections else 0,
         "tokens": sum(side["tokens"] for side in dataset["splits"].values()),
-        "usable_bytes": used + ledger["left_out"].get("not in the tokenizer's vocabulary", 0),
+        "usable_bytes": dataset["usable"],
         "used_bytes": used,
         "held_out": dataset["held_out"],
         "held_out_bytes": ledger["held_out"],

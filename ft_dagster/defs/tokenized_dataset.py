@@ -16,7 +16,7 @@ from ft_dagster.defs.workspace import GROUP, OWNERS, Workspace
 from ft_dagster.recipe import Recipe
 from ft_dagster.settings import Settings
 from ft_dagster.store import Artifact, Store
-from ft_dagster.tokens.dataset import NOT_IN_VOCABULARY, all_documents, choose_split, dataset_key, make_dataset
+from ft_dagster.tokens.dataset import all_documents, choose_split, dataset_key, make_dataset
 from ft_dagster.tokens.held_out import read_pinned, write_pinned
 
 BALANCED = dg.AssetCheckSpec(
@@ -48,9 +48,11 @@ def tokenized_dataset(context: dg.AssetExecutionContext, workspace: Workspace) -
     base = prepare_base(recipe.base, settings.cache, token=settings.token, weights=False)
     artifact = _find_or_make(settings, source, base, recipe)
     about = artifact.about
-    ledger = about["ledger"]
-    usable = ledger["train"] + ledger["held_out"]
-    lost = ledger["left_out"].get(NOT_IN_VOCABULARY, 0)
+    ledger, pairs = about["ledger"], about["pairs"]
+    if pairs["left_out"]:
+        reasons = ", ".join(f"{reason}: {count}" for reason, count in pairs["left_out"].items())
+        taught = pairs["train"] + pairs["held_out"]
+        context.log.warning(f"{taught} pair(s) are taught or held out, others are left out ({reasons})")
     return describe(
         TOKENIZED_DATASET,
         artifact,
@@ -61,7 +63,9 @@ def tokenized_dataset(context: dg.AssetExecutionContext, workspace: Workspace) -
             "train tokens": about["splits"]["train"]["tokens"],
             "held-out tokens": about["splits"]["held_out"]["tokens"],
             "row fill": about["splits"]["train"]["fill"],
-            "share of usable text": usable / (usable + lost),
+            "share of usable text": (ledger["train"] + ledger["held_out"]) / about["usable"],
+            "objectives": ", ".join(about["objectives"]),
+            **_pairs(about),
             "ledger": table([{"where": name, "bytes": size} for name, size in ledger_rows(ledger)]),
             "chapters": table(_chapter_rows(artifact), source.about["chapters"]),
         },
@@ -79,23 +83,38 @@ def ledger_rows(ledger: dict[str, Any]) -> list[tuple[str, int]]:
 def _find_or_make(settings: Settings, source: Artifact, base: PreparedBase, recipe: Recipe) -> Artifact:
     """The dataset of these sections; which chapters had to be pinned to a side is remembered first."""
     pinned = read_pinned(settings.pins)
-    key = dataset_key(source, base.tokenizer, recipe.tokens, pinned)
+    folder, objectives = Path(base.folder), recipe.objectives
+    key = dataset_key(source, folder, base.tokenizer, recipe.tokens, pinned, objectives)
     if found := source.store.find(TOKENIZED_DATASET.name, key):
         return found
-    split = choose_split(source, recipe.tokens, pinned)
+    split = choose_split(source, recipe.tokens, pinned, objectives)
     write_pinned(settings.pins, split.pinned)
-    return make_dataset(source, Path(base.folder), base.tokenizer, recipe.tokens, split)
+    return make_dataset(source, folder, base.tokenizer, recipe.tokens, split, objectives)
+
+
+def _pairs(about: Any) -> dict[str, Any]:
+    """What became of pairs, where they are taught."""
+    pairs = about["pairs"]
+    if "rewrite" not in about["objectives"]:
+        return {}
+    return {
+        "train pairs": pairs["train"],
+        "held-out pairs": pairs["held_out"],
+        "pairs left out": sum(pairs["left_out"].values()),
+        "pairs left out by reason": table([{"reason": name, "pairs": n} for name, n in pairs["left_out"].items()]),
+        "pairs left out by name": table(pairs["listed"], sum(pairs["left_out"].values())),
+    }
 
 
 def _chapter_rows(dataset: Artifact) -> Iterator[dict[str, Any]]:
     for chapter, documents in groupby(all_documents(dataset), lambda document: document.chapter):
-        sides: Counter[str] = Counter()
-        tokens: Counter[str] = Counter()
+        counts: dict[str, Counter[str]] = {}
         for document in documents:
-            sides[document.split] += 1
-            tokens[document.split] += document.tokens
-        for side, count in sides.items():
-            yield {"chapter": chapter, "side": side.replace("_", " "), "sections": count, "tokens": tokens[side]}
+            side = counts.setdefault(document.split, Counter(sections=0, pairs=0))
+            side["sections" if document.objective == "text" else "pairs"] += 1
+            side["tokens"] += document.tokens
+        for name, side in counts.items():
+            yield {"chapter": chapter, "side": name.replace("_", " "), **side}
 
 
 def _balanced(about: Any, store: Store) -> dg.AssetCheckResult:

@@ -6,49 +6,52 @@ its documents, and its figures. What an edit does not touch is not written again
 
 import json
 import resource
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow as pa
 
+from ft_dagster.base import chat_template
 from ft_dagster.corpus.files import CorpusError
-from ft_dagster.corpus.ledger import LedgerError
 from ft_dagster.corpus.sections import KIND as SECTIONS
 from ft_dagster.corpus.sections import Shard as SectionsShard
 from ft_dagster.corpus.sections import all_chapters, chapter_sizes, stored_chapters, stored_shards
 from ft_dagster.corpus.shards import overlap
 from ft_dagster.corpus.snapshot import KIND as SNAPSHOT
-from ft_dagster.recipe import Tokens
+from ft_dagster.recipe import Objectives, Tokens
 from ft_dagster.store import Artifact, Store, canonical_json, digest
+from ft_dagster.tokens.chat import ChatTokenizer
+from ft_dagster.tokens.figures import balance, count_faults, count_pairs, count_split, figures_of, has_rows, sum_of
 from ft_dagster.tokens.held_out import Pinned, Split, choose_held_out
+from ft_dagster.tokens.rewriting import Refusal
 from ft_dagster.tokens.shard import (
+    OF_THE_SPLIT,
     SPLITS,
     Document,
-    PackedShard,
-    TokenizedText,
-    count_rows,
-    flat,
-    pack_sections,
-    rows_version,
+    Known,
+    Teaching,
+    pack_chapters,
     tokenized_texts,
 )
+from ft_dagster.tokens.tokenized import TokenizedText
 from ft_dagster.tokens.tokenizer import DocumentTokenizer
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-CODE_VERSION = "2"
+CODE_VERSION = "3"
 """Raised by hand when the same sections would give other rows."""
 KIND = "tokenized_dataset"
 """What the store calls it."""
-NOT_IN_VOCABULARY = "not in the tokenizer's vocabulary"
+NEEDED = (
+    "A pair is an `original` beside the `improved` text of a section, or `final_result.original_text` beside "
+    "`final_text`, in a JSON file under outputs/consolidated/"
+)
+"""What reports must have for objectives.rewrite."""
+TEXT = Objectives()
 _SHARDS = "shards.json"
-_PRINT = 16
-"""Bytes of a section's hash that it is recognized by."""
 
 
 @dataclass(frozen=True)
@@ -70,92 +73,104 @@ class DatasetShard:
         return [self.figures, self.documents, *self.rows.values()]
 
 
-def choose_split(sections: Artifact, options: Tokens, pinned: Pinned) -> Split:
-    """Which chapters are held out. Raises CorpusError if nothing can be."""
+def choose_split(sections: Artifact, options: Tokens, pinned: Pinned, objectives: Objectives = TEXT) -> Split:
+    """Which chapters are held out; where only rewriting is taught, of those that have pairs.
+
+    Raises:
+        CorpusError: nothing can be held out.
+    """
+    in_pairs = not objectives.text
 
     def every_section() -> Iterator[tuple[str, str, int]]:
         for chapter in all_chapters(sections):
-            for section in chapter.sections:
-                yield chapter.name, section.title, section.used_bytes
+            paired = {place for pair in chapter.pairs if pair.whole for place in pair.sections}
+            for place, section in enumerate(chapter.sections):
+                if place in paired or not in_pairs:
+                    yield chapter.name, section.title, section.used_bytes
 
-    return choose_held_out(chapter_sizes(sections), every_section, options.held_out, pinned)
+    if in_pairs and sections.about["pairs"] < 2:
+        raise CorpusError(
+            f"objectives.rewrite is all that is taught, and the reports hold {sections.about['pairs']} pair(s); at "
+            f"least two are needed, one to train on and one to measure the adapter on. {NEEDED}."
+        )
+    return choose_held_out(chapter_sizes(sections, in_pairs), every_section, options.held_out, pinned)
 
 
-def dataset_key(sections: Artifact, tokenizer: str, options: Tokens, pinned: Pinned) -> str:
+def dataset_key(
+    sections: Artifact,
+    folder: Path,
+    tokenizer: str,
+    options: Tokens,
+    pinned: Pinned,
+    objectives: Objectives = TEXT,
+) -> str:
     """The key of a dataset. Sections of equal content are the same sections: their version is in it."""
     pins = [sorted(pinned.held_out), sorted(pinned.train)]
-    return digest([sections.about["version"], pins, _made_by(tokenizer, options)])
+    return digest([sections.about["version"], pins, _made_by(folder, tokenizer, options, objectives)])
 
 
-def make_dataset(sections: Artifact, folder: Path, tokenizer: str, options: Tokens, split: Split) -> Artifact:
+def make_dataset(
+    sections: Artifact,
+    folder: Path,
+    tokenizer: str,
+    options: Tokens,
+    split: Split,
+    objectives: Objectives = TEXT,
+) -> Artifact:
     """The dataset of these sections: from the store if it is there, else made from what is there.
 
-    A section is tokenized only if it was not in the dataset that was stored last; a group of chapters is written
-    only if it changed.
+    A section or a pair is tokenized only if it was not in the dataset that was stored last; a group of chapters is
+    written only if it changed.
 
     Args:
         sections: from the corpus room.
-        folder: the base model's, for its tokenizer.
+        folder: the base model's, for its tokenizer and chat template.
         tokenizer: hash of the tokenizer.
         options: the recipe's part for tokens.
         split: from `choose_split`.
+        objectives: the recipe's; which have a weight counts here, not how much.
 
     Returns:
-        An artifact whose `about` has `version` (hash of token ids and boundaries), `splits`, `held_out`, `ledger`
-        and `checks`.
+        An artifact whose `about` has `version` (hash of token ids and boundaries), `splits`, `held_out`, `usable`
+        bytes of sections, `pairs`, `ledger` and `checks`.
 
     Raises:
-        CorpusError: a side of the split has no text.
+        CorpusError: a side of the split has nothing that is taught.
+        RecipeError: rewriting is to be taught to a base whose chat template cannot be used.
         LedgerError: bytes or tokens do not add up.
     """
     store = sections.store
-    key = dataset_key(sections, tokenizer, options, split.pinned)
+    key = dataset_key(sections, folder, tokenizer, options, split.pinned, objectives)
     if found := store.find(KIND, key):
         return found
-    made_by = _made_by(tokenizer, options)
-    writer = _Writer(store, DocumentTokenizer(folder), options, split, made_by)
+    made_by = _made_by(folder, tokenizer, options, objectives)
+    chat = ChatTokenizer(folder) if objectives.rewrite else None
+    teaching = Teaching(DocumentTokenizer(folder), options.block_length, bool(objectives.text), chat)
+    writer = _Writer(store, teaching, split, made_by)
     shards = [shard for source in stored_shards(sections) if (shard := writer.write(source))]
     figures = [json.loads(store.get_blob(shard.figures)) for shard in shards]
-    splits = {name: _total(name, figures, options.block_length) for name in SPLITS}
+    splits = {name: count_split(name, figures, options.block_length) for name in SPLITS}
+    pairs = count_pairs(figures)
     for name, purpose in zip(SPLITS, ("train on", "measure the adapter on"), strict=True):
-        if not splits[name]["rows"]:
-            raise CorpusError(f"The reports hold no text to {purpose}. `left out` in the ledger says where it went.")
-    used: Counter[str] = Counter()
-    for figure in figures:
-        used.update(figure["used"])
+        if not splits[name]["supervised_tokens"]:
+            raise CorpusError(_nothing_to(purpose, objectives, pairs))
+    used, left_out = sum_of(figures, "used"), sum_of(figures, "left_out")
     about = {
         "made_by": made_by,
         "made_from": {SNAPSHOT: sections.about[SNAPSHOT], SECTIONS: sections.key},
         "block_length": options.block_length,
+        "objectives": objectives.taught,
         "splits": splits,
-        "version": digest([options.block_length, [figure["versions"] for figure in figures]]),
+        "version": digest([options.block_length, [figure["versions"] for figure in figures if has_rows(figure)]]),
         "held_out": sorted(split.held_out),
-        "ledger": balance(sections.about, used, sum(figure["lost"] for figure in figures)),
-        "checks": _checks(figures),
+        "usable": sections.about["used"],
+        "pairs": pairs,
+        "ledger": balance(sections.about, used, left_out),
+        "checks": count_faults(figures),
     }
     with store.staging() as staging:
         (staging / _SHARDS).write_text(json.dumps([asdict(shard) for shard in shards], indent=1), "utf-8")
         return store.take_in(KIND, key, staging, about)
-
-
-def balance(corpus: Mapping[str, Any], used: Mapping[str, int], lost: int) -> dict[str, Any]:
-    """The ledger of the whole: bytes in = train + held out + left out by reason.
-
-    Raises:
-        LedgerError: they are not equal.
-    """
-    left_out = Counter(corpus["left_out"])
-    left_out[NOT_IN_VOCABULARY] += lost
-    ledger = {
-        "bytes_in": corpus["bytes_in"],
-        "train": used.get("train", 0),
-        "held_out": used.get("held_out", 0),
-        "left_out": dict((+left_out).most_common()),
-    }
-    counted = ledger["train"] + ledger["held_out"] + sum(ledger["left_out"].values())
-    if counted != ledger["bytes_in"]:
-        raise LedgerError(f"The ledger does not balance: {ledger['bytes_in']} bytes in, {counted} accounted for.")
-    return ledger
 
 
 def dataset_shards(dataset: Artifact) -> list[DatasetShard]:
@@ -166,7 +181,7 @@ def dataset_shards(dataset: Artifact) -> list[DatasetShard]:
 def shard_documents(store: Store, shard: DatasetShard) -> list[Document]:
     """The documents of a group, as its rows count them."""
     lines = store.get_blob(shard.documents).decode().split("\n")
-    return [Document(**json.loads(line)) for line in lines]
+    return [Document(**json.loads(line)) for line in lines if line]
 
 
 def all_documents(dataset: Artifact) -> Iterator[Document]:
@@ -208,10 +223,9 @@ def load_shards(dataset: Artifact, split: str) -> Iterator[tuple["Dataset", list
 class _Writer:
     """Writes groups of one dataset, and takes over what the dataset that was stored last has."""
 
-    def __init__(self, store: Store, tokenizer: DocumentTokenizer, options: Tokens, split: Split, made_by: str) -> None:
+    def __init__(self, store: Store, teaching: Teaching, split: Split, made_by: str) -> None:
         self.store = store
-        self.tokenizer = tokenizer
-        self.options = options
+        self.teaching = teaching
         self.split = split
         self.made_by = made_by
         before = store.newest(KIND, made_by=made_by)
@@ -220,37 +234,52 @@ class _Writer:
 
     def write(self, source: SectionsShard) -> DatasetShard | None:
         """The group of these sections; None if it has no text."""
-        chapters = json.loads(self.store.get_blob(source.figures))["chapters"]
-        units = sorted(self.split.units_of({name for name, *_ in chapters}))
+        members = json.loads(self.store.get_blob(source.figures))["chapters"]
+        units = sorted(self.split.units_of({name for name, *_ in members}))
         key = digest([source.lines, source.duplicates, units, self.made_by])
         same = self.by_key.get(key)
         if same and all(self.store.has_blob(blob) for blob in same.blobs):
             return replace(same, group=source.group)
-        sections = [section for chapter in stored_chapters(self.store, source) for section in chapter.sections]
-        if not sections:
+        chapters = [chapter for chapter in stored_chapters(self.store, source) if chapter.sections]
+        if not chapters:
             return None
-        wanted = {section.hash for section in sections}
-        packed = pack_sections(
-            sections, self.tokenizer, self.options.block_length, self.split, self._known(source.group, wanted)
-        )
+        wanted = {section.hash for chapter in chapters for section in chapter.sections}
+        wanted |= {pair.hash for chapter in chapters for pair in chapter.pairs}
+        packed = pack_chapters(chapters, self.teaching, self.split, self._known(source.group, wanted))
         documents = "\n".join(json.dumps(asdict(document), ensure_ascii=False) for document in packed.documents)
         names = [name for name in SPLITS if name in packed.rows]
-        contents = [canonical_json(_figures(packed)), documents.encode()]
+        contents = [canonical_json(figures_of(packed)), documents.encode()]
         figures, listed, *rows = self.store.put_blobs([*contents, *(_stream(packed.rows[name]) for name in names)])
         return DatasetShard(source.group, key, figures, listed, dict(zip(names, rows, strict=True)))
 
-    def _known(self, group: str, wanted: set[str]) -> dict[str, TokenizedText]:
-        known: dict[str, TokenizedText] = {}
+    def _known(self, group: str, wanted: set[str]) -> Known:
+        texts: dict[str, TokenizedText] = {}
+        refused: dict[str, Refusal] = {}
         for shard in self.earlier:
             if overlap(shard.group, group) and all(self.store.has_blob(blob) for blob in shard.blobs):
                 rows = {name: _table(self.store.get_blob(blob)) for name, blob in shard.rows.items()}
-                texts = tokenized_texts(shard_documents(self.store, shard), rows)
-                known |= {section: text for section, text in texts.items() if section in wanted}
-        return known
+                found = tokenized_texts(shard_documents(self.store, shard), rows)
+                texts |= {name: text for name, text in found.items() if name in wanted}
+                if self.teaching.chat:
+                    for row in json.loads(self.store.get_blob(shard.figures))["refused"]:
+                        if row["pair"] in wanted and row["reason"] not in OF_THE_SPLIT:
+                            refused[row["pair"]] = Refusal(row["reason"], row["tokens"])
+        return Known(texts, refused)
 
 
-def _made_by(tokenizer: str, options: Tokens) -> str:
-    return digest([CODE_VERSION, tokenizer, options.model_dump(mode="json")])
+def _made_by(folder: Path, tokenizer: str, options: Tokens, objectives: Objectives) -> str:
+    template = digest(chat_template(folder).encode()) if objectives.rewrite else None
+    return digest([CODE_VERSION, tokenizer, options.model_dump(mode="json"), objectives.taught, template])
+
+
+def _nothing_to(purpose: str, objectives: Objectives, pairs: Mapping[str, Any]) -> str:
+    if objectives.text:
+        return f"The reports hold no text to {purpose}. `left out` in the ledger says where it went."
+    reasons = ", ".join(f"{reason}: {count}" for reason, count in pairs["left_out"].items()) or "none"
+    return (
+        f"objectives.rewrite is all that is taught, and no pair is left to {purpose}. Pairs left out by reason: "
+        f"{reasons}. {NEEDED}; one that is longer than a block needs a larger tokens.block_length."
+    )
 
 
 def _stream(table: pa.Table) -> bytes:
@@ -262,41 +291,3 @@ def _stream(table: pa.Table) -> bytes:
 
 def _table(data: bytes) -> pa.Table:
     return pa.ipc.open_stream(data).read_all()
-
-
-def _figures(packed: PackedShard) -> dict[str, Any]:
-    strayed = 0
-    for name, table in packed.rows.items():
-        owners = np.unique(flat(table, "documents"))
-        strayed += sum(packed.documents[index].split != name for index in owners)
-    prints = {name: "".join(d.section[: 2 * _PRINT] for d in packed.documents if d.split == name) for name in SPLITS}
-    return {
-        "splits": {name: count_rows(packed.rows.get(name)) for name in SPLITS},
-        "versions": [rows_version(packed.rows.get(name)) for name in SPLITS],
-        "used": packed.used,
-        "lost": packed.lost,
-        "strayed": strayed,
-        "prints": prints,
-    }
-
-
-def _total(split: str, figures: Iterable[Mapping[str, Any]], block_length: int) -> dict[str, Any]:
-    total: Counter[str] = Counter()
-    for figure in figures:
-        total.update(figure["splits"][split])
-    fill = total["slots"] / (total["rows"] * block_length) if total["rows"] else 0.0
-    return {**{name: total[name] for name in ("rows", "pieces", "tokens", "supervised_tokens")}, "fill": fill}
-
-
-def _checks(figures: Iterable[Mapping[str, Any]]) -> dict[str, int]:
-    """Facts that the checks of the asset are made of."""
-    prints: dict[str, set[str]] = {name: set() for name in SPLITS}
-    strayed = 0
-    for figure in figures:
-        strayed += figure["strayed"]
-        for name, text in figure["prints"].items():
-            prints[name].update(text[at : at + 2 * _PRINT] for at in range(0, len(text), 2 * _PRINT))
-    return {
-        "sections on both sides": len(prints["train"] & prints["held_out"]),
-        "rows with documents of the other side": strayed,
-    }

@@ -53,7 +53,7 @@ class DocumentTokenizer:
         self._tokenizer.no_padding()
         config = tokenizer_config(folder)
         self.eos_id = self._special(config, "eos_token", folder)
-        self._unknown_id = self._tokenizer.token_to_id(_content(config.get("unk_token")))
+        self._unknown_id = self._tokenizer.token_to_id(token_text(config.get("unk_token")))
         added = self._tokenizer.get_added_tokens_decoder().items()
         self._control_ids = {number for number, token in added if token.special} - {self._unknown_id}
         self._byte_level = ByteLevelVocabulary.of(self._tokenizer)
@@ -102,7 +102,7 @@ class DocumentTokenizer:
         lost = [span for token, span in tokens if token == self._unknown_id]
         back = self.decode([token for token, _ in tokens if token != self._unknown_id])
         kept = _without(text, lost)
-        if _comparable(back) != _comparable(kept):
+        if comparable(back) != comparable(kept):
             raise LedgerError(f"The tokenizer does not give this text back: {kept[:80]!r} became {back[:80]!r}")
         return EncodedText(ids, lost, byte_length(text) - byte_length(kept), starts)
 
@@ -112,7 +112,7 @@ class DocumentTokenizer:
             raise LedgerError(f"The tokenizer reads {self.decode([control])!r} as a control token in {text[:80]!r}")
 
     def _special(self, config: Mapping[str, Any], name: str, folder: Path) -> int:
-        token = _content(config.get(name))
+        token = token_text(config.get(name))
         found = self._tokenizer.token_to_id(token) if token else None
         if found is None:
             raise ValueError(
@@ -125,7 +125,7 @@ def _starts(encoding: Encoding) -> np.ndarray:
     return np.asarray([start for start, _ in encoding.offsets], dtype=np.int64)
 
 
-def _comparable(text: str) -> str:
+def comparable(text: str) -> str:
     """A text for comparison: composed, without blank space. U+2581 stands for a space inside SentencePiece."""
     return "".join(unicodedata.normalize("NFC", text.replace("\u2581", " ")).split())
 
@@ -137,6 +137,6 @@ def _without(text: str, spans: list[tuple[int, int]]) -> str:
     return "".join(text[start:end] for start, end in zip(starts, ends, strict=True))
 
 
-def _content(token: object) -> str:
+def token_text(token: object) -> str:
     """A special token's text: configurations hold it as a string or as an object."""
     return str(token.get("content", "")) if isinstance(token, dict) else str(token or "")

@@ -27,6 +27,7 @@ def training_key(dataset_version: str, base: dict[str, str], recipe: Recipe) -> 
             "base": base,
             "recipe": {
                 "base": recipe.base.model_dump(mode="json", include={"quantization", "dtype"}),
+                "objectives": recipe.objectives.model_dump(mode="json"),
                 "lora": recipe.lora.model_dump(mode="json"),
                 "training": recipe.training.model_dump(mode="json", exclude={"save_every"}),
             },

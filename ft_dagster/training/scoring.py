@@ -6,7 +6,8 @@ loss it weighs every token alike and can be compared between tokenizers.
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from datasets import Dataset
 from peft import PeftModel
 
 from ft_dagster.tokens.shard import Document
+from ft_dagster.tokens.table import OBJECTIVES
 from ft_dagster.training.device import device
 from ft_dagster.training.packed_model import PackedModel
 from ft_dagster.training.rows import IGNORED, collate
@@ -32,10 +34,10 @@ def bits_per_byte(nats: float, size: int) -> float:
 
 
 def document_nats(model: PackedModel, rows: Dataset, end_id: int, batch: int) -> dict[int, float]:
-    """Negative log-likelihood, in nats, of each document's text, each token scored once.
+    """Negative log-likelihood, in nats, of each document's text or, given its prompt, answer; each token scored once.
 
-    The end-of-sequence token has no bytes and is not scored: a base that never saw a section end would otherwise
-    be beaten for free.
+    The end-of-sequence token has no bytes and is not scored, nor is the one that ends an answer, which may be
+    another: a base that never saw a section end would otherwise be beaten for free.
 
     Args:
         model: computes in the precision of training.
@@ -50,12 +52,21 @@ def document_nats(model: PackedModel, rows: Dataset, end_id: int, batch: int) ->
     nats: dict[int, float] = defaultdict(float)
     for group in _batches(rows, batch):
         tensors = {name: value.to(device()) for name, value in collate(group, end_id).items()}
-        tensors["labels"].masked_fill_(tensors["labels"] == end_id, IGNORED)
+        _leave_ends_out(tensors["labels"], group, end_id)
         for row, row_nats in zip(group, model.token_nats(tensors).double().cpu(), strict=True):
             owners = torch.repeat_interleave(torch.tensor(row["documents"]), torch.tensor(row["lengths"]))  # (T)
             for document in set(row["documents"]):
                 nats[document] += row_nats[: len(owners)][owners == document].sum().item()
     return dict(nats)
+
+
+def _leave_ends_out(labels: torch.Tensor, rows: Sequence[Mapping[str, Any]], end_id: int) -> None:
+    """Label the ends of texts and of answers as not supervised."""
+    labels.masked_fill_(labels == end_id, IGNORED)
+    for index, row in enumerate(rows):
+        ends = accumulate(row["lengths"])
+        answers = [end - 1 for end, kind in zip(ends, row["objectives"], strict=True) if OBJECTIVES[kind] == "rewrite"]
+        labels[index, answers] = IGNORED
 
 
 def score(model: PackedModel, shards: Iterable[tuple[Dataset, list[Document]]], end_id: int) -> dict[str, Any]:
@@ -74,21 +85,25 @@ def score(model: PackedModel, shards: Iterable[tuple[Dataset, list[Document]]], 
 
 
 def summarize(nats: Iterable[tuple[Document, float]]) -> dict[str, Any]:
-    """Bits per byte of the whole and of each chapter, from documents with their nats."""
-    chapters: dict[str, list[float]] = {}
-    for document, value in nats:
-        total = chapters.setdefault(document.chapter, [0.0, 0.0])
-        total[0] += value
-        total[1] += document.scored_bytes
-    whole = [sum(column) for column in zip(*chapters.values(), strict=True)]
-    return {
-        "bits_per_byte": bits_per_byte(whole[0], int(whole[1])),
-        "bytes": int(whole[1]),
-        "chapters": {
-            name: {"bits_per_byte": bits_per_byte(total, int(size)), "bytes": int(size)}
-            for name, (total, size) in sorted(chapters.items())
-        },
-    }
+    """Bits per byte of the whole and of each chapter, from documents with their nats.
+
+    Returns:
+        `bits_per_byte`, `bytes` and `chapters`: of sections as prose, or of answers where only those are taught.
+        Where answers are taught, also `rewrite_bits_per_byte` and `rewrite_bytes`: theirs, given their prompts.
+    """
+    scored = list(nats)
+    answers = [row for row in scored if row[0].objective == "rewrite"]
+    texts = [row for row in scored if row[0].objective == "text"] or answers
+    chapters: dict[str, list[tuple[Document, float]]] = defaultdict(list)
+    for document, value in texts:
+        chapters[document.chapter].append((document, value))
+    summary = {**_measured(texts), "chapters": {name: _measured(rows) for name, rows in sorted(chapters.items())}}
+    return summary | ({f"rewrite_{name}": value for name, value in _measured(answers).items()} if answers else {})
+
+
+def _measured(rows: Iterable[tuple[Document, float]]) -> dict[str, float]:
+    nats, sizes = zip(*((value, document.scored_bytes) for document, value in rows), strict=True)
+    return {"bits_per_byte": bits_per_byte(sum(nats), sum(sizes)), "bytes": sum(sizes)}
 
 
 def _evaluate_as_trained(model: PeftModel) -> None:

@@ -34,7 +34,7 @@ from ft_dagster.training.model import add_adapter, load_base, trainable_paramete
 from ft_dagster.training.packed_model import PackedModel
 from ft_dagster.training.progress import Progress, TrainingError, peak_memory
 from ft_dagster.training.request import CODE_VERSION, RESULT, TrainingRequest
-from ft_dagster.training.rows import IGNORED, collate
+from ft_dagster.training.rows import IGNORED, collate, loss_weights
 from ft_dagster.training.scoring import score
 from ft_dagster.training.start import go_on_from, known_sections, rows_to_learn
 
@@ -48,17 +48,18 @@ class InterruptedTrainingError(Exception):
 class _Rows:
     """Collates rows and counts the tokens that went by."""
 
-    def __init__(self, pad_id: int) -> None:
+    def __init__(self, pad_id: int, weights: Sequence[float] | None) -> None:
         self.pad_id = pad_id
+        self.weights = weights
         self.tokens = 0
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         self.tokens += sum(len(row["input_ids"]) for row in rows)
-        return collate(rows, self.pad_id)
+        return collate(rows, self.pad_id, self.weights)
 
 
 class _PackedTrainer(Trainer):
-    """transformers' trainer with our loss: a mean over the supervised tokens of an optimizer step."""
+    """transformers' trainer with our loss: a (weighted) mean over the supervised tokens of an optimizer step."""
 
     def __init__(self, packed: PackedModel, **arguments: Any) -> None:
         super().__init__(**arguments)
@@ -75,6 +76,12 @@ class _PackedTrainer(Trainer):
     ) -> torch.Tensor:
         self.supervised += int((inputs["labels"] != IGNORED).sum())
         return self.packed.summed_nats(inputs) / num_items_in_batch
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, torch.Tensor]], device: torch.device) -> Any:
+        """What the losses of a step are divided by: its tokens, or their weight where objectives weigh differently."""
+        if not batch_samples or "weights" not in batch_samples[0]:
+            return super()._get_num_items_in_batch(batch_samples, device)
+        return torch.stack([batch["weights"].sum() for batch in batch_samples]).sum().to(device)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Each step's entry says how many tokens its loss is the mean of."""
@@ -128,12 +135,12 @@ class _Training:
         return concatenate_datasets([rows_to_learn(*group, known, replay) for group in load_shards(dataset, "train")])
 
     def run(self) -> dict[str, Any]:
-        if sum(len(row["input_ids"]) - len(row["lengths"]) for row in self.rows) == 0:
+        if sum(len(row["input_ids"]) - sum(row["prompts"]) for row in self.rows) == 0:
             raise TrainingError("No token of the dataset is supervised, so there is nothing to learn from.")
         began = time.monotonic()
         tokenizer = AutoTokenizer.from_pretrained(self.base.folder)
         model = add_adapter(load_base(self.base, self.recipe, Path(self.request.offload)), self.base, self.recipe)
-        rows = _Rows(tokenizer.eos_token_id)
+        rows = _Rows(tokenizer.eos_token_id, loss_weights(self.recipe.objectives))
         progress = Progress(self.attempt, lambda: rows.tokens, self.tell)
         if self.request.start is not None:
             go_on_from(model, Path(self.request.start), self.base)

@@ -129,7 +129,7 @@ def test_a_recipe_change_is_the_reason_given(
     tiny_recipe["lora"]["rank"] = 2
     (workspace / "recipe.yaml").write_text(yaml.safe_dump(tiny_recipe))
     stale = {stage.name: reason.text for stage, reason in stale_stages(up_to_date, Workspace())}
-    assert stale["lora_adapter"] == "the recipe changed (base, lora, training)"
+    assert stale["lora_adapter"] == "the recipe changed (base, objectives, lora, training)"
     assert "tokenized_dataset" not in stale and "sections" not in stale
     result = run(up_to_date, *stale)
     assert result.success and metadata(result, "lora_adapter")["reused"] is False
@@ -199,6 +199,36 @@ def test_training_that_fails_says_why_in_the_run(
     assert failure.step_key == "lora_adapter"
     message = failure.step_failure_data.user_failure_data.description
     assert "ended with exit code 1" in message and "Lower training.learning_rate" in message
+
+
+def test_pairs_that_a_recipe_teaches_are_shown_with_those_that_are_left_out(
+    instance: dg.DagsterInstance, workspace: Path, tiny_recipe: dict[str, Any]
+) -> None:
+    tiny_recipe |= {"objectives": {"text": 0.0, "rewrite": 1.0}, "tokens": {"block_length": 200, "held_out": 0.2}}
+    (workspace / "recipe.yaml").write_text(yaml.safe_dump(tiny_recipe))
+    (workspace / "outputs" / "consolidated").mkdir(parents=True)
+    (workspace / "chapter_markdowns" / "chapter_9.md").write_text("## Prose\n\nNo original.\n")
+    for number in (1, 2):
+        sections = {
+            "A": {"original": "was", "improved": f"is {number}"},
+            "B": {"original": "was " * 300, "improved": f"is longer {number}"},
+        }
+        path = workspace / "outputs" / "consolidated" / f"chapter_{number}.json"
+        path.write_text(json.dumps({"sections": sections}))
+    result = run(instance, "raw_chapters", "sections", "tokenized_dataset")
+    assert result.success
+    found = metadata(result, "tokenized_dataset")
+    assert metadata(result, "sections")["pairs of original and improved text"] == 4
+    assert [found[name] for name in ("objectives", "train pairs", "held-out pairs", "pairs left out")] == [
+        "rewrite",
+        1,
+        1,
+        2,
+    ]
+    assert "pair longer than a block" in found["pairs left out by reason"]
+    assert "chapter_1" in found["pairs left out by name"] and "chapter_2" in found["pairs left out by name"]
+    assert "no original to rewrite it from" in found["ledger"]
+    assert found["share of usable text"] < 1
 
 
 def test_an_asset_without_its_input_says_what_to_materialize(

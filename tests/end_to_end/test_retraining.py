@@ -223,13 +223,19 @@ def test_a_changed_recipe_trains_again_and_changed_back_it_uses_the_earlier_adap
     made = watched.dev.made()
     smaller = recipe | {"lora": recipe["lora"] | {"rank": 2}}
     (run,) = watched.dev.runs_for(lambda: watched.save_recipe(smaller))
-    assert (run.status, run.reason) == ("SUCCESS", "lora_adapter: the recipe changed (base, lora, training)")
+    assert (run.status, run.reason) == (
+        "SUCCESS",
+        "lora_adapter: the recipe changed (base, objectives, lora, training)",
+    )
     assert list(steps(watched.dev.address, run.id)) == ["lora_adapter", "adapter_evaluation", "released_adapter"]
     assert len(watched.dev.made().adapters - made.adapters) == 1
 
     made = watched.dev.made()
     (run,) = watched.dev.runs_for(lambda: watched.save_recipe(recipe))
-    assert (run.status, run.reason) == ("SUCCESS", "lora_adapter: the recipe changed (base, lora, training)")
+    assert (run.status, run.reason) == (
+        "SUCCESS",
+        "lora_adapter: the recipe changed (base, objectives, lora, training)",
+    )
     assert watched.dev.asset("lora_adapter").metadata["reused"] is True
     assert (watched.dev.made().adapters, watched.dev.made().trainings) == (made.adapters, made.trainings)
     assert watched.released == first

@@ -1,6 +1,5 @@
 """Every byte of the reports is in train, in held-out, or on the list of what was left out."""
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -11,10 +10,9 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, processors
 
 from ft_dagster.corpus import snapshot as snapshot_room
-from ft_dagster.corpus.chapter import Section
+from ft_dagster.corpus.chapter import Chapter, Section
 from ft_dagster.corpus.files import CorpusError
 from ft_dagster.corpus.ledger import LedgerError
 from ft_dagster.corpus.markdown import byte_length
@@ -23,11 +21,13 @@ from ft_dagster.corpus.shards import group_names
 from ft_dagster.corpus.snapshot import take_snapshot
 from ft_dagster.recipe import Corpus, Tokens
 from ft_dagster.store import Artifact, Store, StoreError, digest
-from ft_dagster.tokens import shard as shard_room
-from ft_dagster.tokens.dataset import all_documents, balance, dataset_shards, load_rows, load_shards, make_dataset
+from ft_dagster.tokens import table as table_room
+from ft_dagster.tokens.dataset import all_documents, dataset_shards, load_rows, load_shards, make_dataset
 from ft_dagster.tokens.documents import render
+from ft_dagster.tokens.figures import balance
 from ft_dagster.tokens.held_out import Pinned, Split
-from ft_dagster.tokens.shard import PackedShard, count_rows, pack_sections, rows_version, tokenized_texts
+from ft_dagster.tokens.shard import Known, PackedShard, Teaching, pack_chapters, tokenized_texts
+from ft_dagster.tokens.table import count_rows, rows_version
 from ft_dagster.tokens.tokenizer import DocumentTokenizer
 
 BLOCK = Tokens(block_length=16)
@@ -54,7 +54,8 @@ def section(chapter: str, title: str, level: int, lead: tuple[str, ...], text: s
 def packed(
     tokenizer: DocumentTokenizer, sections: Sequence[Section], split: Split = HELD_OUT, **known: Any
 ) -> PackedShard:
-    return pack_sections(sections, tokenizer, BLOCK.block_length, split, known)
+    chapters = [Chapter(section.chapter, [section]) for section in sections]
+    return pack_chapters(chapters, Teaching(tokenizer, BLOCK.block_length), split, Known(known))
 
 
 def listed(shard: PackedShard, split: str) -> list[dict[str, Any]]:
@@ -88,26 +89,6 @@ def joined(parts: list[list[int]]) -> list[int]:
 
 
 pytestmark = pytest.mark.usefixtures("without_waiting_for_the_disk")
-
-
-@pytest.fixture(scope="session")
-def tokenizer(tiny_base: Path) -> DocumentTokenizer:
-    return DocumentTokenizer(tiny_base)
-
-
-@pytest.fixture
-def letters(tmp_path: Path) -> Path:
-    """A tokenizer that knows a, b and blanks, begins texts with `<s>`, and calls all else unknown; as a folder."""
-    folder = tmp_path / "letters"
-    folder.mkdir()
-    vocabulary = {token: number for number, token in enumerate(["<unk>", "<s>", "</s>", "a", "b", " "])}
-    model = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>"))
-    model.add_special_tokens(["<unk>", "<s>", "</s>"])
-    model.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    model.save(str(folder / "tokenizer.json"))
-    config = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(config), "utf-8")
-    return folder
 
 
 @pytest.fixture
@@ -167,7 +148,7 @@ def test_rows_give_every_text_back_once(tokenizer: DocumentTokenizer, specs: lis
         train=sum(s.used_bytes for s in sections if s.chapter != "held"),
         held_out=sum(s.used_bytes for s in sections if s.chapter == "held"),
     )
-    assert shard.lost == 0
+    assert shard.left_out == {}
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -197,11 +178,11 @@ def test_texts_taken_back_out_of_rows_are_packed_as_if_they_were_tokenized_again
     split = Split(frozenset({share}), Pinned())
     again = packed(tokenizer, sections, split, **tokenized_texts(earlier.documents, earlier.rows))
     fresh = packed(tokenizer, sections, split)
-    assert (again.documents, again.rows, again.used, again.lost) == (
+    assert (again.documents, again.rows, again.used, again.left_out) == (
         fresh.documents,
         fresh.rows,
         fresh.used,
-        fresh.lost,
+        fresh.left_out,
     )
 
 
@@ -214,9 +195,9 @@ def test_the_same_tokens_within_other_boundaries_are_another_version(letters: Pa
 
 
 def test_the_same_pieces_in_other_rows_are_another_version(tokenizer: DocumentTokenizer) -> None:
-    sections = [section("train", "", 0, (), text) for text in ("a b", "c d")]
+    chapters = [Chapter("train", [section("train", "", 0, (), text) for text in ("a b", "c d")])]
     versions = {
-        rows_version(pack_sections(sections, tokenizer, length, HELD_OUT, {}).rows["train"]) for length in (5, 16)
+        rows_version(pack_chapters(chapters, Teaching(tokenizer, length), HELD_OUT).rows["train"]) for length in (5, 16)
     }
     assert len(versions) == 2
 
@@ -266,7 +247,7 @@ def test_a_text_that_cannot_be_tokenized_without_loss_is_refused_with_the_files_
 
 
 def test_a_token_that_is_in_no_row_is_noticed(tokenizer: DocumentTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shard_room, "pack", lambda lengths, capacity: [[0]])  # a packing that loses pieces
+    monkeypatch.setattr(table_room, "pack", lambda lengths, capacity: [[0]])  # a packing that loses pieces
     with pytest.raises(LedgerError, match="train: 46 tokens in documents, 5 in rows"):
         packed(tokenizer, [section(*FIRST), section(*HELD)])
 
@@ -391,11 +372,11 @@ def test_reports_with_text_on_one_side_only_are_refused(dataset_of: Make, only: 
 
 def test_a_ledger_that_does_not_balance_is_refused() -> None:
     corpus = {"bytes_in": 14, "left_out": {"draft": 3}}
-    assert balance(corpus, {"train": 9}, 2) == {
+    assert balance(corpus, {"train": 9}, {LOST: 2}) == {
         "bytes_in": 14,
         "train": 9,
         "held_out": 0,
         "left_out": {"draft": 3, LOST: 2},
     }
     with pytest.raises(LedgerError, match="does not balance: 14 bytes in, 13 accounted for"):
-        balance(corpus, {"train": 9, "held_out": 1}, 0)
+        balance(corpus, {"train": 9, "held_out": 1}, {})

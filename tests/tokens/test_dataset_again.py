@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -25,9 +26,11 @@ from ft_dagster.corpus.sections import (
 )
 from ft_dagster.corpus.shards import group_names
 from ft_dagster.corpus.snapshot import snapshot_files, take_snapshot
-from ft_dagster.recipe import Corpus, Tokens
+from ft_dagster.recipe import Corpus, Objectives, Tokens
 from ft_dagster.store import Artifact, Store, StoreError
+from ft_dagster.tokens.chat import CONTROL, ChatTokenizer
 from ft_dagster.tokens.dataset import (
+    TEXT,
     all_documents,
     choose_split,
     dataset_shards,
@@ -38,6 +41,7 @@ from ft_dagster.tokens.dataset import (
 )
 from ft_dagster.tokens.documents import render
 from ft_dagster.tokens.held_out import Pinned, Split
+from ft_dagster.tokens.rewriting import TOO_LONG
 from ft_dagster.tokens.tokenizer import DocumentTokenizer, EncodedText
 
 LIMIT = 3
@@ -79,8 +83,8 @@ class Reports:
     def sections(self) -> Artifact:
         return make_sections(take_snapshot(self.workspace, self.workspace / "files.db", self.store), Corpus())
 
-    def dataset(self, split: Split = HELD_OUT) -> Artifact:
-        return make_dataset(self.sections(), self.base, "the tiny base's", OPTIONS, split)
+    def dataset(self, split: Split = HELD_OUT, options: Tokens = OPTIONS, objectives: Objectives = TEXT) -> Artifact:
+        return make_dataset(self.sections(), self.base, "the tiny base's", options, split, objectives)
 
 
 # Whatever is edited
@@ -193,6 +197,60 @@ def test_what_is_made_after_edits_is_what_is_made_from_nothing(
             assert_same_dataset(reports.dataset(split), other.dataset(split))
 
 
+PAIR = st.tuples(
+    st.sampled_from(["new", "newer", "</s>"]), st.sampled_from(["was", "was other", "<s>", "was " * 300, None, 5])
+)
+REWRITTEN = st.one_of(
+    st.tuples(st.sampled_from("abcde"), st.lists(PAIR, max_size=3)),
+    st.tuples(st.sampled_from("abcde"), st.none()),
+)
+
+
+def rewritten(name: str, pairs: Sequence[tuple[str, Any]]) -> tuple[str, str]:
+    """Path and text of a report of (improved, original)."""
+    sections = {
+        f"S{number}": {
+            "improved": f"{text}, {name} {number}\n\n## Sub {number}\n\nsub {name} {number}",
+            "original": original,
+        }
+        for number, (text, original) in enumerate(pairs)
+    }
+    return f"outputs/consolidated/{name}.json", json.dumps({"sections": sections})
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(edits=st.lists(REWRITTEN, min_size=1, max_size=5), text=st.sampled_from([0.0, 1.0]))
+def test_pairs_that_are_taught_after_edits_are_those_that_are_made_from_nothing(
+    tiny_base: Path, edits: list[Any], text: float
+) -> None:
+    options, objectives = Tokens(block_length=200, held_out=0.3), Objectives(text=text, rewrite=1.0)
+    files = dict(rewritten(name, [("new", "was"), ("new", "was")]) for name in "abcde")
+    files[path_of("prose")] = "Prose.\n\n## Sub 0\n\nsub b 0"
+    pinned = Pinned()
+    with TemporaryDirectory() as folder:
+        reports = Reports(Path(folder), tiny_base)
+        for number, edit in enumerate([None, *edits]):
+            if edit:
+                path, content = rewritten(edit[0], edit[1] or [])
+                files |= {path: content}
+                if edit[1] is None:
+                    del files[path]
+            reports.put(files)
+            other = Reports(Path(folder) / f"from nothing {number}", tiny_base)
+            other.put(files)
+            made, fresh = reports.sections(), other.sections()
+            assert_same_sections(made, fresh)
+            try:
+                split = choose_split(made, options, pinned, objectives)
+                dataset = reports.dataset(split, options, objectives)
+            except CorpusError as error:  # no pair is left on one side
+                with pytest.raises(CorpusError, match=re.escape(str(error))):
+                    other.dataset(choose_split(fresh, options, pinned, objectives), options, objectives)
+                continue
+            pinned = split.pinned
+            assert_same_dataset(dataset, other.dataset(split, options, objectives))
+
+
 # What an edit costs
 
 
@@ -247,6 +305,28 @@ def test_only_the_section_that_changed_is_tokenized_and_only_its_group_is_writte
     assert {name for name in NAMES if after[name] != before[name]} == {
         name for name in NAMES if before[name] == before["c7"]
     }
+
+
+def test_only_pairs_that_changed_are_rendered_and_those_that_cannot_be_taught_are_remembered(
+    reports: Reports, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    encode = ChatTokenizer.encode
+
+    def counted(chat: ChatTokenizer, batch: Sequence[tuple[str, str]]) -> list[Any]:
+        asked.extend(answer.split()[-2] for _, answer in batch)
+        return encode(chat, batch)
+
+    monkeypatch.setattr(ChatTokenizer, "encode", counted)
+    files = dict(rewritten(name, [("new", "was"), ("new", "was " * 300), ("</s>", "was")]) for name in NAMES)
+    reports.put(files)
+    options, objectives = Tokens(block_length=200), Objectives(rewrite=1.0)
+    assert reports.dataset(HELD_OUT, options, objectives).about["pairs"]["left_out"] == {TOO_LONG: 12, CONTROL: 12}
+    assert sorted(asked) == sorted([*NAMES, *NAMES, *NAMES])
+    asked.clear()
+    reports.put(files | dict([rewritten("c5", [("newer", "was"), ("new", "was " * 300), ("</s>", "was")])]))
+    assert reports.dataset(HELD_OUT, options, objectives).about["pairs"]["left_out"] == {TOO_LONG: 12, CONTROL: 12}
+    assert asked == ["c5"]
 
 
 def test_a_chapter_that_divides_its_group_is_the_only_one_that_is_tokenized(

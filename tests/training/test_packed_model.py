@@ -18,9 +18,9 @@ from ft_dagster.training.packed_model import PackedModel
 from ft_dagster.training.rows import collate
 
 ROWS = [
-    {"input_ids": list(range(3, 43)), "lengths": [10, 1, 29]},
-    {"input_ids": list(range(60, 95)), "lengths": [35]},
-    {"input_ids": list(range(200, 238)), "lengths": [19, 19]},
+    {"input_ids": list(range(3, 43)), "lengths": [10, 1, 29], "prompts": [1, 1, 1]},
+    {"input_ids": list(range(60, 95)), "lengths": [35], "prompts": [1]},
+    {"input_ids": list(range(200, 238)), "lengths": [19, 19], "prompts": [1, 1]},
 ]
 
 
@@ -97,7 +97,7 @@ def test_a_piece_in_a_packed_row_is_read_as_it_is_alone(
     for index, row in enumerate(ROWS):
         start = 0
         for length in row["lengths"]:
-            piece = {"input_ids": row["input_ids"][start : start + length], "lengths": [length]}
+            piece = {"input_ids": row["input_ids"][start : start + length], "lengths": [length], "prompts": [1]}
             alone = model.token_nats(collate([piece], 2))[0]
             assert torch.allclose(together[index, start : start + length], alone, atol=1e-4)
             start += length
@@ -124,7 +124,7 @@ def test_in_low_precision_and_in_4_bit_too_a_piece_is_read_as_it_is_alone(
     for index, row in enumerate(ROWS):
         start = 0
         for length in row["lengths"]:
-            piece = {"input_ids": row["input_ids"][start : start + length], "lengths": [length]}
+            piece = {"input_ids": row["input_ids"][start : start + length], "lengths": [length], "prompts": [1]}
             alone = model.token_nats(collate([piece], 2))[0]
             assert torch.allclose(together[index, start : start + length], alone, atol=tolerance)
             start += length
@@ -142,7 +142,7 @@ def test_however_rows_are_batched_and_padded_the_gradients_are_the_same(
     for row in ROWS:
         start = 0
         for length in row["lengths"]:
-            pieces.append({"input_ids": row["input_ids"][start : start + length], "lengths": [length]})
+            pieces.append({"input_ids": row["input_ids"][start : start + length], "lengths": [length], "prompts": [1]})
             start += length
     assert largest_difference(gradients(model, pieces), at_once) < 1e-4  # one piece a row, padded to the longest
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +26,6 @@ from ft_dagster.training.progress import TrainingError
 from ft_dagster.training.request import RESULT, WEIGHTS, TrainingRequest, training_key
 from ft_dagster.training.rows import IGNORED, collate
 from ft_dagster.training.train import train
-
-
-def test_rows_become_tensors_with_positions_and_labels_by_piece() -> None:
-    rows = [{"input_ids": [5, 6, 7, 8, 9], "lengths": [2, 3]}, {"input_ids": [4, 3], "lengths": [2]}]
-    batch = collate(rows, pad_id=2)
-    assert batch["input_ids"].tolist() == [[5, 6, 7, 8, 9], [4, 3, 2, 2, 2]]
-    assert batch["position_ids"].tolist() == [[0, 1, 0, 1, 2], [0, 1, 0, 1, 2]]
-    assert batch["labels"].tolist() == [[IGNORED, 6, IGNORED, 8, 9], [IGNORED, 3, IGNORED, IGNORED, IGNORED]]
 
 
 def test_every_token_of_every_train_document_but_its_first_is_supervised_once(dataset: Path) -> None:
@@ -62,6 +55,52 @@ def test_every_supervised_token_reaches_the_loss_once_an_epoch_and_every_step_is
     nats = sum(PackedModel(model, recipe).summed_nats(collate([row], 2)).item() for row in rows)
     steps = result["history"]
     assert sum(step["loss"] * step["supervised_tokens"] for step in steps) == pytest.approx(2 * nats, rel=1e-3)
+
+
+def test_rewriting_teaches_the_answers_and_their_ends_and_no_token_of_a_prompt(
+    make_dataset: Callable[..., Path], tiny_base: Path
+) -> None:
+    pairs = {n: {"original": f"{n} as it was", "improved": f"{n} as it is"} for n in "ABCDE"}
+    reports = {"train": {"sections": pairs}, "held": {"sections": {"F": {"original": "was", "improved": "is"}}}}
+    dataset = make_dataset(reports, held_out=["held"], block_length=256, text=0.0, rewrite=1.0)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_base)
+    taught: list[str] = []
+    for row in load_rows(Artifact.open(dataset), "train"):
+        labels = collate([row], 2)["labels"][0]
+        supervised = labels[labels != IGNORED]
+        assert (supervised == torch.tensor(row["input_ids"])[labels != IGNORED]).all()
+        taught += tokenizer.decode(supervised).split("</s>")[:-1]
+    assert sorted(taught) == [f"[assistant] ## {n}\n\n{n} as it is" for n in "ABCDE"]
+
+
+@pytest.mark.parametrize("objectives", [{"rewrite": 1.0}, {"text": 0.0, "rewrite": 1.0}, {"text": 0.5, "rewrite": 4.0}])
+def test_the_loss_of_a_step_is_the_mean_over_its_tokens_as_their_objectives_weigh(
+    make_dataset: Callable[..., Path],
+    request_for: Callable[..., TrainingRequest],
+    tmp_path: Path,
+    objectives: dict[str, float],
+) -> None:
+    pairs = {n: {"original": f"{n} as it was", "improved": f"{n} as it is"} for n in "ABCDE"}
+    reports = {"train": {"sections": pairs}, "held": {"sections": {"F": {"original": "was", "improved": "is"}}}}
+    dataset = make_dataset(reports, held_out=["held"], block_length=128, **objectives)
+    rows = load_rows(Artifact.open(dataset), "train")
+    options = {"epochs": 1, "rows_per_device": 1, "rows_per_step": len(rows), "learning_rate": 1e-12}
+    request = replace(request_for(objectives=objectives, lora={"dropout": 0.0}, training=options), dataset=str(dataset))
+    (step,) = train(request, lambda _: None)["history"]
+    recipe = request.resolved_recipe()
+    model = add_adapter(load_base(request.prepared_base(), recipe, tmp_path), request.prepared_base(), recipe)
+    packed = PackedModel(model, recipe)
+    total, weight = 0.0, 0.0
+    for row in rows:
+        start = 0
+        for length, prompt, objective in zip(row["lengths"], row["prompts"], row["objectives"], strict=True):
+            ids = row["input_ids"][start : start + length]
+            piece = {"input_ids": ids, "lengths": [length], "prompts": [prompt]}
+            each = (recipe.objectives.text, recipe.objectives.rewrite)[objective]
+            total += each * packed.summed_nats(collate([piece], 2)).item()
+            weight += each * (length - prompt)
+            start += length
+    assert step["loss"] == pytest.approx(total / weight, rel=1e-3)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -141,7 +180,10 @@ def test_a_loss_that_is_not_a_number_ends_training_and_says_what_to_change(
 def test_a_dataset_without_a_supervised_token_is_refused_before_the_model_is_loaded(
     request_for: Callable[..., TrainingRequest], tmp_path: Path
 ) -> None:
-    rows, store = pa.table({"input_ids": [[5, 6]], "lengths": [[1, 1]]}), Store(tmp_path / "single")
+    rows, store = (
+        pa.table({"input_ids": [[5, 6]], "lengths": [[1, 1]], "prompts": [[1, 1]]}),
+        Store(tmp_path / "single"),
+    )
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, rows.schema) as writer:
         writer.write_table(rows)
@@ -170,7 +212,8 @@ def test_the_key_changes_with_whatever_decides_the_weights_and_with_nothing_else
     key = training_key("dataset", {"weights": "w"}, recipe)
     assert key != training_key("other dataset", {"weights": "w"}, recipe)
     assert key != training_key("dataset", {"weights": "v"}, recipe)
-    assert key != training_key("dataset", {"weights": "w"}, resolve_recipe(tiny_recipe | {"lora": {"rank": 5}}))
+    for part in ({"lora": {"rank": 5}}, {"objectives": {"rewrite": 0.5}}):
+        assert key != training_key("dataset", {"weights": "w"}, resolve_recipe(tiny_recipe | part))
     elsewhere = tiny_recipe | {"name": "other", "evaluation": {"sample_tokens": 1}, "release": {"minimum_gain": 0.5}}
     assert key == training_key("dataset", {"weights": "w"}, resolve_recipe(elsewhere))
 

@@ -1,0 +1,28 @@
+"""Which change of a recipe makes which stage stale."""
+
+from typing import Any
+
+import pytest
+
+from ft_dagster.defs.stages import STAGES
+from ft_dagster.recipe import resolve_recipe
+
+
+def changed(tiny_recipe: dict[str, Any], before: dict[str, float], after: dict[str, float]) -> list[str]:
+    """The stages that another choice of objectives concerns."""
+    one, other = (resolve_recipe(tiny_recipe | {"objectives": objectives}) for objectives in (before, after))
+    return [stage.name for stage in STAGES if stage.recipe_hash(one) != stage.recipe_hash(other)]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "stages"),
+    [
+        ({"rewrite": 0.5}, {"rewrite": 0.25}, ["lora_adapter"]),
+        ({}, {"rewrite": 0.5}, ["tokenized_dataset", "lora_adapter"]),
+        ({"rewrite": 1.0}, {"text": 0.0, "rewrite": 1.0}, ["tokenized_dataset", "lora_adapter"]),
+    ],
+)
+def test_what_objectives_weigh_concerns_training_and_which_are_taught_the_dataset_too(
+    tiny_recipe: dict[str, Any], before: dict[str, float], after: dict[str, float], stages: list[str]
+) -> None:
+    assert changed(tiny_recipe, before, after) == stages
