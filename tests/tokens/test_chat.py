@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, normalizers
 from transformers import AutoTokenizer
 
 from ft_dagster.base import prepare_base
@@ -119,6 +120,22 @@ def test_where_prompt_and_answer_share_a_token_the_prompt_stays_what_generation_
     found = encode(folders["prompted"], "Say.", answer)
     assert found.prompt == ids_of(tokenizer, "Say.")
     assert tokenizer.decode(found.answer) == f"{answer}</s>"
+
+
+def test_an_answer_has_the_tokens_that_it_has_after_its_prompt(tmp_path: Path) -> None:
+    vocabulary = {token: number for number, token in enumerate(["<unk>", "<s>", "</s>", "a", "b", "▁", "▁a", "▁b"])}
+    model = Tokenizer(models.BPE(vocabulary, [("▁", "a"), ("▁", "b")], unk_token="<unk>"))
+    model.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    model.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse()])
+    model.add_special_tokens(["<unk>", "<s>", "</s>"])
+    model.save(str(tmp_path / "tokenizer.json"))
+    config = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    answered = "{{ m.content if loop.first else ' ' + m.content + eos_token }}"
+    template = "{{ bos_token }}{% for m in messages %}" + answered + "{% endfor %}"
+    (tmp_path / "chat_template.jinja").write_text(template)
+    found = encode(tmp_path, "a", "b")  # alone, the answer would begin with one more blank
+    assert (found.prompt, found.answer) == ([1, 6], [7, 2])
 
 
 def test_where_a_template_writes_no_end_the_answer_ends_with_the_tokenizer_s(tiny_base: Path, tmp_path: Path) -> None:

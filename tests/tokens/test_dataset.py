@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -27,7 +28,7 @@ from ft_dagster.tokens.documents import render
 from ft_dagster.tokens.figures import balance
 from ft_dagster.tokens.held_out import Pinned, Split
 from ft_dagster.tokens.shard import Known, PackedShard, Teaching, pack_chapters, tokenized_texts
-from ft_dagster.tokens.table import count_rows, rows_version
+from ft_dagster.tokens.table import PlacedPiece, count_rows, pack_pieces, rows_version
 from ft_dagster.tokens.tokenizer import DocumentTokenizer
 
 BLOCK = Tokens(block_length=16)
@@ -192,6 +193,13 @@ def test_the_same_tokens_within_other_boundaries_are_another_version(letters: Pa
     one, two = (packed(tokenizer, [section("train", "", 0, (), text) for text in texts]) for texts in (["bab"], "bb"))
     assert one.rows["train"]["input_ids"].to_pylist() == two.rows["train"]["input_ids"].to_pylist() == [[4, 3, 4, 3]]
     assert versions(one)[0] != versions(two)[0]
+
+
+def test_the_same_tokens_with_another_prompt_or_objective_are_another_version() -> None:
+    def version(prompt: int, objective: str) -> str:
+        return rows_version(pack_pieces([PlacedPiece(("", 0), 0, np.arange(4), prompt, objective)], 16))
+
+    assert len({version(1, "text"), version(2, "text"), version(1, "rewrite")}) == 3
 
 
 def test_the_same_pieces_in_other_rows_are_another_version(tokenizer: DocumentTokenizer) -> None:

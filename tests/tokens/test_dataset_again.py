@@ -42,6 +42,7 @@ from ft_dagster.tokens.dataset import (
 from ft_dagster.tokens.documents import render
 from ft_dagster.tokens.held_out import Pinned, Split
 from ft_dagster.tokens.rewriting import TOO_LONG
+from ft_dagster.tokens.shard import NOT_WHOLE
 from ft_dagster.tokens.tokenizer import DocumentTokenizer, EncodedText
 
 LIMIT = 3
@@ -327,6 +328,16 @@ def test_only_pairs_that_changed_are_rendered_and_those_that_cannot_be_taught_ar
     reports.put(files | dict([rewritten("c5", [("newer", "was"), ("new", "was " * 300), ("</s>", "was")])]))
     assert reports.dataset(HELD_OUT, options, objectives).about["pairs"]["left_out"] == {TOO_LONG: 12, CONTROL: 12}
     assert asked == ["c5"]
+
+
+def test_a_pair_that_was_not_whole_is_taught_when_it_is(reports: Reports) -> None:
+    files = dict(rewritten(name, [("new", "was")]) for name in ("b", "c2"))
+    options, objectives = Tokens(block_length=200), Objectives(rewrite=1.0)
+    reports.put(files | {path_of("a"): "## Elsewhere\n\nsub b 0"})
+    assert reports.dataset(HELD_OUT, options, objectives).about["pairs"]["left_out"] == {NOT_WHOLE: 1}
+    reports.put(files)
+    pairs = reports.dataset(HELD_OUT, options, objectives).about["pairs"]
+    assert (pairs["train"], pairs["held_out"], pairs["left_out"]) == (1, 1, {})
 
 
 def test_a_chapter_that_divides_its_group_is_the_only_one_that_is_tokenized(
