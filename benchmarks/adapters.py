@@ -58,9 +58,10 @@ class Workbench:
         """The dataset of the chapters as they are now; what is held out stays so."""
         snapshot = take_snapshot(self.folder, self.folder / "files.db", self.store)
         sections = make_sections(snapshot, recipe.corpus)
-        split = choose_split(sections, recipe.tokens, self.pinned)
+        tokens, objectives = recipe.tokens, recipe.objectives
+        split = choose_split(sections, tokens, self.pinned, objectives)
         self.pinned = split.pinned
-        return make_dataset(sections, Path(self.base.folder), self.base.tokenizer, recipe.tokens, split)
+        return make_dataset(sections, Path(self.base.folder), self.base.tokenizer, tokens, split, objectives)
 
     def train(self, dataset: Artifact, recipe: Recipe, **more: Any) -> Made:
         """Make an adapter in a process of its own, unless it was made in this folder before."""
