@@ -42,6 +42,7 @@ check: $(READY) ## Style, types, import rules, definitions
 REPORTS ?= examples/chapter_markdowns
 SIZES ?= 100 1000 10000 100000
 bench: $(READY) ## The benchmarks, as tables in benchmarks/results/ (about an hour; SIZES and REPORTS choose)
+	PYTHONPATH=. $(BIN)/python benchmarks/memory.py
 	PYTHONPATH=. $(BIN)/python benchmarks/tokenizing.py --reports $(REPORTS)
 	PYTHONPATH=. $(BIN)/python benchmarks/incremental.py --reports $(REPORTS) $(SIZES)
 

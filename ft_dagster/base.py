@@ -221,6 +221,17 @@ def _describe(name: str, folder: Path, weights: bool) -> PreparedBase:
     )
 
 
+def model_config(folder: Path) -> dict[str, Any]:
+    """What config.json says of the computation. Raises BaseModelError where there is none."""
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+    except FileNotFoundError:
+        raise BaseModelError(f"{folder} has no config.json.") from None
+    for noise in ("transformers_version", "_name_or_path"):  # who wrote it and where
+        config.pop(noise, None)
+    return config
+
+
 def chat_template(folder: Path) -> str:
     """The chat template of a tokenizer folder, or nothing."""
     file = folder / "chat_template.jinja"
@@ -246,12 +257,7 @@ def _weights_hash(folder: Path) -> str:
     files = sorted(folder.glob("model*.safetensors"))
     if not files:
         raise BaseModelError(f"{folder} holds no model*.safetensors weights.")
-    if not (folder / "config.json").is_file():
-        raise BaseModelError(f"{folder} has no config.json.")
-    config = json.loads((folder / "config.json").read_bytes())
-    for noise in ("transformers_version", "_name_or_path"):  # who wrote it and where, not what the model computes
-        config.pop(noise, None)
-    return digest([config, *([path.name, _known_digest(path)] for path in files)])
+    return digest([model_config(folder), *([path.name, _known_digest(path)] for path in files)])
 
 
 def _read_card(folder: Path) -> dict[str, str] | None:

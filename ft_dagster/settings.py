@@ -86,6 +86,11 @@ class Settings(BaseSettings):
         return self.state / "held_out.json"
 
     @property
+    def speeds(self) -> Path:
+        """What trainings took on this machine, by what decides it."""
+        return self.state / "speeds"
+
+    @property
     def store_root(self) -> Path:
         return self.workspace / self.store.expanduser()
 

@@ -91,6 +91,7 @@ def _request(
         logs=str(settings.logs),
         offload=str(settings.offload),
         locks=str(settings.cache / "locks"),
+        speeds=str(settings.speeds),
         lineage={
             "dataset": dataset.about["version"],
             "made_from": dataset.about["made_from"] | {TOKENIZED_DATASET.name: dataset.key},
@@ -107,6 +108,13 @@ def _take_in(store: Store, key: str, attempt: Path) -> Artifact:
     artifact = store.take_in(LORA_ADAPTER.name, key, attempt / "adapter", result)
     shutil.rmtree(attempt)  # its checkpoints are of no use any more
     return artifact
+
+
+def _estimated(estimate: dict[str, float | None]) -> dict[str, float]:
+    """What was said before training, as metadata to set beside what it took."""
+    memory, seconds = estimate.get("memory_bytes"), estimate.get("seconds")
+    found = {"estimated memory (GiB)": memory / 2**30 if memory else None, "estimated seconds": seconds}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _describe(artifact: Artifact, recipe: Recipe, reused: bool, dataset: Artifact) -> dg.MaterializeResult:
@@ -130,6 +138,7 @@ def _describe(artifact: Artifact, recipe: Recipe, reused: bool, dataset: Artifac
             "tokens per second": float(about["tokens_per_second"] or 0.0),
             "seconds since resume": about["seconds_since_resume"],
             "peak memory (GiB)": about["peak_memory_bytes"] / 2**30,
+            **_estimated(about.get("estimate", {})),
             "trainable parameters": about["trainable_parameters"],
             "device": about["device"],
             "base": recipe.base.model,

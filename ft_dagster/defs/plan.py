@@ -22,6 +22,7 @@ from ft_dagster.corpus.index import Scan, scan_reports
 from ft_dagster.corpus.ledger import LedgerError
 from ft_dagster.corpus.sections import make_sections, unreadable_rows
 from ft_dagster.corpus.snapshot import is_snapshot, keep_contents, snapshot_files, write_snapshot
+from ft_dagster.defs.cost import TrainingCost, training_cost
 from ft_dagster.defs.stages import (
     ADAPTER_EVALUATION,
     ARTIFACT,
@@ -98,7 +99,9 @@ class Plan:
     steps: int | None = None
     """Optimizer steps; 0 if no training is due."""
     seconds: float | None = None
-    """Estimated time of training and evaluation, from those before; None before the first."""
+    """Estimated time of training and evaluation, from those measured before; None before the first."""
+    training: TrainingCost | None = None
+    """What the training alone will take; None if none is due."""
 
     @property
     def nothing_to_do(self) -> bool:
@@ -141,7 +144,7 @@ def make_plan(instance: dg.DagsterInstance, workspace: Workspace, scan: Scan | N
             tried = _Trial(made, workspace, Overlay(workspace.store, Path(scratch)), now).run(scan, dict(stale))
         plan.exact = tried is not None
         plan.stages = tried.stages if tried else [_as_found(stage, reason) for stage, reason in stale]
-        _count(plan, made, workspace.store, recipe, tried, scan)
+        _count(plan, made, workspace, recipe, tried, scan)
     return plan
 
 
@@ -265,11 +268,10 @@ class _Trial:
 
 
 def _count(
-    plan: Plan, made: Materializations, store: Store, recipe: Recipe, tried: _Outcome | None, scan: Scan
+    plan: Plan, made: Materializations, workspace: Workspace, recipe: Recipe, tried: _Outcome | None, scan: Scan
 ) -> None:
     """Fill in whether training is due, and how much it is."""
     outcomes = {stage.stage: stage.outcome for stage in plan.stages}
-    adapter = _artifact(made, store, LORA_ADAPTER)
     plan.trains = outcomes.get(LORA_ADAPTER.name) in ("runs", "if needed")
     if tried and tried.dataset is None:
         plan.steps = 0
@@ -277,16 +279,16 @@ def _count(
     if tried and tried.dataset:
         rows, plan.train_tokens = (tried.dataset.about["splits"]["train"][name] for name in ("rows", "tokens"))
     else:
-        plan.train_tokens = _guess_tokens(_artifact(made, store, TOKENIZED_DATASET), scan)
+        plan.train_tokens = _guess_tokens(_artifact(made, workspace.store, TOKENIZED_DATASET), scan)
         rows = math.ceil(plan.train_tokens / recipe.tokens.block_length)
     plan.steps = optimizer_steps(rows, recipe) if plan.trains else 0
-    evaluation = _artifact(made, store, ADAPTER_EVALUATION)
-    if evaluation is None or adapter is None:
-        return
-    speed = adapter.about["tokens_per_second"]
-    training = plan.train_tokens * recipe.training.epochs / speed if plan.trains and speed else 0.0
-    measuring = outcomes.get(ADAPTER_EVALUATION.name) in ("runs", "if needed")
-    plan.seconds = training + (evaluation.about["seconds"] if measuring else 0.0)
+    if plan.trains:
+        plan.training = training_cost(workspace.settings, recipe, plan.train_tokens * recipe.training.epochs)
+    seconds = plan.training.seconds if plan.training else 0.0
+    evaluation = _artifact(made, workspace.store, ADAPTER_EVALUATION)
+    if seconds is not None and evaluation is not None:
+        measuring = outcomes.get(ADAPTER_EVALUATION.name) in ("runs", "if needed")
+        plan.seconds = seconds + (evaluation.about["seconds"] if measuring else 0.0)
 
 
 def optimizer_steps(rows: int, recipe: Recipe) -> int:

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ft_dagster.defs.clean import Removable
+from ft_dagster.defs.cost import TrainingCost
 from ft_dagster.defs.plan import Plan
 from ft_dagster.defs.stages import (
     ADAPTER_EVALUATION,
@@ -98,10 +99,21 @@ def _cost(plan: Plan) -> str:
     about = "" if plan.exact else "about "
     if not plan.trains:
         return "No training."
-    time = "time not known before a first training"
-    if plan.seconds is not None:
-        time = f"about {max(1, round(plan.seconds / 60))} min, at the speed of the last training"
-    return f"Training: {about}{plan.train_tokens:,} tokens an epoch, {about}{plan.steps:,} optimizer steps; {time}."
+    time = "time not known before a first training of this kind"
+    if plan.seconds is not None and plan.training:
+        time = (
+            f"about {max(1, round(plan.seconds / 60))} min, at the speed last measured on {plan.training.measured_on}"
+        )
+    steps = f"Training: {about}{plan.train_tokens:,} tokens an epoch, {about}{plan.steps:,} optimizer steps; {time}."
+    return f"{steps}\n{_memory(plan.training)}" if plan.training else steps
+
+
+def _memory(cost: TrainingCost) -> str:
+    if cost.memory_bytes is None:
+        return f"Memory: no estimate, {cost.problem}."
+    measured = f"; {cost.measured_memory_bytes / 2**30:.1f} GiB the last time" if cost.measured_memory_bytes else ""
+    problem = f" {cost.problem}" if cost.problem else ""
+    return f"Memory: about {cost.memory_bytes / 2**30:.1f} GiB at the peak{measured}.{problem}"
 
 
 def print_removable(removable: Removable, console: Console) -> None:

@@ -14,6 +14,11 @@ def device() -> torch.device:
     return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 
 
+def device_name() -> str:
+    """The GPU's name, or `cpu`."""
+    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else "cpu"
+
+
 def one_process_a_device(locks: Path) -> FileLock:
     """A lock that the process holds while it computes on its device; it goes with the process, however that ends."""
     name = f"cuda-{torch.cuda.get_device_properties(0).uuid}" if torch.cuda.is_available() else "cpu"

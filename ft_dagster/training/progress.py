@@ -38,6 +38,8 @@ class Progress(TrainerCallback):
         self.tell = tell
         self.history: list[dict[str, Any]] = []
         self.began = time.monotonic()
+        self.expected_seconds: float | None = None
+        """What a trial before training said, until steps say it."""
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -78,7 +80,7 @@ class Progress(TrainerCallback):
     def _write(self, state: TrainerState, row: dict[str, Any]) -> None:
         done = state.global_step - self.first_step
         elapsed = time.monotonic() - self.began
-        remaining = elapsed / done * (state.max_steps - state.global_step) if done else None
+        remaining = elapsed / done * (state.max_steps - state.global_step) if done else self.expected_seconds
         content = {
             "at": time.time(),
             "step": state.global_step,

@@ -60,6 +60,8 @@ class TrainingRequest:
     start: str | None = None
     """Folder of the adapter to go on from, with its manifest; None for a fresh one."""
     threads: int | None = None
+    speeds: str | None = None
+    """Folder where it is remembered what trainings took; None where it is not."""
 
     def prepared_base(self) -> PreparedBase:
         return PreparedBase(**self.base)

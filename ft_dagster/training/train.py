@@ -23,19 +23,23 @@ from transformers import (
 )
 from transformers.trainer import TRAINER_STATE_NAME
 
+from ft_dagster.base import model_config
 from ft_dagster.recipe import Recipe
 from ft_dagster.store import Artifact, write_atomically
 from ft_dagster.tokens.dataset import load_rows, load_shards
 from ft_dagster.training.checkpoints import CompleteCheckpoints, StopOnSignal, last_complete
-from ft_dagster.training.device import device, one_process_a_device
+from ft_dagster.training.device import device, device_name, one_process_a_device
 from ft_dagster.training.early_stopping import EarlyStopping
 from ft_dagster.training.manifest import read_manifest, write_manifest
+from ft_dagster.training.memory import require_memory
 from ft_dagster.training.model import add_adapter, load_base, trainable_parameters
 from ft_dagster.training.packed_model import PackedModel
+from ft_dagster.training.probe import Probe, Trial, fullest
 from ft_dagster.training.progress import Progress, TrainingError, peak_memory
 from ft_dagster.training.request import CODE_VERSION, RESULT, TrainingRequest
 from ft_dagster.training.rows import IGNORED, collate, loss_weights
 from ft_dagster.training.scoring import score
+from ft_dagster.training.speeds import Speed, remember_speed, speed_key
 from ft_dagster.training.start import go_on_from, known_sections, rows_to_learn
 
 log = logging.getLogger(__name__)
@@ -137,6 +141,8 @@ class _Training:
     def run(self) -> dict[str, Any]:
         if sum(len(row["input_ids"]) - sum(row["prompts"]) for row in self.rows) == 0:
             raise TrainingError("No token of the dataset is supervised, so there is nothing to learn from.")
+        memory = require_memory(self.base, self.recipe)
+        self.estimate: dict[str, float | None] = {"memory_bytes": memory.total if memory else None, "seconds": None}
         began = time.monotonic()
         tokenizer = AutoTokenizer.from_pretrained(self.base.folder)
         model = add_adapter(load_base(self.base, self.recipe, Path(self.request.offload)), self.base, self.recipe)
@@ -179,10 +185,13 @@ class _Training:
             "measuring_seconds_since_resume": stopping.seconds if stopping else 0.0,
             "tokens_per_second": progress.history[-1]["tokens_per_second"] if progress.history else None,
             "peak_memory_bytes": peak_memory(),
+            "estimate": self.estimate,
             "trainable_parameters": trainable_parameters(model, self.recipe.lora),
-            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+            "device": device_name(),
             **self._prove(model, adapter),
         }
+        if result["tokens_per_second"]:
+            self._remember(result["tokens_per_second"], result["peak_memory_bytes"])
         write_atomically(self.attempt / RESULT, json.dumps(result, indent=1))
         return result
 
@@ -243,6 +252,8 @@ class _Training:
             label_names=["labels"],
             disable_tqdm=True,
         )
+        trial = collate(fullest(self.rows, options.rows_per_device), rows.pad_id)
+        probe = Probe(trial, packed.summed_nats, lambda trial: self._tried(trial, progress))
         trainer = _PackedTrainer(
             packed,
             model=packed.model,
@@ -250,10 +261,24 @@ class _Training:
             train_dataset=self.rows,
             data_collator=rows,
             processing_class=tokenizer,
-            callbacks=[progress, *filter(None, [stopping]), CompleteCheckpoints(), self.stop],
+            callbacks=[probe, progress, *filter(None, [stopping]), CompleteCheckpoints(), self.stop],
         )
         trainer.remove_callback(PrinterCallback)  # progress says the same
         return trainer
+
+    def _tried(self, trial: Trial, progress: Progress) -> None:
+        """Say how long training will take, before its first step."""
+        progress.expected_seconds = self.estimate["seconds"] = trial.seconds_of_training
+        self._remember(trial.tokens / trial.seconds, trial.peak_memory_bytes)
+        log.info("A full batch took %.1f s, so training takes up to %.0f s.", trial.seconds, trial.seconds_of_training)
+        told = {"estimated_seconds": trial.seconds_of_training, "peak_memory_bytes": trial.peak_memory_bytes}
+        self.tell(told | {"estimated_memory_bytes": self.estimate["memory_bytes"]})
+
+    def _remember(self, tokens_per_second: float, peak_memory_bytes: int) -> None:
+        if self.request.speeds is None:
+            return
+        key = speed_key(model_config(Path(self.base.folder)), self.recipe, self.request.threads)
+        remember_speed(Path(self.request.speeds), key, Speed(tokens_per_second, peak_memory_bytes, device_name()))
 
     def _history(self, trainer: Trainer) -> list[dict[str, float]]:
         """Loss, learning rate and supervised tokens of every step, those before a resume included."""

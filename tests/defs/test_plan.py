@@ -9,10 +9,12 @@ import dagster as dg
 import pytest
 import yaml
 from graphs import run
+from rich.console import Console
 
 from ft_dagster.base import EMBEDDED
 from ft_dagster.defs.plan import Plan, make_plan, optimizer_steps
 from ft_dagster.defs.stages import STAGES
+from ft_dagster.defs.summary import print_plan
 from ft_dagster.defs.workspace import Workspace
 from ft_dagster.recipe import resolve_recipe
 
@@ -164,6 +166,51 @@ def test_before_the_base_model_is_on_the_machine_figures_are_estimates_and_say_s
     assert not plan.exact and plan.trains and plan.seconds is None
     assert plan.train_tokens == pytest.approx(sum(path.stat().st_size for path in chapters) / 4, abs=1)
     assert [stage.kind for stage in plan.stages] == ["missing"] * len(STAGES)
+    assert plan.training is not None and plan.training.memory_bytes is None
+    assert plan.training.problem == "the base model is not on this machine yet"
+
+
+def test_the_plan_says_what_training_takes_by_the_formula_and_as_it_was_measured(
+    up_to_date: dg.DagsterInstance, workspace: Path, tiny_recipe: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    edit(train_chapter(workspace))
+    plan = planned(up_to_date)
+    cost = plan.training
+    assert cost is not None and cost.memory_bytes == sum(cost.memory_parts.values()) > 0
+    assert cost.measured_memory_bytes and cost.measured_on == "cpu" and cost.problem is None
+    assert cost.seconds and plan.seconds and plan.seconds > cost.seconds
+    assert json.loads(json.dumps(plan.to_json()))["training"]["memory_bytes"] == cost.memory_bytes
+    print_plan(plan, Console())
+    shown = capsys.readouterr().out
+    assert "at the speed last measured on cpu" in shown
+    assert f"Memory: about {cost.memory_bytes / 2**30:.1f} GiB at the peak" in shown and "the last time" in shown
+    (workspace / "recipe.yaml").write_text(yaml.safe_dump(tiny_recipe | {"lora": {"rank": 2}}))
+    other = planned(up_to_date)
+    assert other.seconds is None and other.training and other.training.memory_bytes
+    assert other.training.measured_memory_bytes is None
+
+
+def test_the_plan_says_that_a_training_will_be_refused_and_what_to_change(
+    up_to_date: dg.DagsterInstance, workspace: Path, tiny_recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ft_dagster.defs.cost.memory_for_process", lambda: 2 * 10**9)
+    tiny_recipe["tokens"]["block_length"] = 16384
+    (workspace / "recipe.yaml").write_text(yaml.safe_dump(tiny_recipe))
+    cost = planned(up_to_date).training
+    assert cost is not None and cost.problem is not None
+    assert "it will be refused. With " in cost.problem and "GiB are there" in cost.problem
+
+
+def test_a_model_the_formula_does_not_know_is_planned_without_memory(
+    up_to_date: dg.DagsterInstance, workspace: Path, tiny_base: Path, tiny_recipe: dict[str, Any]
+) -> None:
+    shutil.copytree(tiny_base, workspace / "other-base")
+    config = json.loads((tiny_base / "config.json").read_text()) | {"model_type": "gemma"}
+    (workspace / "other-base" / "config.json").write_text(json.dumps(config))
+    tiny_recipe["base"]["model"] = "other-base"
+    (workspace / "recipe.yaml").write_text(yaml.safe_dump(tiny_recipe))
+    cost = planned(up_to_date).training
+    assert cost is not None and cost.memory_bytes is None and "not 'gemma'" in str(cost.problem)
 
 
 @pytest.mark.parametrize(("rows", "steps"), [(1, 3), (4, 3), (5, 6), (8, 6), (9, 9)])

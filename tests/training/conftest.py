@@ -35,6 +35,7 @@ def request_for(dataset: Path, tiny_recipe: dict[str, Any], tmp_path: Path) -> C
             logs=str(tmp_path / "logs"),
             offload=str(tmp_path / "offload"),
             locks=str(tmp_path / "locks"),
+            speeds=str(tmp_path / "speeds"),
             lineage={"dataset": version},
         )
 

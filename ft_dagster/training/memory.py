@@ -1,0 +1,54 @@
+"""Whether a training fits, asked before weights are loaded."""
+
+import logging
+from pathlib import Path
+
+import torch
+
+from ft_dagster.base import PreparedBase, model_config
+from ft_dagster.recipe import Recipe
+from ft_dagster.training.device import device
+from ft_dagster.training.estimate import CUDA_CONTEXT, MemoryEstimate, memory_estimate
+from ft_dagster.training.fitting import MARGIN, advice
+from ft_dagster.training.machine import memory_for_process
+from ft_dagster.training.progress import TrainingError
+from ft_dagster.training.shape import UnknownModelError
+
+log = logging.getLogger(__name__)
+
+
+def available_memory() -> int:
+    """Bytes for this process in all: of the GPU that it computes on, or of the machine."""
+    if device().type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device())
+        return free + CUDA_CONTEXT  # asking has made the context
+    return memory_for_process()
+
+
+def require_memory(base: PreparedBase, recipe: Recipe) -> MemoryEstimate | None:
+    """What training will take, if the formula knows the model; loads nothing.
+
+    Raises:
+        TrainingError: it cannot fit; the message says what it takes, what there is, and what to change.
+    """
+    config = model_config(Path(base.folder))
+    on_gpu = device().type == "cuda"
+    try:
+        estimate = memory_estimate(config, recipe, on_gpu)
+    except UnknownModelError as error:
+        log.info("No estimate of memory: %s.", error)
+        return None
+    room = available_memory()
+    needed = estimate.total
+    if on_gpu and recipe.base.quantization == "none":
+        needed -= estimate.frozen_weights  # layers that do not fit are kept in the machine's memory or on its disk
+    log.info("Training will take about %s; %.2f GiB are there.", estimate, room / 2**30)
+    if needed > MARGIN * room:
+        where = "of the GPU's memory" if on_gpu else "of memory"
+        raise TrainingError(
+            f"This training does not fit: it takes about {estimate}, and {room / 2**30:.2f} GiB {where} are there. "
+            + advice(config, recipe, on_gpu, room)
+        )
+    if estimate.total > room:
+        log.warning("Memory may not be enough. %s", advice(config, recipe, on_gpu, room))
+    return estimate

@@ -1,0 +1,93 @@
+"""What is said before training: whether it fits, how long it takes; and that saying it changes nothing."""
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import TrainerControl, TrainerState, TrainingArguments
+
+from ft_dagster.base import model_config
+from ft_dagster.training.estimate import memory_estimate
+from ft_dagster.training.probe import fullest
+from ft_dagster.training.progress import Progress, TrainingError
+from ft_dagster.training.request import PROGRESS, TrainingRequest
+from ft_dagster.training.speeds import recall_speed, speed_key
+from ft_dagster.training.train import train
+
+Requests = Callable[..., TrainingRequest]
+
+
+def estimated(request: TrainingRequest) -> int:
+    config = model_config(Path(request.prepared_base().folder))
+    return memory_estimate(config, request.resolved_recipe(), on_gpu=False).total
+
+
+def test_a_training_that_cannot_fit_is_refused_before_weights_are_loaded(
+    request_for: Requests, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = request_for(tokens={"block_length": 8192}, training={"rows_per_device": 4, "rows_per_step": 4})
+    room = estimated(request) * 2 // 3
+    monkeypatch.setattr("ft_dagster.training.memory.available_memory", lambda: room)
+    monkeypatch.setattr("ft_dagster.training.train.load_base", lambda *_: pytest.fail("weights were loaded"))
+    with pytest.raises(TrainingError) as error:
+        train(request, lambda _: None)
+    message = str(error.value)
+    assert f"{estimated(request) / 2**30:.2f} GiB (frozen weights" in message and "activations" in message
+    assert f"{room / 2**30:.2f} GiB of memory are there" in message
+    assert "With training.rows_per_device: 2 in the recipe it would take about" in message
+
+
+def test_a_training_that_may_fit_begins_with_a_warning(
+    request_for: Requests, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    request = request_for()
+    monkeypatch.setattr("ft_dagster.training.memory.available_memory", lambda: estimated(request) * 9 // 10)
+    with caplog.at_level(logging.WARNING):
+        assert train(request, lambda _: None)["estimate"]["memory_bytes"] == estimated(request)
+    assert "Memory may not be enough" in caplog.text
+
+
+def test_weights_are_the_same_with_and_without_a_trial_and_the_trial_is_told_first(
+    request_for: Requests, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: dict[str, list[dict[str, Any]]] = {"with": [], "without": []}
+    requests = {name: request_for(name, lora={"dropout": 0.2}, training={"epochs": 2}) for name in told}
+    for name, cost in (("with", 1.0), ("without", 0.0)):
+        monkeypatch.setattr("ft_dagster.training.probe.COST", cost)
+        result = train(requests[name], told[name].append)
+        assert (result["estimate"]["seconds"] is not None) == (name == "with")
+    first = told["with"][0]
+    assert first["estimated_seconds"] > 0 and first["peak_memory_bytes"] > 0 and "step" not in first
+    assert not any("estimated_seconds" in row for row in told["without"])
+    tried, plain = (Path(request.attempt) / "adapter" / "adapter_model.safetensors" for request in requests.values())
+    assert tried.read_bytes() == plain.read_bytes()
+
+
+def test_what_a_training_took_is_remembered_for_the_next_of_its_shape(request_for: Requests) -> None:
+    request = request_for()
+    result = train(request, lambda _: None)
+    config, recipe = model_config(Path(request.prepared_base().folder)), request.resolved_recipe()
+    speed = recall_speed(Path(str(request.speeds)), speed_key(config, recipe, None))
+    assert speed is not None and speed.device == "cpu"
+    assert speed.tokens_per_second == result["tokens_per_second"]
+    assert recall_speed(Path(str(request.speeds)), speed_key(config, recipe, 1)) is None
+    other = request_for(lora={"rank": 3}).resolved_recipe()
+    assert recall_speed(Path(str(request.speeds)), speed_key(config, other, None)) is None
+    longer = request_for(training={"epochs": 9, "learning_rate": 0.1}).resolved_recipe()
+    assert recall_speed(Path(str(request.speeds)), speed_key(config, longer, None)) == speed
+
+
+def test_the_batch_that_is_tried_is_of_the_longest_rows() -> None:
+    rows = [{"input_ids": [1] * length, "lengths": [length]} for length in (3, 9, 5, 9)]
+    assert [len(row["input_ids"]) for row in fullest(rows, 2)] == [9, 9]
+    assert fullest(rows, 9) == [rows[1], rows[3], rows[2], rows[0]]
+
+
+def test_progress_says_from_the_start_how_long_it_will_take(tmp_path: Path) -> None:
+    progress = Progress(tmp_path, lambda: 0, lambda _: None)
+    progress.expected_seconds = 12.5
+    progress.on_train_begin(TrainingArguments(str(tmp_path)), TrainerState(max_steps=3), TrainerControl())
+    assert json.loads((tmp_path / PROGRESS).read_bytes())["seconds_left"] == 12.5
