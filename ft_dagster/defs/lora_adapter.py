@@ -20,7 +20,15 @@ from ft_dagster.recipe import Recipe
 from ft_dagster.settings import Settings
 from ft_dagster.store import Artifact, Store
 from ft_dagster.tokens.dataset import all_documents
-from ft_dagster.training.request import RESULT, WEIGHTS, TrainingRequest, training_key
+from ft_dagster.training.manifest import AdapterError, read_manifest
+from ft_dagster.training.request import (
+    RESULT,
+    WEIGHTS,
+    TrainingRequest,
+    adapter_key,
+    adapter_to_go_on_from,
+    training_key,
+)
 
 FINITE = dg.AssetCheckSpec(
     "loss_is_finite",
@@ -34,6 +42,12 @@ RELOADS = dg.AssetCheckSpec(
     blocking=True,
     description="The saved weights, loaded again, are those that were trained, and they change the base's output.",
 )
+SUPERVISED = dg.AssetCheckSpec(
+    "every_token_is_supervised_once_an_epoch",
+    asset=LORA_ADAPTER.key,
+    blocking=True,
+    description="The tokens that reached the loss are those of the dataset, once for each epoch.",
+)
 
 
 @dg.asset(
@@ -42,7 +56,7 @@ RELOADS = dg.AssetCheckSpec(
     group_name=GROUP,
     owners=OWNERS,
     kinds={"pytorch", "huggingface"},
-    check_specs=[FINITE, RELOADS],
+    check_specs=[FINITE, RELOADS, SUPERVISED],
     pool="gpu",
 )
 def lora_adapter(
@@ -55,29 +69,53 @@ def lora_adapter(
     settings, store, recipe = workspace.settings, workspace.store, workspace.recipe
     dataset = input_artifact(context, TOKENIZED_DATASET, store)
     base = prepare_base(recipe.base, settings.cache, token=settings.token)
-    key = training_key(dataset.about["version"], base.identity, recipe)
-    artifact = store.find(LORA_ADAPTER.name, key)
+    made_for = training_key(dataset.about["version"], base.identity, recipe)
+    artifact = made_before(store, made_for)
     reused = artifact is not None
     if artifact is None:
+        start = _start(workspace, dataset, base)
+        key = adapter_key(made_for, start)
         attempt = settings.state / "attempts" / key
         if not (attempt / RESULT).exists():  # a finished attempt is only waiting to be taken in
-            request = _request(key, dataset, base, recipe, settings, attempt).write(attempt / "request.json")
+            request = _request(key, dataset, base, recipe, settings, attempt, start).write(attempt / "request.json")
             yield from child_process.run(context, "ft_dagster.training", request, settings.logs / f"{key[:12]}.log")
-        artifact = _take_in(store, key, attempt)
+        artifact = _take_in(store, key, attempt, made_for)
     else:
-        context.log.info(f"adapter {key[:12]} was made before; used again")
+        context.log.info(f"adapter {artifact.key[:12]} was made before; used again")
     artifact.verify()
     yield _describe(artifact, recipe, reused, dataset)
 
 
+def made_before(store: Store, made_for: str) -> Artifact | None:
+    """The adapter that was made for a training key, whatever it went on from."""
+    return store.find(LORA_ADAPTER.name, made_for) or store.newest(LORA_ADAPTER.name, made_for=made_for)
+
+
+def _start(workspace: Workspace, dataset: Artifact, base: PreparedBase) -> Path | None:
+    sections = {document.section for document in all_documents(dataset) if document.split == "train"}
+    try:
+        return adapter_to_go_on_from(workspace.recipe, workspace.releases.current_folder(), base, sections)
+    except AdapterError as error:
+        raise dg.Failure(str(error)) from error
+
+
 def _request(
-    key: str, dataset: Artifact, base: PreparedBase, recipe: Recipe, settings: Settings, attempt: Path
+    key: str,
+    dataset: Artifact,
+    base: PreparedBase,
+    recipe: Recipe,
+    settings: Settings,
+    attempt: Path,
+    start: Path | None,
 ) -> TrainingRequest:
     trained_on = [
         {"chapter": d.chapter, "title": d.title, "source": d.source, "section": d.section}
         for d in all_documents(dataset)
         if d.split == "train"
     ]
+    if start:  # what it learned stays learned, also where the reports do not have it any more
+        here = {item["section"] for item in trained_on}
+        trained_on += [dict(item) for item in read_manifest(start).trained_on if item["section"] not in here]
     snapshot = dataset.store.get(SNAPSHOT, dataset.about["made_from"][SNAPSHOT])
     chapters: dict[str, dict[str, str]] = {}
     for file in snapshot_files(snapshot):
@@ -99,12 +137,13 @@ def _request(
             "held_out": dataset.about["held_out"],
             "trained_on": trained_on,
         },
+        start=str(start) if start else None,
         threads=settings.threads,
     )
 
 
-def _take_in(store: Store, key: str, attempt: Path) -> Artifact:
-    result = json.loads((attempt / RESULT).read_bytes())
+def _take_in(store: Store, key: str, attempt: Path, made_for: str) -> Artifact:
+    result = json.loads((attempt / RESULT).read_bytes()) | {"made_for": made_for}
     artifact = store.take_in(LORA_ADAPTER.name, key, attempt / "adapter", result)
     shutil.rmtree(attempt)  # its checkpoints are of no use any more
     return artifact
@@ -132,6 +171,7 @@ def _describe(artifact: Artifact, recipe: Recipe, reused: bool, dataset: Artifac
             "final loss": about["final_loss"],
             "steps": about["steps"],
             "kept step": about["kept_step"],
+            "started from": read_manifest(artifact.path).started_from or "the base",
             "held-out bits per byte by step": table(about["held_out"]),
             "resumed from step": about["resumed_from"],
             "tokens since resume": about["tokens_since_resume"],
@@ -158,5 +198,19 @@ def _describe(artifact: Artifact, recipe: Recipe, reused: bool, dataset: Artifac
                 passed=about["reloads"] and about["largest_logit_change"] > 0,
                 metadata={"largest change of a logit": about["largest_logit_change"], "reloads": about["reloads"]},
             ),
+            _supervised(artifact, recipe, dataset),
         ],
+    )
+
+
+def _supervised(artifact: Artifact, recipe: Recipe, dataset: Artifact) -> dg.AssetCheckResult:
+    """What reached the loss, beside the dataset; a part of it where less than whole epochs on all rows were asked."""
+    reached, epochs = artifact.about["supervised_tokens"], recipe.training.epochs
+    due = dataset.about["splits"]["train"]["supervised_tokens"] * epochs
+    in_part = bool(read_manifest(artifact.path).started_from) or epochs % 1 > 0 or recipe.training.patience is not None
+    return dg.AssetCheckResult(
+        check_name=SUPERVISED.name,
+        asset_key=LORA_ADAPTER.key,
+        passed=0 < reached <= due if in_part else reached == due,
+        metadata={"reached the loss": reached, "in the dataset": due / epochs, "epochs": epochs},
     )

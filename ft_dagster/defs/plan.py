@@ -23,6 +23,7 @@ from ft_dagster.corpus.ledger import LedgerError
 from ft_dagster.corpus.sections import make_sections, unreadable_rows
 from ft_dagster.corpus.snapshot import is_snapshot, keep_contents, snapshot_files, write_snapshot
 from ft_dagster.defs.cost import TrainingCost, training_cost
+from ft_dagster.defs.lora_adapter import made_before
 from ft_dagster.defs.stages import (
     ADAPTER_EVALUATION,
     ARTIFACT,
@@ -264,7 +265,7 @@ class _Trial:
                 return None
             identity = adapter.read_json(MANIFEST)["base"]
         key = training_key(dataset.about["version"], identity, self.recipe)
-        return self.workspace.store.find(LORA_ADAPTER.name, key)
+        return made_before(self.workspace.store, key)
 
 
 def _count(

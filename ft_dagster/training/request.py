@@ -1,6 +1,7 @@
 """What a training process is asked to do, as one JSON file."""
 
 import json
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 from ft_dagster.base import PreparedBase
 from ft_dagster.recipe import Recipe, resolve_recipe
 from ft_dagster.store import digest, write_atomically
+from ft_dagster.training.manifest import differences, read_manifest
 
 CODE_VERSION = "2"
 """Raised by hand when the same request would give other weights."""
@@ -34,6 +36,30 @@ def training_key(dataset_version: str, base: dict[str, str], recipe: Recipe) -> 
             "code": CODE_VERSION,
         }
     )
+
+
+def adapter_key(made_for: str, start: Path | None) -> str:
+    """The key of an adapter for a training key, that goes on from another adapter or from none."""
+    return digest([made_for, read_manifest(start).key]) if start else made_for
+
+
+def adapter_to_go_on_from(
+    recipe: Recipe, in_use: Path | None, base: PreparedBase, sections: Collection[str]
+) -> Path | None:
+    """The folder of the adapter in use, if training is to begin with its weights; None for fresh ones.
+
+    It begins with fresh ones where the recipe says so, where the adapter in use is of another base or shape, and
+    where it has learned from all of the sections already, so that there is nothing new to go on with.
+
+    Raises:
+        AdapterError: the manifest of the adapter in use is missing or damaged.
+    """
+    if recipe.training.start == "base" or in_use is None:
+        return None
+    manifest = read_manifest(in_use)
+    known = {item["section"] for item in manifest.trained_on}
+    fits = not differences(manifest, base) and manifest.recipe["lora"] == recipe.lora.model_dump(mode="json")
+    return in_use if fits and set(sections) - known else None
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from ft_dagster.defs.stages import STAGES, Reason, Stage, all_materializations, 
 from ft_dagster.defs.workspace import Workspace
 from ft_dagster.settings import load_settings
 from ft_dagster.store import Artifact, file_digest
+from ft_dagster.training.manifest import read_manifest
 from ft_dagster.training.request import CODE_VERSION
 
 
@@ -52,6 +53,7 @@ def test_chapters_become_a_released_adapter_that_loads_plainly(
         "no_held_out_text_in_train",
         "loss_is_finite",
         "adapter_reloads_and_differs_from_base",
+        "every_token_is_supervised_once_an_epoch",
         "keeps_up_with_reports",
     }
     evaluation = metadata(result, "adapter_evaluation")
@@ -112,6 +114,31 @@ def test_an_edit_trains_again_and_its_reversal_brings_the_earlier_adapter_back(
     third = metadata(again, "lora_adapter")
     assert third["reused"] is True and third["artifact"] == first
     assert metadata(again, "released_adapter")["adapter"] == first
+
+
+def test_where_the_recipe_says_so_training_goes_on_from_the_adapter_in_use_with_what_is_new(
+    up_to_date: dg.DagsterInstance, workspace: Path, tiny_recipe: dict[str, Any]
+) -> None:
+    training = tiny_recipe["training"] | {"start": "last", "replay": 0.0}
+    (workspace / "recipe.yaml").write_text(yaml.safe_dump(tiny_recipe | {"training": training}))
+    first = read_manifest(workspace / "fine_tuned_model")
+    chapters = sorted((workspace / "chapter_markdowns").iterdir())
+    edited = next(path for path in chapters if path.stem not in first.held_out)
+    before = edited.read_text()
+    edited.write_text(before + "\nA sentence that was not there before.\n")
+    result = run(up_to_date)
+    assert result.success and metadata(result, "lora_adapter")["started from"] == first.key
+    second = Workspace().store.get("lora_adapter", metadata(result, "lora_adapter")["artifact"])
+    learned = {item["section"] for item in read_manifest(second.path).trained_on}
+    assert learned > {item["section"] for item in first.trained_on}  # the old version of the section is still in it
+    checks = {check.check_name: check for check in result.get_asset_check_evaluations()}
+    reached = checks["every_token_is_supervised_once_an_epoch"].metadata["reached the loss"].value
+    assert 0 < reached < checks["every_token_is_supervised_once_an_epoch"].metadata["in the dataset"].value
+    edited.write_text(before + "\nA sentence that was not there before, and one more.\n")
+    run(up_to_date)
+    edited.write_text(before + "\nA sentence that was not there before.\n")
+    again = metadata(run(up_to_date), "lora_adapter")
+    assert again["reused"] is True and again["artifact"] == second.key
 
 
 def test_an_edit_that_leaves_the_sections_equal_stops_there(up_to_date: dg.DagsterInstance, workspace: Path) -> None:
