@@ -119,7 +119,7 @@ def test_activations_are_those_that_autograd_keeps(
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.train()
     rows = tuned.training.rows_per_device
-    batch = collate([{"input_ids": list(range(3, 259)), "lengths": [100, 156]}] * rows, 2)
+    batch = collate([{"input_ids": list(range(3, 259)), "lengths": [100, 156], "prompts": [1, 1]}] * rows, 2)
     own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
     kept: dict[int, torch.Tensor] = {}
 
@@ -167,7 +167,9 @@ def test_activations_of_fused_layers_are_those_that_they_keep(
 
     monkeypatch.setattr(FusedLayer, "forward", weighed)
     rows = tuned.training.rows_per_device
-    packed.summed_nats(collate([{"input_ids": list(range(3, 259)), "lengths": [128, 128]}] * rows, 2))
+    packed.summed_nats(
+        collate([{"input_ids": list(range(3, 259)), "lengths": [128, 128], "prompts": [1, 1]}] * rows, 2)
+    )
     estimate = memory_estimate(model_config(tiny_base), tuned, on_gpu=False)
     assert estimate.activations / CPU_SPARE == pytest.approx(found, rel=0.03)
 
