@@ -10,6 +10,10 @@ import pytest
 import yaml
 from reports import PROSE, chapter_text, recipe_for
 
+from ft_dagster.training.allocator import wait_without_spinning
+
+wait_without_spinning()  # beside other work, threads that spin while they wait make a training take minutes
+
 
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
