@@ -45,6 +45,7 @@ bench: $(READY) ## The benchmarks, as tables in benchmarks/results/ (about an ho
 	PYTHONPATH=. $(BIN)/python benchmarks/memory.py
 	PYTHONPATH=. $(BIN)/python benchmarks/tokenizing.py --reports $(REPORTS)
 	PYTHONPATH=. $(BIN)/python benchmarks/incremental.py --reports $(REPORTS) $(SIZES)
+	PYTHONPATH=. $(BIN)/python benchmarks/training.py --chapters $(REPORTS)
 
 clean-venv: ## Remove .venv
 	rm -rf $(VENV)

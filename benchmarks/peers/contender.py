@@ -1,0 +1,135 @@
+"""What every contender is asked, and what it measures of itself while it trains.
+
+A contender is a process: `python SCRIPT REQUEST.json`. It reads a request, trains, saves, and writes its result next
+to the adapter. This file is imported by all of them, so it uses nothing that one of them might not have but torch.
+"""
+
+import json
+import sys
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+RESULT = "result.json"
+
+
+@dataclass(frozen=True)
+class Request:
+    """One training."""
+
+    base: str
+    """Folder of the base model."""
+    chapters: list[str]
+    """Files to train on, Markdown."""
+    output: str
+    """Folder for the adapter and the result."""
+    epochs: int
+    threads: int
+    recipe: dict[str, Any]
+    """The numbers all contenders share where they can: those of the recipe of ft_dagster."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Of this contender alone."""
+
+    @classmethod
+    def read(cls) -> "Request":
+        return cls(**json.loads(Path(sys.argv[1]).read_bytes()))
+
+    def write(self, path: Path) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(asdict(self), indent=1), "utf-8")
+        return path
+
+    def texts(self) -> list[str]:
+        """One example a chapter."""
+        return [Path(chapter).read_text("utf-8-sig", errors="replace") for chapter in self.chapters]
+
+
+class Stopwatch:
+    """Time from the start of the first training step to the end of the last, and what the steps were made of.
+
+    The first step starts with the first forward pass that gradients are kept for; a step ends when an optimizer has
+    changed the weights. Tokens are counted only once a step has used their gradient.
+    """
+
+    def __init__(self, end_id: int) -> None:
+        """Start watching every model and optimizer of this process.
+
+        Args:
+            end_id: the end-of-sequence token, which is not text.
+        """
+        import torch
+        from torch.nn.modules.module import register_module_forward_pre_hook
+        from torch.optim.optimizer import register_optimizer_step_post_hook
+
+        self.end_id = end_id
+        self.steps = self.text_tokens = self.end_tokens = 0
+        self.pieces: Counter[int] = Counter()
+        self._waiting: list[tuple[int, int, Counter[int]]] = []
+        self._began: tuple[float, float] | None = None
+        self._ended = (0.0, 0.0)
+
+        def first_forward(module: Any, _: Any) -> None:
+            if module.training and torch.is_grad_enabled():
+                hook.remove()  # it costs time at every layer
+                self._began = (time.perf_counter(), time.process_time())
+
+        hook = register_module_forward_pre_hook(first_forward)
+        register_optimizer_step_post_hook(lambda *_: self._step())
+
+    def saw(self, input_ids: Any, labels: Any, position_ids: Any = None, attention_mask: Any = None) -> None:
+        """Count a batch on its way to the loss.
+
+        Args:
+            input_ids: (B, T).
+            labels: (B, T), -100 where a token is not supervised; not shifted.
+            position_ids: (B, T) where pieces are packed, each starting at 0.
+            attention_mask: (B, T) where rows are padded.
+        """
+        targets = labels[:, 1:]
+        supervised = int((targets != -100).sum())
+        ends = int((targets == self.end_id).sum())
+        pieces: Counter[int] = Counter()
+        for row in range(len(input_ids)):
+            width = input_ids.shape[1] if attention_mask is None else int(attention_mask[row].sum())
+            starts = [0] if position_ids is None else (position_ids[row, :width] == 0).nonzero()[:, 0].tolist()
+            pieces.update(end - start for start, end in zip(starts, [*starts[1:], width], strict=True))
+        self._waiting.append((supervised - ends, ends, pieces))
+
+    def _step(self) -> None:
+        self._ended = (time.perf_counter(), time.process_time())
+        self.steps += 1
+        for text, ends, pieces in self._waiting:
+            self.text_tokens += text
+            self.end_tokens += ends
+            self.pieces += pieces
+        self._waiting.clear()
+
+    def write(self, folder: str, **more: Any) -> None:
+        """Write the result; `more` adds to it or replaces what was counted."""
+        assert self._began is not None, "no training step ran"
+        result = {
+            "seconds": self._ended[0] - self._began[0],
+            "cpu_seconds": self._ended[1] - self._began[1],
+            "steps": self.steps,
+            "text_tokens": self.text_tokens,
+            "end_tokens": self.end_tokens,
+            "pieces": dict(self.pieces),
+            **more,
+        }
+        Path(folder, RESULT).write_text(json.dumps(result, indent=1), "utf-8")
+
+
+def count_in_trainer(stopwatch: Stopwatch) -> None:
+    """Count the batches of every transformers Trainer of this process, whatever was derived from it."""
+    from transformers import Trainer
+
+    step = Trainer.training_step
+
+    def counted(self: Any, model: Any, inputs: Any, *more: Any, **options: Any) -> Any:
+        names = ("input_ids", "labels", "position_ids", "attention_mask")
+        stopwatch.saw(**{name: inputs[name] for name in names if inputs.get(name) is not None})
+        return step(self, model, inputs, *more, **options)
+
+    Trainer.training_step = counted

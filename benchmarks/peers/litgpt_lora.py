@@ -1,0 +1,122 @@
+"""LitGPT's LoRA finetuning: a chapter an example, whole up to the model's context, each alone in its optimizer step.
+
+It has no packing, so a chapter is a sequence and nothing is padded. Precision bf16-true, adapter included. A chapter
+is about as long as a step of the recipe, so one a step is the nearest to its tokens in a step.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from contender import Request, Stopwatch
+from litgpt import Config
+from litgpt.args import EvalArgs, TrainArgs
+from litgpt.data import JSON
+from litgpt.finetune import lora
+from litgpt.prompts import Default
+from litgpt.scripts.convert_hf_checkpoint import convert_hf_checkpoint
+from litgpt.tokenizer import Tokenizer
+from safetensors.torch import save_file
+
+MODEL = "SmolLM2-135M-Instruct"
+LAYERS = {"attn.proj": "self_attn.o_proj", "mlp.fc_1": "mlp.gate_proj", "mlp.fc_2": "mlp.up_proj"} | {
+    "mlp.proj": "mlp.down_proj"
+}
+"""Names of linear layers: LitGPT's -> those of transformers. Its attn.qkv is three of them."""
+
+
+def main() -> None:
+    request = Request.read()
+    torch.set_num_threads(request.threads)
+    recipe = request.recipe
+    output = Path(request.output)
+    checkpoint = output / "base"
+    shutil.copytree(request.base, checkpoint)
+    convert_hf_checkpoint(checkpoint, model_name=MODEL)
+    stopwatch = Stopwatch(int(Tokenizer(checkpoint).eos_id))
+    _count(stopwatch)
+    lora.save_hyperparameters = lora.merge_lora = lambda *_, **__: None  # after training: one reads sys.argv as its own
+    texts = request.texts()
+    (output / "data").mkdir()
+    rows = [{"instruction": "", "output": text} for text in texts]
+    (output / "data" / "train.json").write_text(json.dumps(rows), "utf-8")
+    unused = [{"instruction": "Report", "output": "None."}]  # it wants to validate and to write a sample
+    (output / "data" / "val.json").write_text(json.dumps(unused), "utf-8")
+    steps = len(texts) * request.epochs
+    lora.setup(
+        checkpoint_dir=checkpoint,
+        out_dir=output / "trainer",
+        precision="bf16-true",
+        lora_r=recipe["rank"],
+        lora_alpha=recipe["alpha"],
+        lora_dropout=recipe["dropout"],
+        lora_key=True,
+        lora_projection=True,
+        lora_mlp=True,
+        data=JSON(output / "data", prompt_style=Default(), num_workers=0),
+        train=TrainArgs(
+            save_interval=None,
+            global_batch_size=1,
+            micro_batch_size=1,
+            lr_warmup_steps=max(1, round(recipe["warmup"] * steps)),
+            epochs=request.epochs,
+            max_seq_length=Config.from_name(MODEL).block_size,
+        ),
+        eval=EvalArgs(interval=steps + 1, max_new_tokens=1, max_iters=1, final_validation=False),
+        optimizer={
+            "class_path": "torch.optim.AdamW",
+            "init_args": {"lr": recipe["learning_rate"], "weight_decay": recipe["weight_decay"]},
+        },
+        seed=recipe["seed"],
+    )
+    weights = torch.load(output / "trainer" / "final" / "lit_model.pth.lora")["model"]
+    _save(weights, Config.from_name(MODEL), recipe, request)
+    stopwatch.write(request.output)
+    shutil.rmtree(checkpoint)
+    shutil.rmtree(output / "trainer")
+
+
+def _count(stopwatch: Stopwatch) -> None:
+    loss = lora.chunked_cross_entropy
+
+    def counted(logits: Any, targets: Any, *more: Any, **options: Any) -> Any:
+        if torch.is_grad_enabled():  # not in validation
+            labels = torch.nn.functional.pad(targets, (1, 0), value=-100)  # they come shifted
+            stopwatch.saw(labels, labels)
+        return loss(logits, targets, *more, **options)
+
+    lora.chunked_cross_entropy = counted
+
+
+def _save(weights: dict[str, torch.Tensor], config: Config, recipe: dict[str, Any], request: Request) -> None:
+    """Save an adapter as peft does, so that all are measured by the same code."""
+    sizes = [config.n_head * config.head_size, *[config.n_query_groups * config.head_size] * 2]
+    found: dict[str, torch.Tensor] = {}
+    for name, weight in weights.items():
+        _, _, layer, rest = name.split(".", 3)  # transformer.h.LAYER.PART.lora_A
+        part, _, kind = rest.rpartition(".lora_")
+        own = {LAYERS[part]: weight} if part in LAYERS else _three(weight, kind, sizes)
+        for target, matrix in own.items():
+            found[f"base_model.model.model.layers.{layer}.{target}.lora_{kind}.weight"] = matrix.contiguous()
+    save_file(found, Path(request.output, "adapter_model.safetensors"))
+    about = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": request.base,
+        "r": recipe["rank"],
+        "lora_alpha": recipe["alpha"],
+        "target_modules": sorted({name.split(".lora_")[0].rpartition(".")[2] for name in found}),
+    }
+    Path(request.output, "adapter_config.json").write_text(json.dumps(about), "utf-8")
+
+
+def _three(weight: torch.Tensor, kind: str, sizes: list[int]) -> dict[str, torch.Tensor]:
+    """The parts of a joint q, k, v matrix: equal ones of A (3 r, in), those of the outputs' sizes of B (out, r)."""
+    parts = weight.chunk(3) if kind == "A" else weight.split(sizes)
+    return {f"self_attn.{letter}_proj": part for letter, part in zip("qkv", parts, strict=True)}
+
+
+if __name__ == "__main__":
+    main()

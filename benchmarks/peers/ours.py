@@ -1,0 +1,25 @@
+"""ft_dagster's own training process, watched. Option: `training`, the path of its request.
+
+The process is that of `python -m ft_dagster.training`; what its rows hold is counted by who asked for it.
+"""
+
+import sys
+from pathlib import Path
+
+from contender import Request, Stopwatch
+
+from ft_dagster.training.__main__ import main as train
+from ft_dagster.training.allocator import wait_without_spinning
+
+
+def main() -> None:
+    request = Request.read()
+    wait_without_spinning()  # before torch is imported, as the training process does
+    stopwatch = Stopwatch(end_id=-1)
+    if code := train(Path(request.options["training"])):
+        sys.exit(code)
+    stopwatch.write(request.output)
+
+
+if __name__ == "__main__":
+    main()

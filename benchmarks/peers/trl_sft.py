@@ -1,0 +1,63 @@
+"""TRL's SFTTrainer, packed. Options: `strategy` (bfd, its default, or a lossless one) and `best` (bf16, see below).
+
+With `best` false all else is TRL's default: weights in float32 under bf16 autocast, gradient checkpointing.
+With `best` true: frozen weights in bfloat16, adapter in float32, no checkpointing.
+"""
+
+from typing import Any
+
+import torch
+from contender import Request, Stopwatch, count_in_trainer
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import AutoTokenizer
+from trl import SFTConfig, SFTTrainer
+
+
+def main() -> None:
+    request = Request.read()
+    torch.set_num_threads(request.threads)
+    recipe, options = request.recipe, request.options
+    tokenizer = AutoTokenizer.from_pretrained(request.base)
+    stopwatch = Stopwatch(tokenizer.eos_token_id)
+    count_in_trainer(stopwatch)
+    best: dict[str, Any] = {"gradient_checkpointing": False, "model_init_kwargs": {"dtype": "bfloat16"}}
+    trainer = SFTTrainer(
+        model=request.base,
+        processing_class=tokenizer,
+        train_dataset=Dataset.from_dict({"text": request.texts()}),
+        peft_config=LoraConfig(
+            r=recipe["rank"],
+            lora_alpha=recipe["alpha"],
+            lora_dropout=recipe["dropout"],
+            target_modules=recipe["targets"],
+            task_type="CAUSAL_LM",
+        ),
+        args=SFTConfig(
+            output_dir=f"{request.output}/trainer",
+            packing=True,
+            packing_strategy=options["strategy"],
+            max_length=recipe["block_length"],
+            num_train_epochs=request.epochs,
+            per_device_train_batch_size=recipe["rows_per_device"],
+            gradient_accumulation_steps=recipe["rows_per_step"] // recipe["rows_per_device"],
+            learning_rate=recipe["learning_rate"],
+            lr_scheduler_type=recipe["schedule"],
+            warmup_steps=recipe["warmup"],
+            weight_decay=recipe["weight_decay"],
+            max_grad_norm=recipe["gradient_clip"],
+            seed=recipe["seed"],
+            use_cpu=True,
+            bf16=True,
+            logging_steps=1,
+            report_to="none",
+            **(best if options["best"] else {}),
+        ),
+    )
+    trainer.train()
+    trainer.save_model(request.output)
+    stopwatch.write(request.output)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""Training side by side: ft_dagster next to what people use, on the same base, chapters and epochs, in one run.
+
+    python benchmarks/training.py [--chapters FOLDER ...] [--epochs 1] [--rounds 2]
+
+Each contender is a process of its own (benchmarks/peers/), with the packages that a requirements file there pins, in a
+virtual environment that is made on the first run. They take turns, in the opposite order every other round. All see
+the chapters that ft_dagster trains on, as Markdown, an example a chapter; the chapters it holds out measure the
+adapters, all of them by the code of `ft_dagster.training.scoring`.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from benchmarks.contenders import CONTENDERS, OURS, Contender
+from benchmarks.match import PEERS, PROJECT, Match
+from benchmarks.processes import ProcessError, child_environment, make_environment
+from benchmarks.training_table import USUAL, Score, as_table, introduction, report_name
+from ft_dagster.recipe import load_recipe, resolve_recipe
+from ft_dagster.settings import Settings
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--chapters", type=Path, nargs="+", default=[PROJECT / "examples"], help="one table each")
+    parser.add_argument("--epochs", type=int, default=1, choices=(1, 2))
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--recipe", default="smollm2-135m")
+    parser.add_argument("--only", nargs="+", choices=[c.name for c in CONTENDERS], help="leave the others out")
+    parser.add_argument("--peers", type=Path, help="folder of the contenders' virtual environments")
+    parser.add_argument("--output", type=Path, default=PROJECT / "benchmarks" / "results" / "training.md")
+    options = parser.parse_args()
+    content = load_recipe(options.recipe).model_dump(mode="json")
+    content["training"]["epochs"] = options.epochs
+    recipe = resolve_recipe(content)
+    contenders = [c for c in CONTENDERS if options.only is None or c.name in (*options.only, OURS)]
+    pythons, failures = install(contenders, options.peers or Settings().cache / "peers")
+    parts = []
+    ok = True
+    for folder in options.chapters:
+        with tempfile.TemporaryDirectory() as scratch:
+            match = Match(markdown_folder(folder), Path(scratch), recipe, options.threads)
+            scores = [Score(contender, failure=failures.get(contender.name)) for contender in contenders]
+            rates, base = play(match, scores, pythons, options.rounds)
+            parts.append(as_table(report_name(folder), match, scores, rates, base))
+        ok &= scores[-1].failure is None
+        about = introduction(options.epochs, options.rounds, options.threads, options.chapters, contenders)
+        options.output.write_text("\n\n".join([about, *parts]) + "\n", "utf-8")
+        print(parts[-1], flush=True)
+    sys.exit(0 if ok else f"{OURS} failed")
+
+
+def markdown_folder(folder: Path) -> Path:
+    """Where the chapters of a folder are: in one of the usual places below it, or in itself."""
+    return next((path for name in USUAL if (path := folder / name).is_dir()), folder)
+
+
+def install(contenders: list[Contender], folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
+    """Pythons by contender, and why the others have none."""
+    pythons, failures = {}, {}
+    for contender in contenders:
+        try:
+            requirements = contender.requirements
+            pythons[contender.name] = (
+                make_environment(PEERS / requirements, folder) if requirements else Path(sys.executable)
+            )
+        except ProcessError as error:
+            failures[contender.name] = f"cannot be installed: {error}"
+    return pythons, failures
+
+
+def play(match: Match, scores: list[Score], pythons: dict[str, Path], rounds: int) -> tuple[list[float], float | None]:
+    """All rounds. Returns rates of matrix products, one before each run, and the base's bits per byte."""
+    rates = []
+    for number in range(rounds):
+        for score in scores if number % 2 == 0 else reversed(scores):
+            name = score.contender.name
+            if score.failure:
+                continue
+            rates.append(matrix_rate(match.threads))
+            print(f"round {number + 1} of {rounds}: {name} ... ", end="", flush=True)
+            try:
+                score.runs.append(match.train(score.contender, pythons[name], number))
+                result = score.runs[-1].result
+                print(f"{result['text_tokens']} tokens, {result['cpu_seconds']:.0f} CPU-seconds", flush=True)
+            except ProcessError as error:
+                score.failure = str(error)
+                print(error, flush=True)
+    adapters = {score.contender.name: score.runs[-1].adapter for score in scores if not score.failure}
+    if not adapters:
+        return rates, None
+    found = match.measure(adapters)
+    for score in scores:
+        score.bits_per_byte = found.get(score.contender.name)
+    return rates, found["base"]
+
+
+def matrix_rate(threads: int) -> float:
+    """GFLOP per CPU-second in bfloat16 matrix products, in a process of its own."""
+    script = str(PROJECT / "benchmarks" / "matrix_rate.py")
+    environment = child_environment(Path(tempfile.gettempdir()), threads)
+    done = subprocess.run(
+        [sys.executable, script, str(threads)], capture_output=True, text=True, check=True, env=environment
+    )
+    return float(done.stdout)
+
+
+if __name__ == "__main__":
+    main()
