@@ -206,11 +206,11 @@ def _describe(artifact: Artifact, recipe: Recipe, reused: bool, dataset: Artifac
 def _supervised(artifact: Artifact, recipe: Recipe, dataset: Artifact) -> dg.AssetCheckResult:
     """What reached the loss, beside the dataset; a part of it where less than whole epochs on all rows were asked."""
     reached, epochs = artifact.about["supervised_tokens"], recipe.training.epochs
-    due = dataset.about["splits"]["train"]["supervised_tokens"] * epochs
+    in_dataset = dataset.about["splits"]["train"]["supervised_tokens"]
     in_part = bool(read_manifest(artifact.path).started_from) or epochs % 1 > 0 or recipe.training.patience is not None
     return dg.AssetCheckResult(
         check_name=SUPERVISED.name,
         asset_key=LORA_ADAPTER.key,
-        passed=0 < reached <= due if in_part else reached == due,
-        metadata={"reached the loss": reached, "in the dataset": due / epochs, "epochs": epochs},
+        passed=0 < reached <= in_dataset * math.ceil(epochs) if in_part else reached == in_dataset * epochs,
+        metadata={"reached the loss": reached, "in the dataset": in_dataset, "epochs": epochs},
     )

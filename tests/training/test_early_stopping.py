@@ -29,7 +29,7 @@ def weights(request: TrainingRequest) -> bytes:
 
 def killed_at(step: int) -> Callable[[dict[str, Any]], None]:
     def tell(metrics: dict[str, Any]) -> None:
-        if metrics["step"] == step and "loss" in metrics:
+        if metrics.get("step") == step and "loss" in metrics:
             raise KilledError
 
     return tell

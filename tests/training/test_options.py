@@ -89,7 +89,7 @@ def test_with_every_option_a_training_that_died_ends_with_the_bytes_of_one_that_
     request_for: Callable[..., TrainingRequest], name: str
 ) -> None:
     def die(metrics: dict[str, Any]) -> None:
-        if metrics["step"] == 5:
+        if metrics.get("step") == 5:
             raise KilledError
 
     died, undisturbed = request_for("died", **OPTIONS[name]), request_for("undisturbed", **OPTIONS[name])
