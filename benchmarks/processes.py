@@ -48,16 +48,12 @@ def run(command: list[str], log: Path, environment: dict[str, str]) -> Cost:
 
 
 def child_environment(home: Path, threads: int, path: Path | None = None) -> dict[str, str]:
-    """What every contender sees: no hub, caches of its own, and threads that sleep while they wait.
-
-    Without the last, OpenMP's threads spin, which costs CPU time for nothing; ft_dagster sets it itself.
-    """
+    """What every contender sees: no hub, and caches of its own. How threads wait is left to each."""
     kept = {name: value for name, value in os.environ.items() if name not in (*SECRETS, "PYTHONPATH")}
     own = {
         "HF_HOME": str(home),
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": str(threads),
-        "OMP_WAIT_POLICY": "passive",
         "TOKENIZERS_PARALLELISM": "false",
     }
     return kept | own | ({"PYTHONPATH": str(path)} if path else {})

@@ -55,7 +55,7 @@ def introduction(epochs: int, rounds: int, threads: int, folders: list[Path], co
             "Same base (SmolLM2-135M-Instruct), same chapters, same number of epochs, each contender in its own "
             "process, taking turns. Those but `original` have the recipe's LoRA (rank, alpha, dropout, all linear "
             "layers) and learning rate; TRL also its block length, rows in a step, schedule, clipping and weight "
-            "decay. OpenMP's threads sleep while they wait, for all. Useful tokens are tokens of text that a step "
+            "decay. Useful tokens are tokens of text that a step "
             "learned from: not padding, not end-of-sequence tokens. Text that reached the loss: these, over the "
             "tokens of the training chapters' Markdown. Training is timed from the first forward pass, which is a "
             "trial in ft_dagster, to the end of the last optimizer step; memory and start-up are those of the whole "

@@ -10,9 +10,9 @@ import pytest
 import yaml
 from reports import PROSE, chapter_text, recipe_for
 
-from ft_dagster.training.allocator import wait_without_spinning
+from ft_dagster.training.allocator import spin_briefly
 
-wait_without_spinning()  # beside other work, threads that spin while they wait make a training take minutes
+spin_briefly()  # beside other work, threads that spin for long while they wait make a training take minutes
 
 
 @pytest.fixture(scope="session")

@@ -9,12 +9,12 @@ from pathlib import Path
 from contender import Request, Stopwatch
 
 from ft_dagster.training.__main__ import main as train
-from ft_dagster.training.allocator import wait_without_spinning
+from ft_dagster.training.allocator import spin_briefly
 
 
 def main() -> None:
     request = Request.read()
-    wait_without_spinning()  # before torch is imported, as the training process does
+    spin_briefly()  # before torch is imported, as the training process does
     stopwatch = Stopwatch(end_id=-1)
     if code := train(Path(request.options["training"])):
         sys.exit(code)

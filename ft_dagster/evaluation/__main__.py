@@ -5,11 +5,11 @@ import sys
 from pathlib import Path
 
 from ft_dagster.evaluation.request import EvaluationRequest
-from ft_dagster.training.allocator import keep_freed_memory, wait_without_spinning
+from ft_dagster.training.allocator import keep_freed_memory, spin_briefly
 
 
 def main(request_path: Path) -> int:
-    wait_without_spinning()
+    spin_briefly()
     keep_freed_memory()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     from ft_dagster.base import BaseModelError

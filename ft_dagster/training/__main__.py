@@ -9,14 +9,14 @@ from typing import Any
 
 from dagster_pipes import PipesContext, open_dagster_pipes  # the protocol alone: it does not import Dagster
 
-from ft_dagster.training.allocator import keep_freed_memory, wait_without_spinning
+from ft_dagster.training.allocator import keep_freed_memory, spin_briefly
 from ft_dagster.training.request import TrainingRequest
 
 FAILED, INTERRUPTED = 1, 130
 
 
 def main(request_path: Path) -> int:
-    wait_without_spinning()
+    spin_briefly()
     keep_freed_memory()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     request = TrainingRequest.read(request_path)
