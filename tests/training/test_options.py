@@ -224,8 +224,10 @@ def test_a_layer_may_be_named_in_one_place_of_the_model(
     }
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU computes in float16")
-def test_float16_is_refused_on_a_cpu(prepared: Callable[..., tuple[PreparedBase, Recipe]], tmp_path: Path) -> None:
+def test_float16_is_refused_on_a_cpu(
+    prepared: Callable[..., tuple[PreparedBase, Recipe]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     base, recipe = prepared(base={"dtype": "float16"})
     with pytest.raises(TrainingError, match=r"base.dtype: float16 needs a GPU"):
         load_base(base, recipe, tmp_path)
