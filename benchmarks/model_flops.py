@@ -17,55 +17,12 @@ For a token, with N weights in linear layers and the output head:
 Recomputing activations (gradient checkpointing) and computing on padding are work, but not needed: they do not count.
 """
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
+
+from ft_dagster.training.shape import Shape
 
 READ_THE_EMBEDDING = ("q_proj", "k_proj", "v_proj")
 """Layers that read the embedding, in the first decoder layer."""
-
-
-@dataclass(frozen=True)
-class ModelShape:
-    """Sizes of a model of the Llama family."""
-
-    layers: int
-    hidden: int
-    intermediate: int
-    heads: int
-    key_heads: int
-    head_size: int
-    vocabulary: int
-
-    @classmethod
-    def read(cls, folder: Path) -> "ModelShape":
-        """From the config.json of a model's folder."""
-        config = json.loads((folder / "config.json").read_bytes())
-        heads = config["num_attention_heads"]
-        return cls(
-            layers=config["num_hidden_layers"],
-            hidden=config["hidden_size"],
-            intermediate=config["intermediate_size"],
-            heads=heads,
-            key_heads=config["num_key_value_heads"],
-            head_size=config.get("head_dim") or config["hidden_size"] // heads,
-            vocabulary=config["vocab_size"],
-        )
-
-    @property
-    def linear(self) -> dict[str, tuple[int, int]]:
-        """Linear layers of a decoder layer: name -> (in, out)."""
-        queries, keys = self.heads * self.head_size, self.key_heads * self.head_size
-        return {
-            "q_proj": (self.hidden, queries),
-            "k_proj": (self.hidden, keys),
-            "v_proj": (self.hidden, keys),
-            "o_proj": (queries, self.hidden),
-            "gate_proj": (self.hidden, self.intermediate),
-            "up_proj": (self.hidden, self.intermediate),
-            "down_proj": (self.intermediate, self.hidden),
-        }
 
 
 def causal_pairs(length: int) -> int:
@@ -77,7 +34,7 @@ def causal_pairs(length: int) -> int:
     return length * (length + 1) // 2
 
 
-def training_flops(shape: ModelShape, tokens: int, predicted: int, pairs: int, rank: int) -> int:
+def training_flops(shape: Shape, tokens: int, predicted: int, pairs: int, rank: int) -> int:
     """Operations of one forward and backward pass.
 
     Args:
@@ -87,14 +44,14 @@ def training_flops(shape: ModelShape, tokens: int, predicted: int, pairs: int, r
         pairs: of a query and a key, over all pieces; see `causal_pairs`.
         rank: of LoRA.
     """
-    attention = 6 * 2 * pairs * shape.heads * shape.head_size
+    attention = 6 * 2 * pairs * shape.heads * shape.head_dim
     per_token = sum(4 * inputs * outputs + 6 * rank * (inputs + outputs) for inputs, outputs in shape.linear.values())
     to_embedding = sum(2 * shape.hidden * (shape.linear[name][1] + rank) for name in READ_THE_EMBEDDING)
     head = 4 * predicted * shape.hidden * shape.vocabulary
     return tokens * (shape.layers * per_token - to_embedding) + shape.layers * attention + head
 
 
-def flops_of_pieces(shape: ModelShape, pieces: Mapping[int, int], predicted: int, rank: int) -> int:
+def flops_of_pieces(shape: Shape, pieces: Mapping[int, int], predicted: int, rank: int) -> int:
     """Operations of training on pieces: length -> how many of that length."""
     tokens = sum(length * count for length, count in pieces.items())
     pairs = sum(causal_pairs(length) * count for length, count in pieces.items())

@@ -14,7 +14,9 @@ import psutil
 
 from benchmarks.contenders import NOT_RUN, OURS, Contender
 from benchmarks.match import PEERS, Match, Run
-from benchmarks.model_flops import ModelShape, flops_of_pieces
+from benchmarks.model_flops import flops_of_pieces
+from ft_dagster.base import model_config
+from ft_dagster.training.shape import shape_of
 
 USUAL = ("chapter_markdowns", "chapters")
 """Names of folders that hold the chapters of a report."""
@@ -151,7 +153,7 @@ def with_start_up(run: Run) -> float:
 
 def share_of_limit(match: Match, rate: float, score: Score) -> float:
     """Model FLOPs a CPU-second, over those of matrix products alone."""
-    shape = ModelShape.read(match.base)
+    shape = shape_of(model_config(match.base))
 
     def share(run: Run) -> float:
         result = run.result

@@ -7,7 +7,9 @@ from peft import LoraConfig, get_peft_model
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
-from benchmarks.model_flops import ModelShape, causal_pairs, flops_of_pieces, training_flops
+from benchmarks.model_flops import causal_pairs, flops_of_pieces, training_flops
+from ft_dagster.base import model_config
+from ft_dagster.training.shape import shape_of
 
 RANK = 4
 
@@ -23,14 +25,14 @@ def counted_by_torch(base: Path, length: int) -> int:
 
 
 def test_model_flops_are_those_of_the_products_that_torch_computes(tiny_base: Path) -> None:
-    shape, length = ModelShape.read(tiny_base), 24
+    shape, length = shape_of(model_config(tiny_base)), 24
     everywhere = length * length  # eager attention computes all pairs, and masks
     assert training_flops(shape, length, length, everywhere, RANK) == counted_by_torch(tiny_base, length)
 
 
 def test_packed_pieces_cost_less_attention_than_one_long_piece(tiny_base: Path) -> None:
-    shape = ModelShape.read(tiny_base)
+    shape = shape_of(model_config(tiny_base))
     whole = flops_of_pieces(shape, {32: 1}, 31, RANK)
     halves = flops_of_pieces(shape, {16: 2}, 31, RANK)
     pairs = causal_pairs(32) - 2 * causal_pairs(16)
-    assert whole - halves == 12 * pairs * shape.layers * shape.heads * shape.head_size
+    assert whole - halves == 12 * pairs * shape.layers * shape.heads * shape.head_dim
