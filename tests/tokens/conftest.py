@@ -1,11 +1,16 @@
 """Tokenizers that tests of several modules use."""
 
 import json
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
+from report_workspaces import LIMIT
 from tokenizers import Tokenizer, models, processors
 
+from ft_dagster.corpus import snapshot as snapshot_room
+from ft_dagster.corpus.shards import group_names
 from ft_dagster.tokens.tokenizer import DocumentTokenizer
 
 
@@ -27,3 +32,11 @@ def letters(tmp_path: Path) -> Path:
     config = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
     (folder / "tokenizer_config.json").write_text(json.dumps(config), "utf-8")
     return folder
+
+
+@pytest.fixture(scope="module")
+def small_groups(without_waiting_for_the_disk: None) -> Iterator[None]:
+    """Groups of few chapters, so that a small report has several."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(snapshot_room, "group_names", partial(group_names, limit=LIMIT))
+        yield

@@ -1,0 +1,68 @@
+"""Reports that change, and what is made of them in a store of their own."""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ft_dagster.corpus.sections import (
+    make_sections,
+)
+from ft_dagster.corpus.snapshot import take_snapshot
+from ft_dagster.recipe import Corpus, Objectives, Tokens
+from ft_dagster.store import Artifact, Store
+from ft_dagster.tokens.dataset import (
+    TEXT,
+    make_dataset,
+)
+from ft_dagster.tokens.held_out import Pinned, Split
+
+LIMIT = 3
+OPTIONS = Tokens(block_length=16, held_out=0.3)
+NAMES = [f"c{number}" for number in range(1, 13)]
+HELD_OUT = Split(frozenset({"c2", "c7"}), Pinned())
+
+
+class Reports:
+    """Report files of a workspace, and a store that they went through before."""
+
+    def __init__(self, folder: Path, base: Path) -> None:
+        self.workspace = folder
+        self.store = Store(folder / "store")
+        self.base = base
+
+    def put(self, files: Mapping[str, str]) -> None:
+        """Make these the only report files: {path: text}."""
+        for folder in ("chapter_markdowns", "outputs"):
+            shutil.rmtree(self.workspace / folder, ignore_errors=True)
+        for path, text in files.items():
+            (self.workspace / path).parent.mkdir(parents=True, exist_ok=True)
+            (self.workspace / path).write_text(text, "utf-8")
+
+    def write(self, name: str, text: str) -> None:
+        path = self.workspace / "chapter_markdowns" / f"{name}.md"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, "utf-8")
+
+    def sections(self) -> Artifact:
+        return make_sections(take_snapshot(self.workspace, self.workspace / "files.db", self.store), Corpus())
+
+    def dataset(self, split: Split = HELD_OUT, options: Tokens = OPTIONS, objectives: Objectives = TEXT) -> Artifact:
+        return make_dataset(self.sections(), self.base, "the tiny base's", options, split, objectives)
+
+
+def path_of(name: str) -> str:
+    return f"chapter_markdowns/{name}.md"
+
+
+def rewritten(name: str, pairs: Sequence[tuple[str, Any]]) -> tuple[str, str]:
+    """Path and text of a report of (improved, original)."""
+    sections = {
+        f"S{number}": {
+            "improved": f"{text}, {name} {number}\n\n## Sub {number}\n\nsub {name} {number}",
+            "original": original,
+        }
+        for number, (text, original) in enumerate(pairs)
+    }
+    return f"outputs/consolidated/{name}.json", json.dumps({"sections": sections})
