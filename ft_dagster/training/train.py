@@ -5,7 +5,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,61 +37,17 @@ from ft_dagster.training.packed_model import PackedModel
 from ft_dagster.training.probe import Probe, Trial, fullest
 from ft_dagster.training.progress import Progress, TrainingError, peak_memory
 from ft_dagster.training.request import CODE_VERSION, RESULT, TrainingRequest
-from ft_dagster.training.rows import IGNORED, collate, loss_weights
+from ft_dagster.training.rows import collate, loss_weights
 from ft_dagster.training.scoring import score
 from ft_dagster.training.speeds import Speed, remember_speed, speed_key
 from ft_dagster.training.start import go_on_from, known_sections, rows_to_learn
+from ft_dagster.training.trainer import CountedRows, PackedTrainer
 
 log = logging.getLogger(__name__)
 
 
 class InterruptedTrainingError(Exception):
     """A signal asked to stop. A checkpoint has been saved."""
-
-
-class _Rows:
-    """Collates rows and counts the tokens that went by."""
-
-    def __init__(self, pad_id: int, weights: Sequence[float] | None) -> None:
-        self.pad_id = pad_id
-        self.weights = weights
-        self.tokens = 0
-
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        self.tokens += sum(len(row["input_ids"]) for row in rows)
-        return collate(rows, self.pad_id, self.weights)
-
-
-class _PackedTrainer(Trainer):
-    """transformers' trainer with our loss: a (weighted) mean over the supervised tokens of an optimizer step."""
-
-    def __init__(self, packed: PackedModel, **arguments: Any) -> None:
-        super().__init__(**arguments)
-        self.packed = packed
-        self.model_accepts_loss_kwargs = True  # so that it counts the tokens of a step, and does not average means
-        self.supervised = 0
-
-    def compute_loss(
-        self,
-        model: Any,
-        inputs: dict[str, torch.Tensor],
-        return_outputs: bool = False,
-        num_items_in_batch: Any = None,
-    ) -> torch.Tensor:
-        self.supervised += int((inputs["labels"] != IGNORED).sum())
-        return self.packed.summed_nats(inputs) / num_items_in_batch
-
-    def _get_num_items_in_batch(self, batch_samples: list[dict[str, torch.Tensor]], device: torch.device) -> Any:
-        """What the losses of a step are divided by: its tokens, or their weight where objectives weigh differently."""
-        if not batch_samples or "weights" not in batch_samples[0]:
-            return super()._get_num_items_in_batch(batch_samples, device)
-        return torch.stack([batch["weights"].sum() for batch in batch_samples]).sum().to(device)
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Each step's entry says how many tokens its loss is the mean of."""
-        if "loss" in logs:
-            logs["supervised_tokens"], self.supervised = self.supervised, 0
-        super().log(logs, start_time)
 
 
 def train(request: TrainingRequest, tell: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
@@ -146,7 +102,7 @@ class _Training:
         began = time.monotonic()
         tokenizer = AutoTokenizer.from_pretrained(self.base.folder)
         model = add_adapter(load_base(self.base, self.recipe, Path(self.request.offload)), self.base, self.recipe)
-        rows = _Rows(tokenizer.eos_token_id, loss_weights(self.recipe.objectives))
+        rows = CountedRows(tokenizer.eos_token_id, loss_weights(self.recipe.objectives))
         progress = Progress(self.attempt, lambda: rows.tokens, self.tell)
         if self.request.start is not None:
             go_on_from(model, Path(self.request.start), self.base)
@@ -211,7 +167,7 @@ class _Training:
         self,
         packed: PackedModel,
         tokenizer: PreTrainedTokenizerBase,
-        rows: _Rows,
+        rows: CountedRows,
         progress: Progress,
         stopping: EarlyStopping | None,
     ) -> Trainer:
@@ -254,7 +210,7 @@ class _Training:
         )
         trial = collate(fullest(self.rows, options.rows_per_device), rows.pad_id)
         probe = Probe(trial, packed.summed_nats, lambda trial: self._tried(trial, progress))
-        trainer = _PackedTrainer(
+        trainer = PackedTrainer(
             packed,
             model=packed.model,
             args=arguments,
