@@ -22,11 +22,8 @@ demo: $(READY) ## The whole graph on the example report, in the workspace demo/
 	@[ -e demo/chapter_markdowns ] || { mkdir -p demo && cp -R examples/chapter_markdowns examples/outputs demo/; }
 	@FT_WORKSPACE=demo $(BIN)/ft-dagster run
 
-test: $(READY) ## All tests, with coverage
-	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest
-	$(BIN)/coverage combine --quiet
-	$(BIN)/coverage report
+test: $(READY) ## All tests, two at a time, with coverage
+	$(BIN)/pytest --numprocesses 2 --dist loadfile --cov --cov-report term-missing:skip-covered
 
 dev: $(READY) ## The Dagster UI on the workspace FT_WORKSPACE (default: this folder), daemon included
 	@DAGSTER_HOME="$$($(BIN)/python -m ft_dagster.defs.instance)" && export DAGSTER_HOME && \
