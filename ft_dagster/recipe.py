@@ -185,6 +185,14 @@ class Evaluation(_Part):
     """Beginnings that base and adapter continue, shown side by side."""
     sample_tokens: int = Field(default=48, ge=0)
     """Tokens generated for each prompt."""
+    general: str | None = "shipped"
+    """Folder of texts (.md, .txt) that show whether general English is forgotten, relative to the workspace; `shipped`:
+    the project's own; null: none."""
+    chat: str | None = "shipped"
+    """Folder of conversations (.json) that show whether instructions are still followed; as `general`."""
+    train_tokens: int = Field(default=8192, ge=1)
+    """Tokens of the text trained on that are measured: how much better it is known than held-out text, and whether it
+    is recited."""
 
 
 class Release(_Part):
@@ -192,6 +200,16 @@ class Release(_Part):
 
     minimum_gain: float = Field(default=0.0, ge=0)
     """Bits per byte by which it must beat the base, and the released adapter, on held-out chapters."""
+    confidence: float = Field(default=0.95, gt=0, lt=1)
+    """Of the intervals: the gain over the base must exceed `minimum_gain` at their lower end."""
+    worst_loss: float = Field(default=0.02, ge=0)
+    """Bits per byte by which it may be worse than the released adapter at the lower end of the interval."""
+    general_loss: float = Field(default=0.1, ge=0)
+    """Bits per byte that it may lose against the base on general text."""
+    chat_loss: float = Field(default=0.1, ge=0)
+    """Bits per byte that it may lose against the base on answers in conversations."""
+    recited: float = Field(default=0.02, ge=0, le=1)
+    """Share of passages trained on that it may recite word for word, beyond those that the base recites."""
     other_base: bool = False
     """Whether it may replace an adapter of another base model, which it is not compared with."""
 

@@ -1,6 +1,7 @@
 """Every field of a recipe is read: another value in it changes something that can be seen."""
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from ft_dagster.defs.adapter_evaluation import _take_in
 from ft_dagster.defs.stages import LORA_ADAPTER, SECTIONS, describe
 from ft_dagster.evaluation.evaluate import evaluate
 from ft_dagster.evaluation.request import EvaluationRequest
+from ft_dagster.evaluation.slices import load_slices
 from ft_dagster.recipe import Recipe, resolve_recipe
 from ft_dagster.store import Artifact, Store, file_digest
 from ft_dagster.tokens.dataset import all_documents, choose_split, make_dataset
@@ -53,6 +55,9 @@ class Laboratory:
         _write(json_folder / "chapter_9_b.json", json.dumps(scored))
         rewritten = reviewed(10, "C", "a better text", original="a good text")
         _write(json_folder / "chapter_10_c.json", json.dumps(rewritten))
+        _write(folder / "texts" / "general.md", "Rivers carry sediment downstream.")
+        turns = [{"role": "user", "content": "Who met?"}, {"role": "assistant", "content": "They."}]
+        _write(folder / "texts" / "chat.json", json.dumps({"messages": turns}))
         self.snapshot = take_snapshot(reports, reports / "files.db", self.store)
         self.seen: dict[str, Any] = {}
         self.runs = 0
@@ -209,13 +214,14 @@ def measurements(lab: Laboratory, recipe: Recipe) -> Any:
     return [row["step"] for row in result["held_out"]], result["steps"]
 
 
-def samples(lab: Laboratory, recipe: Recipe) -> Any:
-    """What the models write."""
+def measured(lab: Laboratory, recipe: Recipe) -> Any:
+    """What is measured on an adapter, and what it writes."""
     if "adapter" not in lab.seen:
         request = lab.request(recipe)
         train(request, lambda _: None)
         lab.seen["adapter"] = request
     request = lab.seen["adapter"]
+    slices = load_slices(recipe.evaluation, lab.folder, instruct=True)
     asked = EvaluationRequest(
         base=request.base,
         dataset=request.dataset,
@@ -225,25 +231,45 @@ def samples(lab: Laboratory, recipe: Recipe) -> Any:
         output=str(lab.folder / f"evaluation-{lab.runs}"),
         offload=request.offload,
         locks=request.locks,
+        texts={kind: {"files": dict(found.files), "folder": str(found.folder)} for kind, found in slices.items()},
     )
-    return evaluate(asked)["models"]["new"]["samples"]
+    return evaluate(asked)["models"]["new"]
 
 
 def verdict(lab: Laboratory, recipe: Recipe) -> Any:
-    """Whether an adapter that gained 0.1 bits per byte takes the place of one of another base."""
+    """How an adapter is judged that is a little better than the one in use, and forgot and recites a little."""
+    return _judged(lab, recipe, {"released": 0.901})
+
+
+def verdict_on_another_base(lab: Laboratory, recipe: Recipe) -> Any:
+    """Whether a good adapter takes the place of one of another base."""
+    return _judged(lab, recipe, {})[0]
+
+
+def _judged(lab: Laboratory, recipe: Recipe, others: dict[str, float]) -> Any:
     folder = lab.folder / f"verdict-{lab.runs}"
-    models = {"base": {"bits_per_byte": 1.0}, "new": {"bits_per_byte": 0.9}}
+    models = {name: _scored(value, recited=1) for name, value in (others | {"base": 1.0}).items()}
+    models["new"] = _scored(0.9, recited=2, spread=0.02, beside=1.05)
     _write(folder / "evaluation.json", json.dumps({"models": models}))
     _write(folder.with_name(f"{folder.name}-adapter") / "weights", "")
     new = lab.store.take_in(LORA_ADAPTER.name, folder.name, folder.with_name(f"{folder.name}-adapter"), {})
     taken = _take_in(lab.store, folder.name, folder, new, Path("another"), recipe, before=False, measured="")
-    return taken.about["verdict"]["decision"]
+    found = taken.about["verdict"]
+    return found["decision"], [(rule["field"], rule["passed"], rule["low"]) for rule in found["rules"]]
+
+
+def _scored(bits_per_byte: float, recited: int, spread: float = 0.0, beside: float = 1.0) -> dict[str, Any]:
+    def text(value: float) -> dict[str, Any]:
+        bits = {f"c{n}": value + (spread if n % 2 else -spread) for n in range(8)}
+        return {"bits_per_byte": value, "sections": {c: {"s": [b * math.log(2) * 100, 100]} for c, b in bits.items()}}
+
+    train_side = {"passages": 100, "recited": recited}
+    return {**text(bits_per_byte), "general": text(beside), "chat": text(beside), "train": train_side}
 
 
 EARLY = {"training.evaluate_every": 2, "training.learning_rate": 0.05, "training.schedule": "constant"}
 UNFUSED = {"training.fused": False, "lora.dropout": 0.0}
 BOTH = {"objectives.rewrite": 1.0, "tokens.block_length": 256}
-OTHER_BASE = {"release.other_base": True}
 
 FIELDS: dict[str, tuple[Callable[[Laboratory, Recipe], Any], Any, Fields]] = {
     # field: (what to look at, another value, fields that are otherwise than in the tiny recipe both times)
@@ -288,10 +314,18 @@ FIELDS: dict[str, tuple[Callable[[Laboratory, Recipe], Any], Any, Fields]] = {
     "training.save_every": (checkpoints, 3, {}),
     "training.evaluate_every": (measurements, 3, EARLY),
     "training.patience": (measurements, 1, EARLY | {"training.epochs": 12}),
-    "evaluation.prompts": (samples, ["Rivers"], {}),
-    "evaluation.sample_tokens": (samples, 2, {}),
-    "release.minimum_gain": (verdict, 0.2, OTHER_BASE),
-    "release.other_base": (verdict, False, OTHER_BASE),
+    "evaluation.prompts": (measured, ["Rivers"], {}),
+    "evaluation.sample_tokens": (measured, 2, {}),
+    "evaluation.general": (measured, "texts", {}),
+    "evaluation.chat": (measured, "texts", {}),
+    "evaluation.train_tokens": (measured, 64, {}),
+    "release.minimum_gain": (verdict, 0.2, {}),
+    "release.confidence": (verdict, 0.5, {}),
+    "release.worst_loss": (verdict, 0.001, {}),
+    "release.general_loss": (verdict, 0.01, {}),
+    "release.chat_loss": (verdict, 0.01, {}),
+    "release.recited": (verdict, 0.001, {}),
+    "release.other_base": (verdict_on_another_base, True, {}),
 }
 
 

@@ -1,23 +1,40 @@
 """The asset adapter_evaluation."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 
-from ft_dagster.base import PreparedBase, prepare_base
+from ft_dagster.base import PreparedBase, chat_template, prepare_base
 from ft_dagster.defs.child_process import ChildProcess
 from ft_dagster.defs.pictures import table
 from ft_dagster.defs.stages import ADAPTER_EVALUATION, LORA_ADAPTER, TOKENIZED_DATASET, describe, input_artifact
 from ft_dagster.defs.workspace import GROUP, OWNERS, Workspace
-from ft_dagster.evaluation.request import RESULT, EvaluationRequest, evaluation_key, measured_by
+from ft_dagster.evaluation.request import (
+    BASE,
+    NEW,
+    RELEASED,
+    RESULT,
+    EvaluationRequest,
+    evaluation_key,
+    measured_by,
+)
+from ft_dagster.evaluation.slices import load_slices
 from ft_dagster.evaluation.verdict import judge
 from ft_dagster.recipe import Recipe
 from ft_dagster.store import Artifact, Store, digest
 from ft_dagster.tokens.dataset import held_out_version
 from ft_dagster.training.manifest import AdapterError, differences, read_manifest
+
+_CHECKS = {
+    "it_beats_base_and_released": ("minimum_gain", "worst_loss"),
+    "general_text_is_not_forgotten": ("general_loss",),
+    "instructions_are_still_followed": ("chat_loss",),
+    "text_is_not_recited": ("recited",),
+}
+"""Name of a check -> fields of the recipe whose rules it shows. Those that are not met keep the adapter back."""
 
 
 @dg.asset(
@@ -26,12 +43,16 @@ from ft_dagster.training.manifest import AdapterError, differences, read_manifes
     group_name=GROUP,
     owners=OWNERS,
     kinds={"pytorch"},
+    check_specs=[
+        dg.AssetCheckSpec(name, asset=ADAPTER_EVALUATION.key, description=f"Rules release.{', release.'.join(fields)}.")
+        for name, fields in _CHECKS.items()
+    ],
     pool="gpu",
 )
 def adapter_evaluation(
     context: dg.AssetExecutionContext, workspace: Workspace, child_process: ChildProcess
 ) -> Iterator[dg.AssetObservation | dg.MaterializeResult]:
-    """Bits per byte on held-out chapters for the base, the released adapter and the new one; samples; the verdict."""
+    """What base, released and new adapter are worth on held-out chapters, general text and chat; and the verdict."""
     settings, store, recipe = workspace.settings, workspace.store, workspace.recipe
     adapter = input_artifact(context, LORA_ADAPTER, store)
     dataset = input_artifact(context, TOKENIZED_DATASET, store)
@@ -39,10 +60,11 @@ def adapter_evaluation(
     in_use = _other_in_use(workspace, adapter.key)
     released = in_use if in_use and _fits(in_use, base) else None
     before = in_use is not None and adapter.key in {entry["adapter"] for entry in workspace.releases.history()}
-    key = evaluation_key(adapter.key, dataset.about["version"], in_use.name if in_use else None, recipe, before)
+    slices = load_slices(recipe.evaluation, settings.workspace, bool(chat_template(Path(base.folder))))
+    key = evaluation_key(adapter.key, dataset.about["version"], in_use.name if in_use else None, recipe, slices, before)
     artifact = store.find(ADAPTER_EVALUATION.name, key)
     if artifact is None:
-        measured = measured_by(held_out_version(dataset), base.identity, recipe)
+        measured = measured_by(held_out_version(dataset), base.identity, recipe, slices)
         known = _measured_before(store, measured, released)
         with store.staging() as folder:
             unknown = released if released and "released" not in known else None
@@ -53,6 +75,7 @@ def adapter_evaluation(
                 recipe=recipe.model_dump(mode="json"),
                 adapters=adapters,
                 known=known,
+                texts={kind: {"files": dict(s.files), "folder": str(s.folder)} for kind, s in slices.items()},
                 output=str(folder),
                 offload=str(settings.offload),
                 locks=str(settings.cache / "locks"),
@@ -71,10 +94,14 @@ def _measured_before(store: Store, measured: str, released: Path | None) -> dict
     """Measurements of the base, and of the adapter in use, that an earlier evaluation made in the same way."""
     known = {}
     if base := store.newest(ADAPTER_EVALUATION.name, measured=measured):
-        known["base"] = base.about["models"]["base"]
+        known[BASE] = _models(base)[BASE]
     if released and (own := store.newest(ADAPTER_EVALUATION.name, measured=measured, adapter=released.name)):
-        known["released"] = own.about["models"]["new"]
+        known[RELEASED] = _models(own)[NEW]
     return known
+
+
+def _models(evaluation: Artifact) -> dict[str, Any]:
+    return json.loads((evaluation.path / RESULT).read_bytes())["models"]
 
 
 def _other_in_use(workspace: Workspace, new: str) -> Path | None:
@@ -101,15 +128,26 @@ def _take_in(
     measured: str,
 ) -> Artifact:
     result = json.loads((folder / RESULT).read_bytes())
-    other_base = in_use is not None and "released" not in result["models"] and not recipe.release.other_base
-    verdict = judge(result["models"], recipe.release.minimum_gain, before, other_base).to_json()
+    models = result["models"]
+    other_base = in_use is not None and RELEASED not in models and not recipe.release.other_base
+    verdict = judge(models, recipe.release, before, other_base).to_json()
     about = result | {
+        "models": {name: _without_sections(model) for name, model in models.items()},
         "adapter": adapter.key,
         "in_use": in_use.name if in_use else None,
         "verdict": verdict,
         "measured": measured,
     }
     return store.take_in(ADAPTER_EVALUATION.name, key, folder, about)
+
+
+def _without_sections(measured: Mapping[str, Any]) -> dict[str, Any]:
+    """What is looked at often; the measurements of each section stay in the artifact's file."""
+    return {
+        name: _without_sections(value) if name in ("general", "chat") else value
+        for name, value in measured.items()
+        if name != "sections"
+    }
 
 
 def _describe(artifact: Artifact, recipe: Recipe, adapter: Artifact) -> dg.MaterializeResult:
@@ -128,6 +166,7 @@ def _describe(artifact: Artifact, recipe: Recipe, adapter: Artifact) -> dg.Mater
         {
             **numbers,
             "gain over base": models["base"]["bits_per_byte"] - models["new"]["bits_per_byte"],
+            **_beside(models),
             "decision": verdict["decision"],
             "reason": verdict["reason"],
             "held-out bytes": models["new"]["bytes"],
@@ -136,9 +175,56 @@ def _describe(artifact: Artifact, recipe: Recipe, adapter: Artifact) -> dg.Mater
             "share of training and evaluation": about["seconds"]
             / (about["seconds"] + adapter.about["seconds_since_resume"]),
             "bits per byte by chapter": table(_chapter_rows(models)),
+            "rules": table(_rule_rows(verdict["rules"])),
+            "longest passage recited": models[NEW]["train"]["longest"]["text"],
             "samples": table(_sample_rows(models)),
         },
+        [
+            _check(name, [rule for rule in verdict["rules"] if rule["field"] in fields])
+            for name, fields in _CHECKS.items()
+        ],
     )
+
+
+def _check(name: str, rules: Sequence[Mapping[str, Any]]) -> dg.AssetCheckResult:
+    return dg.AssetCheckResult(
+        check_name=name,
+        asset_key=ADAPTER_EVALUATION.key,
+        passed=all(rule["passed"] for rule in rules),
+        severity=dg.AssetCheckSeverity.WARN,
+        metadata={f"{rule['name']} ({rule['field']})": rule["measured"] for rule in rules} or {"measured": "nothing"},
+    )
+
+
+def _rule_rows(rules: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [
+        {
+            "rule": rule["name"],
+            "measured": f"{rule['measured']:.4f}",
+            "interval": "" if rule["low"] is None else f"{rule['low']:.4f} to {rule['high']:.4f}",
+            "asked": f"{rule['sense']} {rule['threshold']:g}" + (" at the lower end" * (rule["compared"] == "low")),
+            "recipe": f"release.{rule['field']}",
+            "passed": rule["passed"],
+        }
+        for rule in rules
+    ]
+
+
+def _beside(models: Mapping[str, Any]) -> dict[str, float]:
+    """Figures of the texts beside the reports and of the text trained on, to follow over time."""
+    figures = {
+        f"bits per byte of {text}: {name}": model[kind]["bits_per_byte"]
+        for kind, text in (("general", "general text"), ("chat", "answers"))
+        for name, model in models.items()
+        if kind in model
+    }
+    new, base = models[NEW]["train"], models[BASE]["train"]
+    for name, on_train in ((BASE, base), (NEW, new)):
+        if on_train["passages"]:
+            figures[f"share of passages recited: {name}"] = on_train["recited"] / on_train["passages"]
+    learned = 1 - new["nats_per_token"] / base["nats_per_token"]
+    carried = 1 - models[NEW]["bits_per_byte"] / models[BASE]["bits_per_byte"]
+    return figures | {"over-fit: gain on train less gain on held-out": learned - carried}
 
 
 def _chapter_rows(models: dict[str, Any]) -> list[dict[str, Any]]:

@@ -223,6 +223,10 @@ def _is_blocked(materialization: dg.AssetMaterialization) -> bool:
     return checks is not None and checks.value == "failed"
 
 
+def _failed(check: dg.AssetCheckResult) -> bool:
+    return not check.passed and check.severity == dg.AssetCheckSeverity.ERROR
+
+
 def describe(
     stage: Stage,
     artifact: Artifact,
@@ -240,7 +244,7 @@ def describe(
             **metadata,
             ARTIFACT: artifact.key,
             RECIPE: stage.recipe_hash(recipe),
-            CHECKS: "passed" if all(check.passed for check in checks) else "failed",
+            CHECKS: "failed" if any(map(_failed, checks)) else "passed",
         },
         check_results=list(checks),
     )

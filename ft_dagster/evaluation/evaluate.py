@@ -3,7 +3,8 @@
 import json
 import logging
 import time
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ import torch
 from peft import PeftModel
 from transformers import AutoTokenizer
 
-from ft_dagster.evaluation.request import RESULT, EvaluationRequest
+from ft_dagster.evaluation.copying import measure_on_train, sample_rows
+from ft_dagster.evaluation.request import BASE, NEW, RESULT, EvaluationRequest
 from ft_dagster.evaluation.samples import continue_prompt
+from ft_dagster.evaluation.slices import tokenize_slice
 from ft_dagster.store import Artifact, write_atomically
 from ft_dagster.tokens.dataset import load_shards
 from ft_dagster.training.adapter import load_adapter
@@ -22,14 +25,15 @@ from ft_dagster.training.packed_model import PackedModel
 from ft_dagster.training.scoring import score
 
 log = logging.getLogger(__name__)
-BASE = "base"
+HELD_OUT = "held_out"
 
 
 def evaluate(request: EvaluationRequest) -> dict[str, Any]:
-    """Bits per byte on the held-out chapters and samples, for the base and for each adapter.
+    """Measure the base and each adapter: held-out chapters, texts beside the reports, text trained on; and samples.
 
     Writes `<output>/evaluation.json` last, and returns what it holds: `models` by name, `seconds`, and
-    `seconds_by_part`.
+    `seconds_by_part`. Of a model: what `summarize` says of held-out chapters; under `general` and `chat` the same of
+    these texts; under `train`, of the base and of the new adapter, what `measure_on_train` says; and `samples`.
     """
     if request.threads:
         torch.set_num_threads(request.threads)
@@ -41,7 +45,12 @@ def _evaluate(request: EvaluationRequest) -> dict[str, Any]:
     began = time.monotonic()
     recipe = request.resolved_recipe()
     base = request.prepared_base()
-    held_out = list(load_shards(Artifact.open(Path(request.dataset)), "held_out"))
+    dataset = Artifact.open(Path(request.dataset))
+    texts = {HELD_OUT: list(load_shards(dataset, "held_out"))} | {
+        kind: [tokenize_slice(found, Path(base.folder), recipe.tokens.block_length)]
+        for kind, found in request.slices().items()
+    }
+    taught = sample_rows(load_shards(dataset, "train"), recipe.evaluation.train_tokens)
     tokenizer = AutoTokenizer.from_pretrained(base.folder)
     model: Any = load_base(base, recipe, Path(request.offload))
     for name, folder in request.adapters.items():
@@ -50,15 +59,20 @@ def _evaluate(request: EvaluationRequest) -> dict[str, Any]:
     models = dict(request.known)
     unknown = [name for name in (BASE, *request.adapters) if name not in models]
     log.info("Measuring %s; measured before: %s", ", ".join(unknown), ", ".join(request.known) or "none")
-    loaded = time.monotonic()
+    seconds = {"loading": time.monotonic() - began}
     for name in unknown:
-        with _as(model, name):
-            models[name] = score(packed, held_out, tokenizer.eos_token_id)
-    scored = time.monotonic()
+        models[name] = {}
+        for kind, shards in texts.items():
+            with _as(model, name), _timed(seconds, kind):
+                scored = score(packed, shards, tokenizer.eos_token_id)
+            models[name] |= scored if kind == HELD_OUT else {kind: scored}
+    for name in (BASE, NEW):
+        with _as(model, name), _timed(seconds, "train"):
+            models[name] = models[name] | {"train": measure_on_train(packed, taught, tokenizer)}
     if recipe.base.quantization == "none" and not torch.cuda.is_available():
         model.float()  # decoding one token at a time is several times slower in bfloat16 on a CPU
     for name in unknown:
-        with _as(model, name):
+        with _as(model, name), _timed(seconds, "samples"):
             models[name]["samples"] = [
                 {
                     "prompt": prompt,
@@ -66,15 +80,16 @@ def _evaluate(request: EvaluationRequest) -> dict[str, Any]:
                 }
                 for prompt in recipe.evaluation.prompts
             ]
-    ended = time.monotonic()
-    result = {
-        "models": models,
-        "seconds": ended - began,
-        "seconds_by_part": {"loading": loaded - began, "scoring": scored - loaded, "samples": ended - scored},
-    }
-    output = Path(request.output)
-    write_atomically(output / RESULT, json.dumps(result, indent=1, ensure_ascii=False))
+    result = {"models": models, "seconds": time.monotonic() - began, "seconds_by_part": seconds}
+    write_atomically(Path(request.output) / RESULT, json.dumps(result, indent=1, ensure_ascii=False))
     return result
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], part: str) -> Iterator[None]:
+    began = time.monotonic()
+    yield
+    seconds[part] = seconds.get(part, 0.0) + time.monotonic() - began
 
 
 def _as(model: PeftModel, name: str) -> AbstractContextManager[Any]:

@@ -2,21 +2,29 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ft_dagster.base import PreparedBase
+from ft_dagster.evaluation.slices import Slice
 from ft_dagster.recipe import Recipe, resolve_recipe
 from ft_dagster.store import digest, write_atomically
 
-CODE_VERSION = "3"
+CODE_VERSION = "4"
 """Raised by hand when the same request would give other numbers."""
 RESULT = "evaluation.json"
+BASE, NEW, RELEASED = "base", "new", "released"
+"""Names of models in an evaluation."""
 
 
 def evaluation_key(
-    adapter: str, dataset_version: str, in_use: str | None, recipe: Recipe, released_before: bool = False
+    adapter: str,
+    dataset_version: str,
+    in_use: str | None,
+    recipe: Recipe,
+    slices: Mapping[str, Slice],
+    released_before: bool = False,
 ) -> str:
     """The key of an evaluation: what was compared, on what, how."""
     return digest(
@@ -25,17 +33,23 @@ def evaluation_key(
             "dataset": dataset_version,
             "in_use": in_use,
             "released_before": released_before,
-            "recipe": recipe.part("evaluation", "release"),
+            "recipe": [_options(recipe, slices), recipe.part("release")],
             "code": CODE_VERSION,
         }
     )
 
 
-def measured_by(held_out_version: str, base: Mapping[str, str], recipe: Recipe) -> str:
+def _options(recipe: Recipe, slices: Mapping[str, Slice]) -> list[Any]:
+    """How is measured; of texts beside the reports what they say, not where they are."""
+    options = recipe.evaluation.model_dump(mode="json", exclude={"general", "chat"})
+    return [options, {kind: found.version for kind, found in slices.items()}]
+
+
+def measured_by(held_out_version: str, base: Mapping[str, str], recipe: Recipe, slices: Mapping[str, Slice]) -> str:
     """What decides the measurements of a model: two evaluations that agree in this need not measure it twice."""
     part = recipe.base.model_dump(mode="json", include={"quantization", "dtype"})
     options = recipe.training.model_dump(mode="json", include={"attention", "fused"})
-    return digest([held_out_version, dict(base), part, options, recipe.part("evaluation"), CODE_VERSION])
+    return digest([held_out_version, dict(base), part, options, _options(recipe, slices), CODE_VERSION])
 
 
 @dataclass(frozen=True)
@@ -58,9 +72,14 @@ class EvaluationRequest:
     locks: str
     """Folder for the lock that keeps one process a device."""
     threads: int | None = None
+    texts: dict[str, Any] = field(default_factory=dict)
+    """Kind -> `files` and `folder` of a Slice: texts beside the reports."""
 
     def prepared_base(self) -> PreparedBase:
         return PreparedBase(**self.base)
+
+    def slices(self) -> dict[str, Slice]:
+        return {kind: Slice(kind, found["files"], Path(found["folder"])) for kind, found in self.texts.items()}
 
     def resolved_recipe(self) -> Recipe:
         return resolve_recipe(self.recipe)

@@ -4,18 +4,40 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from ft_dagster.evaluation.interval import Gain, paired_gain
+from ft_dagster.evaluation.request import BASE, NEW, RELEASED
+from ft_dagster.recipe import Release
+
+Model = Mapping[str, Any]
+_BITS = "bits per byte"
+
 
 @dataclass(frozen=True)
 class Rule:
-    """One comparison: bits per byte of the new adapter against those of another model."""
+    """One comparison of something measured with a threshold of the recipe."""
 
-    against: str
-    """`base`, or `released`."""
+    name: str
+    """What is compared, as a person reads it."""
+    field: str
+    """The recipe's field that holds the threshold."""
     measured: float
-    """Bits per byte gained (positive is better)."""
+    low: float | None
+    """The ends of its confidence interval; None where there is none."""
+    high: float | None
+    compared: Literal["measured", "low"]
+    """Which of these is compared with the threshold."""
+    sense: Literal["more than", "at most"]
     threshold: float
-    """What it must exceed."""
+    unit: str
     passed: bool
+    excused: bool = False
+    """Whether it passes whatever was measured."""
+
+    def __str__(self) -> str:
+        """As in "gain over the base 0.1200 bits per byte (0.1000 to 0.1400), more than 0 is asked at its lower end"."""
+        between = "" if self.low is None else f" ({self.low:.4f} to {self.high:.4f})"
+        where = " at its lower end" if self.compared == "low" else ""
+        return f"{self.name} {self.measured:.4f} {self.unit}{between}, {self.sense} {self.threshold:g} is asked{where}"
 
 
 @dataclass(frozen=True)
@@ -31,41 +53,94 @@ class Verdict:
 
 
 def judge(
-    models: Mapping[str, Mapping[str, Any]],
-    minimum_gain: float,
+    models: Mapping[str, Model],
+    options: Release,
     released_before: bool = False,
     other_base_in_use: bool = False,
 ) -> Verdict:
-    """Release if the new adapter beats the base, and the released adapter where there is one, on held-out text.
+    """Release if the new adapter passes every rule.
+
+    On held-out chapters it must beat the base, surely, and the released adapter where there is one; it must not have
+    forgotten general text or how to answer; and it must not recite what it was trained on.
 
     Args:
-        models: name -> measurements with `bits_per_byte`; `base` and `new`, and `released` where one is in use.
-        minimum_gain: bits per byte it must gain more than.
+        models: name -> measurements, from `evaluate`; of `base` and `new`, and of `released` where one is in use.
+        options: the thresholds.
         released_before: it has been in use already, and the reports are again what it was made from (an edit was
             taken back): it proved itself then, so it need not beat the adapter of the text that was taken back.
         other_base_in_use: the adapter in use belongs to another base model, so that it was not measured here, and
             the recipe does not allow to replace it (`release.other_base`).
     """
-    new = models["new"]["bits_per_byte"]
-    rules = []
-    for against in ("base", "released"):
-        if against in models:
-            gain = models[against]["bits_per_byte"] - new
-            passed = gain > minimum_gain or (against == "released" and released_before)
-            rules.append(Rule(against, gain, minimum_gain, passed))
+    rules = _held_out_rules(models, options, released_before)
+    rules += _rules_of_texts(models, options)
+    rules += _rules_of_copying(models, options)
+    found = tuple(rules)
     if other_base_in_use:
         reason = "the adapter in use belongs to another base model; set `release: {other_base: true}` to replace it"
-        return Verdict("keep", reason, tuple(rules))
+        return Verdict("keep", reason, found)
     failed = [rule for rule in rules if not rule.passed]
     if failed:
-        reason = "; ".join(
-            f"{new:.4f} bits per byte is not better than the {rule.against}'s {new + rule.measured:.4f}"
-            f" by more than {rule.threshold:g}"
-            for rule in failed
-        )
-        return Verdict("keep", reason, tuple(rules))
-    beaten = [f"the {rule.against}'s {new + rule.measured:.4f}" for rule in rules if rule.measured > minimum_gain]
-    reason = f"{new:.4f} bits per byte on held-out chapters beats {' and '.join(beaten)}"
-    if len(beaten) < len(rules):
-        reason += "; it was in use before, and the reports are again what it was made from"
-    return Verdict("release", reason, tuple(rules))
+        return Verdict("keep", "; ".join(str(rule) for rule in failed), found)
+    new, base = (models[name]["bits_per_byte"] for name in (NEW, BASE))
+    beaten = [f"the base's {base:.4f}"]
+    again = ""
+    if RELEASED in models:
+        if (released := models[RELEASED]["bits_per_byte"]) - new > options.minimum_gain:
+            beaten.append(f"the released's {released:.4f}")
+        else:
+            again = "; it was in use before, and the reports are again what it was made from"
+    return Verdict(
+        "release", f"{new:.4f} bits per byte on held-out chapters beats {' and '.join(beaten)}{again}", found
+    )
+
+
+def _held_out_rules(models: Mapping[str, Model], options: Release, released_before: bool) -> list[Rule]:
+    gain = _gain(models[BASE], models[NEW], options)
+    rules = [_more("gain over the base", "minimum_gain", gain, "low", options.minimum_gain)]
+    if RELEASED in models:
+        gain = _gain(models[RELEASED], models[NEW], options)
+        rules += [
+            _more("gain over the released", "minimum_gain", gain, "measured", options.minimum_gain, released_before),
+            _more("gain over the released", "worst_loss", gain, "low", -options.worst_loss, released_before),
+        ]
+    return rules
+
+
+def _rules_of_texts(models: Mapping[str, Model], options: Release) -> list[Rule]:
+    thresholds = {
+        "general": ("loss on general text", options.general_loss),
+        "chat": ("loss on chat", options.chat_loss),
+    }
+    rules = []
+    for kind, (name, threshold) in thresholds.items():
+        if kind in models[NEW]:
+            loss = _gain(models[NEW][kind], models[BASE][kind], options)
+            rules.append(_at_most(name, f"{kind}_loss", loss.measured, loss.low, loss.high, threshold, _BITS))
+    return rules
+
+
+def _rules_of_copying(models: Mapping[str, Model], options: Release) -> list[Rule]:
+    new, base = models[NEW]["train"], models[BASE]["train"]
+    if not new["passages"]:
+        return []
+    share = (new["recited"] - base["recited"]) / new["passages"]
+    return [_at_most("passages recited", "recited", share, None, None, options.recited, "of those trained on")]
+
+
+def _gain(before: Model, after: Model, options: Release) -> Gain:
+    return paired_gain(before["sections"], after["sections"], options.confidence)
+
+
+def _more(
+    name: str, field: str, gain: Gain, compared: Literal["measured", "low"], threshold: float, excused: bool = False
+) -> Rule:
+    passed = excused or getattr(gain, compared) > threshold
+    return Rule(
+        name, field, gain.measured, gain.low, gain.high, compared, "more than", threshold, _BITS, passed, excused
+    )
+
+
+def _at_most(
+    name: str, field: str, measured: float, low: float | None, high: float | None, threshold: float, unit: str
+) -> Rule:
+    return Rule(name, field, measured, low, high, "measured", "at most", threshold, unit, measured <= threshold)

@@ -17,6 +17,8 @@ from ft_dagster.base import chat_template, tokenizer_config
 from ft_dagster.recipe import RecipeError
 from ft_dagster.tokens.tokenizer import comparable, token_text
 
+Message = Mapping[str, str]
+"""`role` and `content`."""
 CONTROL = "control token in its pair"
 CHANGED = "changed by the chat template"
 NOT_IN_VOCABULARY = "not in the tokenizer's vocabulary"
@@ -41,19 +43,23 @@ class ChatTokenizer:
     or the vocabulary does not give back.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, without: str = "objectives: {rewrite: 0}") -> None:
         """Read the template, `tokenizer.json`, `tokenizer_config.json` and `generation_config.json` of a model.
+
+        Args:
+            folder: the model's.
+            without: what to write in a recipe to do without the template, for errors.
 
         Raises:
             RecipeError: it has no chat template, or one that cannot be read.
         """
+        self._folder, self._without = folder, without
         source = chat_template(folder)
         if not source:
             raise RecipeError(
-                f"objectives.rewrite is above 0, but the base model has no chat template ({folder} has no "
-                "chat_template.jinja). Use an instruct model, or set `objectives: {rewrite: 0}`."
+                f"The base model has no chat template ({folder} has no chat_template.jinja). Use an instruct model, or "
+                f"set `{without}`."
             )
-        self._folder = folder
         with self._template_errors():
             self._template = _environment().from_string(source)
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -65,8 +71,8 @@ class ChatTokenizer:
         special = [token.content for token in self._tokenizer.get_added_tokens_decoder().values() if token.special]
         self._control = re.compile("|".join(re.escape(token) for token in special) or "(?!)")
 
-    def encode(self, exchanges: Sequence[tuple[str, str]]) -> list[EncodedExchange | str]:
-        """Tokens of (request, answer), or the reason why it cannot be taught.
+    def encode(self, exchanges: Sequence[tuple[str | Sequence[Message], str]]) -> list[EncodedExchange | str]:
+        """Tokens of (request, or a conversation up to an answer; the answer), or the reason why it cannot be taught.
 
         Raises:
             RecipeError: the template cannot render a request and an answer, or does not begin an answer as it begins
@@ -79,19 +85,19 @@ class ChatTokenizer:
         encoded = (self._exchange(*row) for row in zip(good, prompts, wholes, strict=True))
         return [pair if isinstance(pair, str) else next(encoded) for pair in rendered]
 
-    def _render(self, request: str, answer: str) -> tuple[str, str] | str:
+    def _render(self, request: str | Sequence[Message], answer: str) -> tuple[str, str] | str:
         """The prompt and what follows it up to the token that ends it, as text."""
-        if self._control.search(request) or self._control.search(answer):
+        asked = [{"role": "user", "content": request}] if isinstance(request, str) else list(request)
+        if any(self._control.search(text) for text in (answer, *(message["content"] for message in asked))):
             return CONTROL
-        asked = [{"role": "user", "content": request}]
         with self._template_errors():
             prompt = self._template.render(**self._given(asked), add_generation_prompt=True)
             answered = [*asked, {"role": "assistant", "content": answer}]
             whole = self._template.render(**self._given(answered), add_generation_prompt=False)
         if not whole.startswith(prompt):
             raise RecipeError(
-                f"objectives.rewrite cannot be taught to this base model: its chat template ({self._folder}) begins an "
-                "answer otherwise than a prompt for one ends. Use another base model, or `objectives: {rewrite: 0}`."
+                f"The base model's chat template ({self._folder}) begins an answer otherwise than a prompt for one "
+                f"ends. Use another base model, or set `{self._without}`."
             )
         place = whole.find(answer, len(prompt))
         if place < 0:
@@ -116,7 +122,7 @@ class ChatTokenizer:
     def _encode(self, texts: list[str]) -> list[list[int]]:
         return [found.ids for found in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
-    def _given(self, messages: list[dict[str, str]]) -> dict[str, Any]:
+    def _given(self, messages: Sequence[Message]) -> dict[str, Any]:
         return {**self._variables, "messages": messages, "tools": None, "documents": None}
 
     def _stop_tokens(self, config: Mapping[str, Any]) -> list[str]:
@@ -135,8 +141,8 @@ class ChatTokenizer:
             yield
         except jinja2.TemplateError as error:
             raise RecipeError(
-                f"objectives.rewrite cannot be taught to this base model: its chat template ({self._folder}) fails "
-                f"({error}). Use another base model, or `objectives: {{rewrite: 0}}`."
+                f"The base model's chat template ({self._folder}) fails ({error}). Use another base model, or set "
+                f"`{self._without}`."
             ) from error
 
 

@@ -11,8 +11,8 @@ _CHUNK = 256
 the same time."""
 
 
-def token_nats(hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
-    """Negative log-likelihood of each target, in nats.
+def nats_and_hits(hidden: Tensor, head: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Negative log-likelihood of each target, in nats, and whether it is the most probable token.
 
     Args:
         hidden: (M, hidden), what the output head reads at the tokens that predict.
@@ -20,10 +20,13 @@ def token_nats(hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
         targets: (M), the tokens that come next.
 
     Returns:
-        (M) float32.
+        (M) float32 and (M) bool.
     """
-    nats = [_nats(chances, wanted) for chances, wanted, _ in _log_chances(hidden, head, targets)]
-    return torch.cat([hidden.new_empty(0, dtype=torch.float32), *nats])
+    nats, hits = [hidden.new_empty(0, dtype=torch.float32)], [hidden.new_empty(0, dtype=torch.bool)]
+    for chances, wanted, _ in _log_chances(hidden, head, targets):
+        nats.append(_nats(chances, wanted))
+        hits.append(-nats[-1] >= chances.amax(1))
+    return torch.cat(nats), torch.cat(hits)
 
 
 def summed_nats(hidden: Tensor, head: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from ft_dagster.recipe import Recipe
 from ft_dagster.training.fused_layer import FusedLayer, cannot_fuse, fused_norm
-from ft_dagster.training.loss import summed_nats, token_nats
+from ft_dagster.training.loss import nats_and_hits, summed_nats
 from ft_dagster.training.packed_attention import Pieces
 from ft_dagster.training.rows import IGNORED
 
@@ -61,17 +61,27 @@ class PackedModel:
         return (nats if weights is None else nats * weights).sum()
 
     @torch.no_grad()
-    def token_nats(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Negative log-likelihood of each supervised token: (B, T) float32, 0 where none is, each at its token."""
+    def nats_and_hits(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Negative log-likelihood of each supervised token, and whether it is the most probable one, at the token.
+
+        A run of tokens that are is what greedy decoding would write, given the text before it.
+
+        Args:
+            batch: from `collate`.
+
+        Returns:
+            (B, T) float32 and bool; 0 and False where nothing is supervised.
+        """
         targets = _targets(batch)
         chosen = targets != IGNORED
         hidden, logits = self._predictions(batch, chosen)
         if hidden is not None and self._head is not None:
-            nats = token_nats(hidden, self._head, targets[chosen])
+            nats, hits = nats_and_hits(hidden, self._head, targets[chosen])
         else:
             assert logits is not None
             nats = functional.cross_entropy(logits.float(), targets[chosen], reduction="none")
-        return torch.zeros(targets.shape, device=nats.device).masked_scatter_(chosen, nats).roll(1, 1)
+            hits = logits.argmax(-1) == targets[chosen]
+        return _at_tokens(nats, chosen), _at_tokens(hits, chosen)
 
     def _predictions(self, batch: Mapping[str, Tensor], chosen: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """(M, hidden) of the chosen tokens, or their logits (M, vocabulary) where the head is not a plain product."""
@@ -127,3 +137,9 @@ def _targets(batch: Mapping[str, Tensor]) -> Tensor:
     targets = batch["labels"].roll(-1, 1)
     targets[:, -1] = IGNORED
     return targets
+
+
+def _at_tokens(values: Tensor, chosen: Tensor) -> Tensor:
+    """Values of the positions that predict, (M), at the tokens that they predict: (B, T), 0 elsewhere."""
+    everywhere = torch.zeros(chosen.shape, dtype=values.dtype, device=values.device)
+    return everywhere.masked_scatter_(chosen, values).roll(1, 1)

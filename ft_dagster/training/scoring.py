@@ -48,16 +48,26 @@ def document_nats(model: PackedModel, rows: Dataset, end_id: int, batch: int) ->
     Returns:
         Document index -> nats.
     """
-    _evaluate_as_trained(model.model)
     nats: dict[int, float] = defaultdict(float)
+    for row, row_nats, _ in score_rows(model, rows, end_id, batch):
+        owners = torch.repeat_interleave(torch.tensor(row["documents"]), torch.tensor(row["lengths"]))  # (T)
+        for document in set(row["documents"]):
+            nats[document] += row_nats[owners == document].sum().item()
+    return dict(nats)
+
+
+def score_rows(
+    model: PackedModel, rows: Dataset, end_id: int, batch: int = _BATCH
+) -> Iterator[tuple[dict[str, Any], torch.Tensor, torch.Tensor]]:
+    """Each row with the nats of its tokens (float64), and which of them were the most probable (bool), both (T)."""
+    _evaluate_as_trained(model.model)
     for group in _batches(rows, batch):
         tensors = {name: value.to(device()) for name, value in collate(group, end_id).items()}
         _leave_ends_out(tensors["labels"], group, end_id)
-        for row, row_nats in zip(group, model.token_nats(tensors).double().cpu(), strict=True):
-            owners = torch.repeat_interleave(torch.tensor(row["documents"]), torch.tensor(row["lengths"]))  # (T)
-            for document in set(row["documents"]):
-                nats[document] += row_nats[: len(owners)][owners == document].sum().item()
-    return dict(nats)
+        nats, hits = (values.cpu() for values in model.nats_and_hits(tensors))
+        for row, row_nats, row_hits in zip(group, nats.double(), hits, strict=True):
+            length = len(row["input_ids"])
+            yield row, row_nats[:length], row_hits[:length]
 
 
 def _leave_ends_out(labels: torch.Tensor, rows: Sequence[Mapping[str, Any]], end_id: int) -> None:
@@ -88,7 +98,8 @@ def summarize(nats: Iterable[tuple[Document, float]]) -> dict[str, Any]:
     """Bits per byte of the whole and of each chapter, from documents with their nats.
 
     Returns:
-        `bits_per_byte`, `bytes` and `chapters`: of sections as prose, or of answers where only those are taught.
+        `bits_per_byte`, `bytes` and `chapters`: of sections as prose, or of answers where only those are taught; and
+        their `sections`: chapter -> section -> nats and bytes.
         Where answers are taught, also `rewrite_bits_per_byte` and `rewrite_bytes`: theirs, given their prompts.
     """
     scored = list(nats)
@@ -97,7 +108,14 @@ def summarize(nats: Iterable[tuple[Document, float]]) -> dict[str, Any]:
     chapters: dict[str, list[tuple[Document, float]]] = defaultdict(list)
     for document, value in texts:
         chapters[document.chapter].append((document, value))
-    summary = {**_measured(texts), "chapters": {name: _measured(rows) for name, rows in sorted(chapters.items())}}
+    summary = {
+        **_measured(texts),
+        "chapters": {name: _measured(rows) for name, rows in sorted(chapters.items())},
+        "sections": {
+            name: {document.section: [value, document.scored_bytes] for document, value in rows}
+            for name, rows in sorted(chapters.items())
+        },
+    }
     return summary | ({f"rewrite_{name}": value for name, value in _measured(answers).items()} if answers else {})
 
 

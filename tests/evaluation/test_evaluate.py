@@ -10,6 +10,7 @@ import pytest
 from ft_dagster.base import prepare_base
 from ft_dagster.evaluation.evaluate import evaluate
 from ft_dagster.evaluation.request import EvaluationRequest, evaluation_key
+from ft_dagster.evaluation.slices import Slice
 from ft_dagster.recipe import resolve_recipe
 from ft_dagster.training.request import TrainingRequest
 from ft_dagster.training.train import train
@@ -63,10 +64,16 @@ def test_base_new_and_released_adapter_are_measured_side_by_side(
     assert result == json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())
 
 
-def test_an_evaluation_is_made_again_when_what_is_compared_changes(tiny_recipe: dict[str, Any]) -> None:
+def test_an_evaluation_is_made_again_when_what_is_compared_changes(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
     recipe = resolve_recipe(tiny_recipe)
-    key = evaluation_key("new", "dataset", None, recipe)
-    assert key == evaluation_key("new", "dataset", None, recipe)
-    assert key != evaluation_key("new", "dataset", "released", recipe)
-    assert key != evaluation_key("other", "dataset", None, recipe)
-    assert key != evaluation_key("new", "dataset", None, resolve_recipe(tiny_recipe | {"release": {"minimum_gain": 1}}))
+    key = evaluation_key("new", "dataset", None, recipe, {})
+    assert key == evaluation_key("new", "dataset", None, recipe, {})
+    assert key != evaluation_key("new", "dataset", "released", recipe, {})
+    assert key != evaluation_key("other", "dataset", None, recipe, {})
+    asked_more = resolve_recipe(tiny_recipe | {"release": {"minimum_gain": 1}})
+    assert key != evaluation_key("new", "dataset", None, asked_more, {})
+    texts = {"general": Slice("general", {"a.md": "One."}, tmp_path)}
+    others = {"general": Slice("general", {"a.md": "Two."}, tmp_path)}
+    moved = {"general": Slice("general", {"a.md": "One."}, tmp_path / "elsewhere")}
+    keys = [evaluation_key("new", "dataset", None, recipe, slices) for slices in (texts, others, moved)]
+    assert len({key, *keys}) == 3 and keys[0] == keys[2]

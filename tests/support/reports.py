@@ -26,7 +26,7 @@ def recipe_for(base: Path) -> dict[str, Any]:
             "rows_per_step": 4,
             "save_every": 2,
         },
-        "evaluation": {"prompts": ["The committee"], "sample_tokens": 4},
+        "evaluation": {"prompts": ["The committee"], "sample_tokens": 4, "general": None, "chat": None},
     }
 
 

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from ft_dagster.base import prepare_base
 from ft_dagster.recipe import Recipe, resolve_recipe
-from ft_dagster.training.loss import summed_nats, token_nats
+from ft_dagster.training.loss import nats_and_hits, summed_nats
 from ft_dagster.training.model import add_adapter, load_base
 from ft_dagster.training.packed_model import PackedModel
 from ft_dagster.training.rows import collate
@@ -93,12 +93,12 @@ def test_a_piece_in_a_packed_row_is_read_as_it_is_alone(
     packed: Callable[..., PackedModel], training: dict[str, Any]
 ) -> None:
     model = packed(training=training)
-    together = model.token_nats(collate(ROWS, 2))
+    together = model.nats_and_hits(collate(ROWS, 2))[0]
     for index, row in enumerate(ROWS):
         start = 0
         for length in row["lengths"]:
             piece = {"input_ids": row["input_ids"][start : start + length], "lengths": [length], "prompts": [1]}
-            alone = model.token_nats(collate([piece], 2))[0]
+            alone = model.nats_and_hits(collate([piece], 2))[0][0]
             assert torch.allclose(together[index, start : start + length], alone, atol=1e-4)
             start += length
 
@@ -119,13 +119,13 @@ def test_in_low_precision_and_in_4_bit_too_a_piece_is_read_as_it_is_alone(
     asked = resolve_recipe(tiny_recipe | {"base": base, "training": tiny_recipe["training"] | {"attention": attention}})
     prepared = prepare_base(asked.base, tmp_path)
     model = PackedModel(add_adapter(load_base(prepared, asked, tmp_path), prepared, asked).eval(), asked)
-    together = model.token_nats(collate(ROWS, 2))
+    together = model.nats_and_hits(collate(ROWS, 2))[0]
     tolerance = 0.1 if dtype == "bfloat16" else 1e-4  # 8 bits of mantissa: 1/256 of nats around 6, twice or thrice
     for index, row in enumerate(ROWS):
         start = 0
         for length in row["lengths"]:
             piece = {"input_ids": row["input_ids"][start : start + length], "lengths": [length], "prompts": [1]}
-            alone = model.token_nats(collate([piece], 2))[0]
+            alone = model.nats_and_hits(collate([piece], 2))[0][0]
             assert torch.allclose(together[index, start : start + length], alone, atol=tolerance)
             start += length
 
@@ -151,7 +151,7 @@ def test_however_rows_are_batched_and_padded_the_gradients_are_the_same(
 def test_the_loss_is_the_sum_over_tokens_each_with_its_weight(packed: Callable[..., PackedModel], fused: bool) -> None:
     model = packed(training={"fused": fused})
     batch = collate(ROWS, 2)
-    nats = model.token_nats(batch)
+    nats, _ = model.nats_and_hits(batch)
     assert ((nats != 0) == (batch["labels"] != -100)).all()
     assert model.summed_nats(batch).item() == pytest.approx(nats.sum().item(), rel=1e-5)
     weights = torch.rand(batch["labels"].shape)
@@ -197,7 +197,7 @@ def test_the_chunked_loss_has_the_value_and_the_gradient_of_cross_entropy(tokens
     hidden, head = torch.randn(tokens, 16, requires_grad=True), torch.randn(50, 16)
     targets, weights = torch.randint(50, (tokens,)), torch.rand(tokens)
     each = functional.cross_entropy(hidden @ head.t(), targets, reduction="none")
-    assert torch.allclose(token_nats(hidden.detach(), head, targets), each, atol=1e-5)
+    assert torch.allclose(nats_and_hits(hidden.detach(), head, targets)[0], each, atol=1e-5)
     for given in (None, weights):
         plain = (each if given is None else each * given).sum()
         ours = summed_nats(hidden, head, targets, given)

@@ -1,0 +1,111 @@
+"""Texts beside the reports: those that ship, and a folder in their place."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ft_dagster.base import prepare_base
+from ft_dagster.evaluation.slices import load_slices, tokenize_slice
+from ft_dagster.recipe import Evaluation, RecipeError, load_recipe
+from ft_dagster.settings import Settings
+from ft_dagster.tokens.tokenizer import DocumentTokenizer
+
+
+def conversation(*turns: str) -> str:
+    roles = ("user", "assistant")
+    return json.dumps({"messages": [{"role": roles[n % 2], "content": text} for n, text in enumerate(turns)]})
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> Path:
+    (tmp_path / "general").mkdir()
+    (tmp_path / "general" / "a.md").write_text("Rivers carry sediment downstream.\n", "utf-8")
+    (tmp_path / "general" / "notes.csv").write_text("not read", "utf-8")
+    (tmp_path / "chat").mkdir()
+    (tmp_path / "chat" / "b.json").write_text(
+        conversation("Who met?", "The committee.", "When?", "On Tuesday."), "utf-8"
+    )
+    return tmp_path
+
+
+def test_the_texts_that_ship_fit_the_embedded_base(tmp_path: Path) -> None:
+    base = Path(prepare_base(load_recipe("smollm2-135m").base, Settings().cache).folder)
+    slices = load_slices(Evaluation(), tmp_path, instruct=True)
+    assert {kind: len(found.files) for kind, found in slices.items()} == {"general": 24, "chat": 24}
+    general, passages = tokenize_slice(slices["general"], base, 512)
+    assert len(passages) == 24
+    assert sum(document.tokens for document in passages) > 4000
+    decode = DocumentTokenizer(base).decode
+    written = {decode(row["input_ids"][:-1]) for row in general if len(row["lengths"]) == 1}
+    assert written <= {text.strip() for text in slices["general"].files.values()}
+    _, answers = tokenize_slice(slices["chat"], base, 512)
+    assert len(answers) == 30, "six conversations have two answers, and none is too long"
+
+
+def test_a_folder_takes_the_place_of_the_texts_that_ship(texts: Path, tiny_base: Path) -> None:
+    slices = load_slices(Evaluation(general="general", chat="chat"), texts, instruct=True)
+    assert slices["general"].files == {"a.md": "Rivers carry sediment downstream.\n"}
+    rows, documents = tokenize_slice(slices["chat"], tiny_base, 256)
+    begun = "[assistant] "  # this template begins no answer, so the model has to write it
+    answers = [begun + "The committee.", begun + "On Tuesday."]
+    assert [document.scored_bytes for document in documents] == [len(answer) for answer in answers]
+    decode = DocumentTokenizer(tiny_base).decode
+    shown, start = [], 0
+    for length, prompt in zip(rows[0]["lengths"], rows[0]["prompts"], strict=True):
+        shown.append((decode(rows[0]["input_ids"][start : start + prompt]), length))
+        start += length
+    assert any("[assistant] The committee." in text and "When?" in text for text, _ in shown), (
+        "the first answer is shown"
+    )
+
+
+def test_another_text_is_another_version_and_the_same_text_elsewhere_is_not(texts: Path) -> None:
+    def version() -> str:
+        return load_slices(Evaluation(general="general", chat=None), texts, instruct=True)["general"].version
+
+    before = version()
+    (texts / "general" / "a.md").write_text("Rivers carry sediment upstream.\n", "utf-8")
+    changed = version()
+    (texts / "general" / "a.md").write_text("Rivers carry sediment downstream.\n", "utf-8")
+    (texts / "general").rename(texts / "elsewhere")
+    moved = load_slices(Evaluation(general="elsewhere", chat=None), texts, instruct=True)["general"].version
+    assert before == moved != changed
+
+
+def test_a_base_without_a_chat_template_is_not_asked_the_conversations_that_ship(texts: Path) -> None:
+    assert set(load_slices(Evaluation(), texts, instruct=False)) == {"general"}
+    assert load_slices(Evaluation(general=None, chat=None), texts, instruct=True) == {}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (Evaluation(general="nowhere"), "evaluation.general: .*nowhere cannot be read .No such file.*`shipped`"),
+        (Evaluation(chat="general"), "evaluation.chat: .*general holds no text in .json files"),
+    ],
+)
+def test_a_folder_that_cannot_be_used_is_named(texts: Path, options: Evaluation, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        load_slices(options, texts, instruct=True)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"messages": []}', "b.json is not a conversation"),
+        ("no JSON", "b.json is not a conversation"),
+        (conversation("Who?", "</s>"), "message 2 of .*b.json: control token"),
+    ],
+)
+def test_a_file_that_is_not_a_conversation_is_named(texts: Path, tiny_base: Path, content: str, message: str) -> None:
+    (texts / "chat" / "b.json").write_text(content, "utf-8")
+    slices = load_slices(Evaluation(general=None, chat="chat"), texts, instruct=True)
+    with pytest.raises(RecipeError, match=message):
+        tokenize_slice(slices["chat"], tiny_base, 256)
+
+
+def test_text_that_is_not_utf_8_is_named(texts: Path) -> None:
+    (texts / "general" / "a.md").write_bytes(b"\xff\xfe")
+    with pytest.raises(RecipeError, match="not UTF-8"):
+        load_slices(Evaluation(general="general"), texts, instruct=True)
