@@ -266,6 +266,14 @@ class Store:
         artifact.verify()
         return artifact
 
+    def match(self, kind: str, beginning: str) -> Artifact:
+        """The one artifact whose key begins so. Raises StoreError if there is none, or more than one."""
+        keys = sorted(path.name for path in (self.root / kind).glob("*") if path.name.startswith(beginning))
+        if len(keys) == 1:
+            return self.get(kind, keys[0])
+        found = "several, " + ", ".join(key[:12] for key in keys[:5]) if beginning and keys else "none"
+        raise StoreError(f"There is not one {kind} whose key begins with {beginning!r} in {self.root}, but {found}.")
+
     def take_in(self, kind: str, key: str, folder: Path, about: Mapping[str, Any]) -> Artifact:
         """Move a finished folder into the store, whole. What is there already under this key is kept.
 

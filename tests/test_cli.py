@@ -10,19 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
+from commands import COMMAND, ft_dagster, on_one_line
 
 from ft_dagster.store import Store
 from ft_dagster.training.request import PROGRESS
-
-COMMAND = [sys.executable, "-m", "ft_dagster.cli"]
-
-
-def ft_dagster(*arguments: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, check=False, cwd=folder)
-
-
-def on_one_line(text: str) -> str:
-    return " ".join(text.split())
 
 
 def test_without_chapters_the_error_says_what_to_put_where_and_names_the_demo(workspace: Path) -> None:

@@ -59,7 +59,7 @@ def adapter_evaluation(
     base = prepare_base(recipe.base, settings.cache, token=settings.token)
     in_use = _other_in_use(workspace, adapter.key)
     released = in_use if in_use and _fits(in_use, base) else None
-    before = in_use is not None and adapter.key in {entry["adapter"] for entry in workspace.releases.history()}
+    before = in_use is not None and adapter.key in workspace.releases.proven()
     slices = load_slices(recipe.evaluation, settings.workspace, bool(chat_template(Path(base.folder))))
     key = evaluation_key(adapter.key, dataset.about["version"], in_use.name if in_use else None, recipe, slices, before)
     artifact = store.find(ADAPTER_EVALUATION.name, key)

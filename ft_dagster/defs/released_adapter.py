@@ -1,7 +1,12 @@
 """The asset released_adapter."""
 
-import dagster as dg
+from typing import Any
 
+import dagster as dg
+from pydantic import Field
+
+from ft_dagster.defs.pictures import table
+from ft_dagster.defs.releasing import PROMOTED, list_history, override
 from ft_dagster.defs.stages import (
     ADAPTER_EVALUATION,
     LORA_ADAPTER,
@@ -11,6 +16,17 @@ from ft_dagster.defs.stages import (
     input_artifact,
 )
 from ft_dagster.defs.workspace import GROUP, OWNERS, Workspace
+from ft_dagster.release.released import ReleaseError
+from ft_dagster.store import Artifact, StoreError
+
+
+class Override(dg.Config):
+    """What a person may decide in the launchpad."""
+
+    promote: str = Field(
+        default="", description="Key, or its beginning, of an adapter to put in use whatever was said."
+    )
+    why: str = Field(default="", description="The reason; the history keeps it.")
 
 
 @dg.asset(
@@ -20,16 +36,13 @@ from ft_dagster.defs.workspace import GROUP, OWNERS, Workspace
     owners=OWNERS,
     kinds={"huggingface"},
 )
-def released_adapter(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
+def released_adapter(context: dg.AssetExecutionContext, config: Override, workspace: Workspace) -> dg.MaterializeResult:
     """`./fine_tuned_model/`: the adapter in use. Replaced in one step when the verdict says so, else kept as it is."""
     store, releases = workspace.store, workspace.releases
     evaluation = input_artifact(context, ADAPTER_EVALUATION, store)
-    verdict = evaluation.about["verdict"]
-    current = releases.current()
-    if current not in (None, evaluation.about["in_use"], evaluation.about["adapter"]):
-        raise dg.Failure("Another adapter was released since the evaluation. Materialize adapter_evaluation again.")
-    if verdict["decision"] == "release":
-        moved = releases.release(store.get(LORA_ADAPTER.name, evaluation.about["adapter"]), verdict)
+    wanted, why = _decision(config, evaluation, workspace)
+    if wanted:
+        moved = releases.release(wanted, why)
         if moved:
             context.log.warning(f"{releases.link} was not a release of ours; it is kept as {moved}")
     current = releases.current()
@@ -39,11 +52,27 @@ def released_adapter(context: dg.AssetExecutionContext, workspace: Workspace) ->
         workspace.recipe,
         current or NOTHING,
         {
-            "decision": verdict["decision"],
-            "reason": verdict["reason"],
+            "decision": why["decision"],
+            "reason": why["reason"],
             "adapter": current or NOTHING,
             "folder": dg.MetadataValue.path(releases.link),
             "bits per byte": evaluation.about["models"]["new"]["bits_per_byte"],
             "releases so far": len(releases.history()),
+            "history": table([{name: str(value) for name, value in row.items()} for row in list_history(workspace)]),
         },
     )
+
+
+def _decision(config: Override, evaluation: Artifact, workspace: Workspace) -> tuple[Artifact | None, dict[str, Any]]:
+    """The adapter to put in use, if any, and why."""
+    store, verdict = workspace.store, evaluation.about["verdict"]
+    if config.promote:
+        try:
+            return store.match(LORA_ADAPTER.name, config.promote), override(config.why, PROMOTED)
+        except (StoreError, ReleaseError) as error:
+            raise dg.Failure(str(error)) from error
+    current = workspace.releases.current()
+    if current not in (None, evaluation.about["in_use"], evaluation.about["adapter"]):
+        raise dg.Failure("Another adapter was released since the evaluation. Materialize adapter_evaluation again.")
+    released = verdict["decision"] == "release"
+    return (store.get(LORA_ADAPTER.name, evaluation.about["adapter"]) if released else None), verdict

@@ -167,7 +167,7 @@ def reason_stale(
     artifact = workspace.store.find(artifact_kind(stage), str(last.metadata[ARTIFACT].value))
     if artifact is None:
         return Reason("missing", "its artifact is missing from the store")
-    if stage in (ADAPTER_EVALUATION, RELEASED_ADAPTER):
+    if stage in (ADAPTER_EVALUATION, RELEASED_ADAPTER) and not workspace.releases.chosen_by_hand():
         released = workspace.releases.current()
         if stage == RELEASED_ADAPTER and (released or NOTHING) != tags.get(_DATA_VERSION_TAG):
             return Reason("missing", "fine_tuned_model is not what was released")

@@ -10,10 +10,14 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from ft_dagster.store import Artifact, write_atomically
+from ft_dagster.training.manifest import AdapterError, check_files, read_manifest
 
 CODE_VERSION = "1"
 """Raised by hand when the same verdict would leave another released adapter."""
@@ -61,7 +65,60 @@ class Releases:
         if self.current() == adapter.key:
             return None
         adapter.verify()
+        with self._lock():
+            return self._release(adapter, why)
+
+    def roll_back(self, key: str, why: Mapping[str, Any]) -> None:
+        """Put an adapter that was in use before back in use: its folder is still here.
+
+        Args:
+            key: of the adapter.
+            why: for the history.
+
+        Raises:
+            ReleaseError: it was never in use here, its folder was removed, or a file of it is damaged.
+        """
+        if key not in {entry["adapter"] for entry in self.history()}:
+            raise ReleaseError(
+                f"The adapter {key} was never in use here. `ft-dagster release list` shows those that were."
+            )
+        target = self.folder / key
+        if not target.is_dir():
+            raise ReleaseError(
+                f"The files of {key} were removed. Use `ft-dagster release promote` if it is in the store."
+            )
+        try:
+            check_files(target, read_manifest(target))
+        except AdapterError as error:
+            raise ReleaseError(f"{error} Nothing was changed.") from error
+        with self._lock():
+            self._switch(target)
+            self._record(key, why)
+
+    def before(self) -> str:
+        """Key of the adapter that was in use before the current one. Raises ReleaseError if there was none."""
+        current = self.current()
+        for entry in reversed(self.history()):
+            if entry["adapter"] != current:
+                return str(entry["adapter"])
+        raise ReleaseError("No other adapter was in use before this one.")
+
+    def chosen_by_hand(self) -> bool:
+        """Whether a person put the adapter in use there: then only a change of the reports, recipe or base undoes it."""
+        history = self.history()
+        return bool(history) and history[-1]["adapter"] == self.current() and "by" in history[-1]["why"]
+
+    def proven(self) -> set[str]:
+        """Keys of adapters that were in use, without those that a person took out of use."""
+        history = self.history()
+        taken_out = {before["adapter"] for before, after in pairwise(history) if "by" in after["why"]}
+        return {entry["adapter"] for entry in history} - taken_out
+
+    def _lock(self) -> FileLock:
         self.folder.mkdir(parents=True, exist_ok=True)
+        return FileLock(self.folder / ".lock")
+
+    def _release(self, adapter: Artifact, why: Mapping[str, Any]) -> Path | None:
         target = self.folder / adapter.key
         if not target.exists():
             unfinished = self.folder / f".{adapter.key}.{os.getpid()}"
@@ -75,7 +132,7 @@ class Releases:
         return aside
 
     def history(self) -> list[dict[str, Any]]:
-        """Every release, oldest first: `adapter`, `at` (UTC), `why`."""
+        """Every release, oldest first: `adapter`, `at` (UTC), `why` (at least `decision` and `reason`)."""
         if not self._history.exists():
             return []
         with self._history.open(encoding="utf-8") as lines:

@@ -145,6 +145,12 @@ def check_adapter(folder: Path, base: PreparedBase) -> Manifest:
             f"The adapter in {folder} was trained on {manifest.base.get('name')}, which has {', '.join(found)} than "
             f"{base.name}. Load it on the base model it was trained on, or train one for this base."
         )
+    check_files(folder, manifest)
+    return manifest
+
+
+def check_files(folder: Path, manifest: Manifest) -> None:
+    """Raise AdapterError if a file of an adapter is missing or not what was saved."""
     for name, expected in manifest.files.items():
         path = folder / name
         if not path.is_file():
@@ -153,4 +159,3 @@ def check_adapter(folder: Path, base: PreparedBase) -> Manifest:
             raise AdapterError(
                 f"{path} is not the file that was saved. Take the adapter from the store or release it anew."
             )
-    return manifest

@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 from ft_dagster.release.released import ReleaseError, Releases
-from ft_dagster.store import Artifact, Store, StoreError
+from ft_dagster.store import Artifact, Store, StoreError, file_digest
+from ft_dagster.training.manifest import Manifest
+
+_BOUND = {"name": "base", "weights": "", "tokenizer": "", "template": ""}
 
 
 class Workspace:
@@ -26,6 +29,8 @@ class Workspace:
             (folder / "adapter_model.safetensors").write_bytes(key.encode() * 2000)
             (folder / "templates").mkdir()
             (folder / "templates" / "chat.jinja").write_text(key)
+            files = {name: file_digest(folder / name) for name in ("adapter_config.json", "adapter_model.safetensors")}
+            Manifest(key, _BOUND, {}, "1", {}, files=files).write(folder)
             return self.store.take_in("lora_adapter", key, folder, {})
 
     def released(self) -> tuple[str | None, str]:
@@ -142,7 +147,7 @@ def test_a_copy_that_a_killed_process_left_is_made_anew(here: Workspace, monkeyp
     assert here.releases.current() is None
     here.releases.release(here.adapter("one"), {})
     assert here.released() == ("one", "one")
-    assert sorted(path.name for path in here.releases.folder.iterdir()) == ["history.jsonl", "one"]
+    assert sorted(path.name for path in here.releases.folder.iterdir()) == [".lock", "history.jsonl", "one"]
 
 
 def test_a_folder_in_the_way_is_moved_aside_and_kept(here: Workspace) -> None:
@@ -198,3 +203,42 @@ def test_without_symbolic_links_nothing_is_touched(here: Workspace, monkeypatch:
     assert (here.link / "original.bin").read_bytes() == b"kept"
     assert here.names() == [".ft", "fine_tuned_model"]
     assert here.releases.history() == []
+
+
+def test_an_adapter_that_was_in_use_before_is_back_in_one_step(here: Workspace) -> None:
+    for key in ("one", "two", "three"):
+        here.releases.release(here.adapter(key), {"decision": "release"})
+    assert here.releases.before() == "two"
+    here.releases.roll_back("two", {"decision": "rolled back", "reason": "it was better"})
+    assert here.released() == ("two", "two")
+    assert here.releases.before() == "three", "the one that was in use before now"
+    assert [entry["adapter"] for entry in here.releases.history()] == ["one", "two", "three", "two"]
+    assert here.releases.history()[-1]["why"]["reason"] == "it was better"
+
+
+def test_what_was_never_in_use_or_is_gone_or_damaged_cannot_come_back(here: Workspace) -> None:
+    with pytest.raises(ReleaseError, match="No other adapter"):
+        here.releases.before()
+    for key in ("one", "two"):
+        here.releases.release(here.adapter(key), {})
+    with pytest.raises(ReleaseError, match="three was never in use"):
+        here.releases.roll_back("three", {})
+    (here.releases.folder / "one" / "adapter_model.safetensors").write_bytes(b"other")
+    with pytest.raises(ReleaseError, match="is not the file that was saved"):
+        here.releases.roll_back("one", {})
+    shutil.rmtree(here.releases.folder / "one")
+    with pytest.raises(ReleaseError, match="removed"):
+        here.releases.roll_back("one", {})
+    assert here.released() == ("two", "two") and len(here.releases.history()) == 2
+
+
+def test_what_a_person_put_in_use_and_what_a_person_took_out_is_known(here: Workspace) -> None:
+    assert not here.releases.chosen_by_hand()
+    for key in ("one", "two"):
+        here.releases.release(here.adapter(key), {"decision": "release"})
+    assert not here.releases.chosen_by_hand() and here.releases.proven() == {"one", "two"}
+    here.releases.roll_back("one", {"decision": "rolled back", "by": "somebody"})
+    assert here.releases.chosen_by_hand()
+    assert here.releases.proven() == {"one"}, "an adapter that a person took out of use must prove itself again"
+    here.releases.release(here.adapter("three"), {"decision": "release"})
+    assert not here.releases.chosen_by_hand() and here.releases.proven() == {"one", "three"}

@@ -1,12 +1,9 @@
 """`ft-dagster`: the graph from a terminal, on the same Dagster instance as the UI."""
 
 import gc
-import json
 import signal
 import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import islice
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,11 +11,11 @@ import typer
 from rich.console import Console
 
 from ft_dagster import __version__
-from ft_dagster.base import BaseModelError
-from ft_dagster.corpus.files import CorpusError, find_reports, require_reports
-from ft_dagster.recipe import RecipeError, load_recipe
+from ft_dagster.cli.common import FAILED, SOMETHING_TO_DO, Json, errors_said, print_json
+from ft_dagster.cli.release import release
+from ft_dagster.corpus.files import find_reports, require_reports
+from ft_dagster.recipe import load_recipe
 from ft_dagster.settings import Settings, SettingsError, load_settings
-from ft_dagster.store import StoreError
 
 if TYPE_CHECKING:
     import dagster as dg
@@ -30,8 +27,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-FAILED, SOMETHING_TO_DO, INTERRUPTED = 1, 2, 130
-_BAD_INPUT = (CorpusError, RecipeError, BaseModelError, StoreError, SettingsError, OSError)
+app.add_typer(release, name="release")
 
 
 def _print_version(wanted: bool) -> None:
@@ -49,9 +45,6 @@ def main(
     """What every command has."""
 
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, for scripts.")]
-
-
 @app.command()
 def plan(as_json: Json = False) -> None:
     """Say what `ft-dagster run` would do now, and why; change nothing.
@@ -59,7 +52,7 @@ def plan(as_json: Json = False) -> None:
     Exit codes: 0 nothing to do; 2 something to do; 1 the reports, the recipe or the base model cannot be used.
     """
     gc.disable()  # it lives for a second, and holds a row for each chapter
-    with _errors_said(Console(stderr=True)):
+    with errors_said(Console(stderr=True)):
         settings = load_settings()
         _refuse_early(settings)
         from ft_dagster.defs.instance import instance_to_read
@@ -70,7 +63,7 @@ def plan(as_json: Json = False) -> None:
         with instance_to_read(settings) as instance:
             found = make_plan(instance, Workspace())
     if as_json:
-        _print_json(found.to_json())
+        print_json(found.to_json())
     else:
         print_plan(found, Console())
         if not found.nothing_to_do:
@@ -86,14 +79,14 @@ def run(as_json: Json = False) -> None:
     used; 130 interrupted (training saves a checkpoint and goes on from it next time).
     """
     console = Console(stderr=True)
-    with _errors_said(console):
+    with errors_said(console):
         settings = load_settings()
         _refuse_early(settings)
         succeeded, summary = _bring_up_to_date(settings, console)
     if not succeeded:
         raise typer.Exit(FAILED)
     if as_json:
-        _print_json(summary)
+        print_json(summary)
 
 
 @app.command()
@@ -107,7 +100,7 @@ def clean(
     these were made from. Exit codes: 0 removed, or shown; 1 a run uses the store, or what is kept is damaged.
     """
     console = Console(stderr=True)
-    with _errors_said(console):
+    with errors_said(console):
         settings = load_settings()
         from ft_dagster.defs.clean import find_removable
         from ft_dagster.defs.instance import has_instance, instance_to_read
@@ -132,31 +125,13 @@ def clean(
                     found.remove()
                 console.print("Removed.")
     if as_json:
-        _print_json(rows)
-
-
-@contextmanager
-def _errors_said(console: Console) -> Iterator[None]:
-    """Errors that a user can mend become one line; an interruption its own exit code."""
-    try:
-        yield
-    except _BAD_INPUT as error:
-        console.print(f"{type(error).__name__}: {error}", highlight=False, soft_wrap=True, markup=False, style="red")
-        raise typer.Exit(FAILED) from None
-    except KeyboardInterrupt:
-        console.print("Interrupted. What was finished is kept; training goes on from its last checkpoint.")
-        raise typer.Exit(INTERRUPTED) from None
+        print_json(rows)
 
 
 def _refuse_early(settings: Settings) -> None:
     """Raise what can be told without Dagster, before anything is made."""
     require_reports(settings.workspace, len(list(islice(find_reports(settings.workspace), 1))))
     load_recipe(settings.recipe, settings.workspace)
-
-
-def _print_json(content: object) -> None:
-    json.dump(content, sys.stdout, indent=1, ensure_ascii=False)
-    typer.echo()
 
 
 def _bring_up_to_date(settings: Settings, console: Console) -> tuple[bool, dict[str, object]]:
@@ -184,7 +159,3 @@ def _find_job() -> "dg.JobDefinition":
     from ft_dagster.defs.automation import BRING_UP_TO_DATE
 
     return defs.resolve_job_def(BRING_UP_TO_DATE)
-
-
-if __name__ == "__main__":
-    app()

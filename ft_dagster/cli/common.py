@@ -1,0 +1,51 @@
+"""What all commands share: the option --json, errors as one line, exit codes."""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from ft_dagster.base import BaseModelError
+from ft_dagster.corpus.files import CorpusError
+from ft_dagster.recipe import RecipeError
+from ft_dagster.release.released import ReleaseError
+from ft_dagster.settings import SettingsError
+from ft_dagster.store import StoreError
+from ft_dagster.training.manifest import AdapterError
+
+FAILED, SOMETHING_TO_DO, INTERRUPTED = 1, 2, 130
+_BAD_INPUT = (
+    CorpusError,
+    RecipeError,
+    BaseModelError,
+    StoreError,
+    SettingsError,
+    AdapterError,
+    ReleaseError,
+    OSError,
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, for scripts.")]
+
+
+@contextmanager
+def errors_said(console: Console) -> Iterator[None]:
+    """Errors that a user can mend become one line; an interruption its own exit code."""
+    try:
+        yield
+    except _BAD_INPUT as error:
+        console.print(f"{type(error).__name__}: {error}", highlight=False, soft_wrap=True, markup=False, style="red")
+        raise typer.Exit(FAILED) from None
+    except KeyboardInterrupt:
+        console.print("Interrupted. What was finished is kept; training goes on from its last checkpoint.")
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def print_json(content: object) -> None:
+    """Plain data on standard output."""
+    json.dump(content, sys.stdout, indent=1, ensure_ascii=False)
+    typer.echo()

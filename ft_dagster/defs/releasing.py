@@ -1,0 +1,95 @@
+"""Releases by hand, and what was released: history and overrides, recorded in Dagster, too."""
+
+import getpass
+from typing import Any
+
+import dagster as dg
+
+from ft_dagster.defs.stages import ADAPTER_EVALUATION, LORA_ADAPTER, RELEASED_ADAPTER
+from ft_dagster.defs.workspace import Workspace
+from ft_dagster.release.released import ReleaseError
+
+PROMOTED, ROLLED_BACK = "promoted by hand", "rolled back"
+
+
+def list_history(workspace: Workspace) -> list[dict[str, Any]]:
+    """Every release, oldest first: `adapter`, `at`, `decision`, `reason`, `bits_per_byte` and `in_use`.
+
+    The last entry of the adapter that `fine_tuned_model` points to is the one in use.
+    """
+    releases, store = workspace.releases, workspace.store
+    current, rows = releases.current(), []
+    for entry in releases.history():
+        evaluation = store.newest(ADAPTER_EVALUATION.name, adapter=entry["adapter"])
+        rows.append(
+            {
+                "adapter": entry["adapter"],
+                "at": entry["at"],
+                "decision": entry["why"].get("decision"),
+                "reason": entry["why"].get("reason"),
+                "by": entry["why"].get("by"),
+                "bits_per_byte": evaluation.about["models"]["new"]["bits_per_byte"] if evaluation else None,
+                "in_use": False,
+            }
+        )
+    for row in reversed(rows):
+        if row["adapter"] == current:
+            row["in_use"] = True
+            break
+    return rows
+
+
+def override(reason: str, decision: str) -> dict[str, str]:
+    """What the history says of a person's decision. Raises ReleaseError if it has no reason."""
+    if not reason.strip():
+        raise ReleaseError("Say why, in a few words: the history keeps it.")
+    return {"decision": decision, "reason": reason.strip(), "by": getpass.getuser()}
+
+
+def roll_back(instance: dg.DagsterInstance, workspace: Workspace, beginning: str, reason: str) -> dict[str, Any]:
+    """Put an adapter that was in use before back in use.
+
+    Args:
+        instance: its log of the asset gets an observation.
+        workspace: whose release.
+        beginning: of the adapter's key; empty for the one before the one in use.
+        reason: for the history.
+
+    Returns:
+        The history's new entry.
+
+    Raises:
+        ReleaseError: nothing to go back to, or no reason.
+    """
+    releases, why = workspace.releases, override(reason, ROLLED_BACK)
+    if beginning:
+        keys = {entry["adapter"] for entry in releases.history() if entry["adapter"].startswith(beginning)}
+        if len(keys) != 1:
+            raise ReleaseError(
+                f"{len(keys)} of the adapters that were in use have a key that begins with {beginning!r}. "
+                "`ft-dagster release list` shows them."
+            )
+        key = keys.pop()
+    else:
+        key = releases.before()
+    releases.roll_back(key, why)
+    return _recorded(instance, workspace)
+
+
+def promote(instance: dg.DagsterInstance, workspace: Workspace, beginning: str, reason: str) -> dict[str, Any]:
+    """Put an adapter of the store in use, whatever the gate said; as `roll_back`."""
+    why = override(reason, PROMOTED)
+    workspace.releases.release(workspace.store.match(LORA_ADAPTER.name, beginning), why)
+    return _recorded(instance, workspace)
+
+
+def _recorded(instance: dg.DagsterInstance, workspace: Workspace) -> dict[str, Any]:
+    """The history's last entry, after telling Dagster of it.
+
+    An observation, not a materialization: the asset was not made anew from its parents, so that what it was made from
+    last still decides when it is stale.
+    """
+    entry = workspace.releases.history()[-1]
+    metadata = {"adapter": entry["adapter"], **entry["why"]}
+    instance.report_runless_asset_event(dg.AssetObservation(RELEASED_ADAPTER.key, metadata=metadata))
+    return entry

@@ -1,0 +1,99 @@
+"""`ft-dagster release` as people type it, on a workspace with a released adapter."""
+
+import getpass
+import json
+import shutil
+from pathlib import Path
+
+import dagster as dg
+import pytest
+from commands import ft_dagster, on_one_line
+
+from ft_dagster.defs.stages import LORA_ADAPTER, RELEASED_ADAPTER
+from ft_dagster.store import Store
+
+
+@pytest.fixture
+def here(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the finished workspace, with a second adapter in the store, `second`, that was never released."""
+    shutil.copytree(finished / "workspace", tmp_path / "workspace", symlinks=True)
+    shutil.copytree(finished / "home", tmp_path / "home")
+    monkeypatch.delenv("HUGGINGFACE_TOKEN", raising=False)
+    for name, value in {
+        "FT_WORKSPACE": tmp_path / "workspace",
+        "FT_RECIPE": "recipe.yaml",
+        "DAGSTER_HOME": tmp_path / "home",
+        "FT_CACHE": finished / "cache",
+        "DAGSTER_DISABLE_TELEMETRY": "yes",
+    }.items():
+        monkeypatch.setenv(name, str(value))
+    store = Store(tmp_path / "workspace" / ".ft" / "store")
+    first = store.newest(LORA_ADAPTER.name)
+    assert first
+    with store.staging() as folder:
+        for name in first.files:
+            shutil.copy(first.path / name, folder / name)
+        store.take_in(LORA_ADAPTER.name, "second", folder, first.about)
+    return tmp_path / "workspace"
+
+
+def in_use(workspace: Path) -> str:
+    return (workspace / "fine_tuned_model").resolve().name
+
+
+def test_promoting_and_rolling_back_switch_at_once_and_the_history_says_who_and_why(here: Path) -> None:
+    first = in_use(here)
+    done = ft_dagster("release", "promote", "sec", "--why", "the gate is too strict", "--json")
+    assert done.returncode == 0, done.stderr
+    assert in_use(here) == "second"
+    entry = json.loads(done.stdout)
+    assert entry["why"] == {
+        "decision": "promoted by hand",
+        "reason": "the gate is too strict",
+        "by": getpass.getuser(),
+    }
+    done = ft_dagster("release", "rollback", "--why", "it was not")
+    assert done.returncode == 0, done.stderr
+    assert in_use(here) == first
+    rows = json.loads(ft_dagster("release", "list", "--json").stdout)
+    assert [(row["adapter"], row["decision"], row["in_use"]) for row in rows] == [
+        (first, "release", False),
+        ("second", "promoted by hand", False),
+        (first, "rolled back", True),
+    ]
+    assert rows[0]["bits_per_byte"] < 10
+    said = on_one_line(ft_dagster("release", "list").stdout)
+    assert "in use" in said and "the gate is too strict" in said
+
+
+def test_dagster_knows_of_a_release_by_hand_and_runs_nothing_because_of_it(here: Path) -> None:
+    assert ft_dagster("plan").returncode == 0
+    assert ft_dagster("release", "promote", "second", "--why", "a try").returncode == 0
+    with dg.DagsterInstance.get() as instance:  # in DAGSTER_HOME
+        (seen,) = instance.fetch_observations(RELEASED_ADAPTER.key, limit=5).records
+        assert seen.asset_observation and seen.asset_observation.metadata["reason"].value == "a try"
+    done = ft_dagster("run")
+    assert done.returncode == 0 and "Nothing to do" in done.stderr
+    assert in_use(here) == "second"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("rollback", "--why", "x"), "No other adapter was in use before this one."),
+        (("rollback", "second", "--why", "x"), "0 of the adapters that were in use have a key that begins with"),
+        (("promote", "nothing", "--why", "x"), "There is not one lora_adapter whose key begins with 'nothing'"),
+        (("promote", "second", "--why", " "), "Say why"),
+    ],
+)
+def test_what_cannot_be_done_is_said_and_changes_nothing(here: Path, arguments: tuple[str, ...], message: str) -> None:
+    before = in_use(here)
+    done = ft_dagster("release", *arguments)
+    assert done.returncode == 1
+    assert message in on_one_line(done.stderr)
+    assert in_use(here) == before
+
+
+def test_a_workspace_without_a_release_says_so(workspace: Path) -> None:
+    assert on_one_line(ft_dagster("release", "list").stdout) == "Nothing was released yet."
+    assert json.loads(ft_dagster("release", "list", "--json").stdout) == []
