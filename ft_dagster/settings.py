@@ -100,12 +100,12 @@ class Settings(BaseSettings):
         return self.workspace / (self.home.expanduser() if self.home else ".dagster")
 
 
-def load_settings() -> Settings:
-    """Settings of the workspace that FT_WORKSPACE names (the current folder without it), `.env` included.
+def load_settings(workspace: str | os.PathLike[str] | None = None) -> Settings:
+    """Settings of a workspace, its `.env` included: by default of that which FT_WORKSPACE names, or the current folder.
 
     A variable of the environment wins over the same line in `.env`; an empty one counts as not set.
     """
-    workspace = Path(os.environ.get("FT_WORKSPACE") or Path.cwd()).expanduser()
+    workspace = Path(workspace or os.environ.get("FT_WORKSPACE") or Path.cwd()).expanduser()
     if workspace.exists() and not workspace.is_dir():
         raise SettingsError(f"The workspace {workspace} is not a folder. Name a folder with FT_WORKSPACE.")
     file = workspace / ".env"

@@ -12,7 +12,9 @@ from rich.console import Console
 
 from ft_dagster import __version__
 from ft_dagster.cli.common import FAILED, SOMETHING_TO_DO, Json, errors_said, print_json
+from ft_dagster.cli.lineage import lineage
 from ft_dagster.cli.release import release
+from ft_dagster.cli.talk import chat, generate
 from ft_dagster.corpus.files import find_reports, require_reports
 from ft_dagster.recipe import load_recipe
 from ft_dagster.settings import Settings, SettingsError, load_settings
@@ -28,6 +30,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(release, name="release")
+app.add_typer(lineage, name="lineage")
+app.command()(generate)
+app.command()(chat)
 
 
 def _print_version(wanted: bool) -> None:

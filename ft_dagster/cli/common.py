@@ -12,6 +12,7 @@ from rich.console import Console
 from ft_dagster.base import BaseModelError
 from ft_dagster.corpus.files import CorpusError
 from ft_dagster.recipe import RecipeError
+from ft_dagster.release.lineage import LineageError
 from ft_dagster.release.released import ReleaseError
 from ft_dagster.settings import SettingsError
 from ft_dagster.store import StoreError
@@ -26,6 +27,7 @@ _BAD_INPUT = (
     SettingsError,
     AdapterError,
     ReleaseError,
+    LineageError,
     OSError,
 )
 

@@ -1,12 +1,23 @@
 """`ft-dagster release`: what is in use, what was, and who decided it."""
 
-from typing import Annotated
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from ft_dagster.cli.common import Json, errors_said, print_json
-from ft_dagster.settings import load_settings
+from ft_dagster.evaluation.request import KIND as EVALUATION
+from ft_dagster.release.export import GGUF_TYPES, adapter_folder, export_merged
+from ft_dagster.release.lineage import release_history
+from ft_dagster.release.publish import CARD, model_card, publish
+from ft_dagster.release.released import Releases
+from ft_dagster.settings import SettingsError, load_settings
+from ft_dagster.store import Store
+from ft_dagster.training.manifest import read_manifest
 
 release = typer.Typer(help="The released adapter: its history, and switching it by hand.", no_args_is_help=True)
 Why = Annotated[str, typer.Option("--why", help="The reason, for the history.")]
@@ -17,15 +28,12 @@ def list_releases(as_json: Json = False) -> None:
     """Every release, oldest first, and which adapter is in use."""
     console = Console(stderr=True)
     with errors_said(console):
-        from ft_dagster.defs.releasing import list_history
-        from ft_dagster.defs.summary import print_releases
-        from ft_dagster.defs.workspace import Workspace
-
-        rows = list_history(Workspace())
+        settings = load_settings()
+        rows = release_history(Releases(settings.fine_tuned_model, settings.state), Store(settings.store_root))
     if as_json:
         print_json(rows)
     else:
-        print_releases(rows, Console())
+        _print_releases(rows, Console())
 
 
 @release.command()
@@ -69,3 +77,73 @@ def promote(
         console.print(f"In use now: {entry['adapter']}", highlight=False, soft_wrap=True)
     if as_json:
         print_json(entry)
+
+
+@release.command()
+def export(
+    folder: Annotated[Path, typer.Argument(help="A new folder for the merged model.")],
+    adapter: Annotated[str, typer.Option(help="Key of an adapter, or its beginning. Default: the released one.")] = "",
+    gguf: Annotated[str, typer.Option(help=f"Also a GGUF file, of this type: {', '.join(GGUF_TYPES)}.")] = "",
+    as_json: Json = False,
+) -> None:
+    """Write base and adapter as one model, for tools that know no adapters; with --gguf, for llama.cpp, too.
+
+    A quantized base is merged in two ways, and the one that predicts held-out text better is kept.
+    """
+    console = Console(stderr=True)
+    with errors_said(console):
+        about = export_merged(load_settings(), adapter, folder, gguf, console)
+    if as_json:
+        print_json(about)
+
+
+@release.command()
+def push(
+    repository: Annotated[str, typer.Argument(help="owner/name on the hub; made if it is not there.")],
+    adapter: Annotated[str, typer.Option(help="Key of an adapter, or its beginning. Default: the released one.")] = "",
+    yes: Annotated[bool, typer.Option("--yes", help="Upload. Without it, show what would be.")] = False,
+    public: Annotated[bool, typer.Option("--public", help="Make a new repository public, not private.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Publish an adapter on a hub, with a model card written from its manifest. Shows it unless --yes is given.
+
+    Read the card and `ft-dagster lineage show` first: an adapter may say what it was trained on.
+    """
+    console = Console(stderr=True)
+    with errors_said(console):
+        settings = load_settings()
+        folder = adapter_folder(settings, adapter)
+        manifest = read_manifest(folder)
+        evaluation = Store(settings.store_root).newest(EVALUATION, adapter=manifest.key)
+        card = model_card(manifest, evaluation.about if evaluation else None)
+        address = None
+        if yes:
+            if settings.token is None:
+                raise SettingsError("HUGGINGFACE_TOKEN is not set; put a token with write access into .env.")
+            from huggingface_hub import HfApi
+
+            address = publish(folder, manifest, card, repository, HfApi(token=settings.token), not public)
+            console.print(f"Published: {address}", highlight=False, soft_wrap=True)
+        else:
+            names = [CARD, *(path.name for path in sorted(folder.iterdir()) if path.name != CARD)]
+            console.print(f"Would go to {repository}: {', '.join(names)}. Add --yes to upload.", highlight=False)
+    if as_json:
+        print_json({"adapter": manifest.key, "repository": repository, "commit": address, "card": card})
+    elif not yes:
+        typer.echo(card)
+
+
+def _print_releases(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
+    """The history of releases, as a person reads it."""
+    if not rows:
+        console.print("Nothing was released yet.")
+        return
+    table = Table(box=None, pad_edge=False)
+    for column in ("", "adapter", "since", "bits per byte", "decision"):
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        measured = "" if row["bits_per_byte"] is None else f"{row['bits_per_byte']:.4f}"
+        by = f" by {row['by']}" if row["by"] else ""
+        said = Text(f"{row['decision']}{by}: {row['reason']}")
+        table.add_row("in use" if row["in_use"] else "", row["adapter"][:12], row["at"], measured, said)
+    console.print(table, highlight=False)

@@ -4,7 +4,9 @@ import json
 import math
 import shutil
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 
@@ -14,9 +16,18 @@ from ft_dagster.corpus.snapshot import KIND as SNAPSHOT
 from ft_dagster.corpus.snapshot import snapshot_files
 from ft_dagster.defs.child_process import ChildProcess
 from ft_dagster.defs.pictures import loss_curve, table
-from ft_dagster.defs.stages import LORA_ADAPTER, TOKENIZED_DATASET, describe, input_artifact
+from ft_dagster.defs.runs import REASON_TAG
+from ft_dagster.defs.stages import (
+    ARTIFACT,
+    LORA_ADAPTER,
+    TOKENIZED_DATASET,
+    describe,
+    input_artifact,
+    latest_materialization,
+)
 from ft_dagster.defs.workspace import GROUP, OWNERS, Workspace
 from ft_dagster.recipe import Recipe
+from ft_dagster.release.lineage import compare
 from ft_dagster.settings import Settings
 from ft_dagster.store import Artifact, Store
 from ft_dagster.tokens.dataset import all_documents
@@ -68,6 +79,7 @@ def lora_adapter(
     """
     settings, store, recipe = workspace.settings, workspace.store, workspace.recipe
     dataset = input_artifact(context, TOKENIZED_DATASET, store)
+    before = latest_materialization(context.instance, LORA_ADAPTER.key)
     base = prepare_base(recipe.base, settings.cache, token=settings.token)
     made_for = training_key(dataset.about["version"], base.identity, recipe)
     artifact = made_before(store, made_for)
@@ -83,7 +95,8 @@ def lora_adapter(
     else:
         context.log.info(f"adapter {artifact.key[:12]} was made before; used again")
     artifact.verify()
-    yield _describe(artifact, recipe, reused, dataset)
+    because = context.run.tags.get(REASON_TAG, "materialized by hand")
+    yield _describe(artifact, recipe, reused, dataset, {"because": because} | _since(before, artifact, store))
 
 
 def made_before(store: Store, made_for: str) -> Artifact | None:
@@ -156,7 +169,24 @@ def _estimated(estimate: dict[str, float | None]) -> dict[str, float]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _describe(artifact: Artifact, recipe: Recipe, reused: bool, dataset: Artifact) -> dg.MaterializeResult:
+def _since(before: dg.AssetMaterialization | None, artifact: Artifact, store: Store) -> dict[str, Any]:
+    """What changed since the adapter that was made before this one, as metadata."""
+    earlier = store.find(LORA_ADAPTER.name, str(before.metadata[ARTIFACT].value)) if before else None
+    if earlier is None:
+        return {"since the one before": "there was none"}
+    found = compare(read_manifest(earlier.path), read_manifest(artifact.path))
+    changes = {name: ", ".join(getattr(found, name)) or "none" for name in ("added", "edited", "removed")}
+    fields = [*found.recipe, *found.base, *found.made_by]
+    return {
+        "since the one before": earlier.key,
+        **{f"chapters {name}": names for name, names in changes.items()},
+        "recipe, base and code changed": table([asdict(change) for change in fields]),
+    }
+
+
+def _describe(
+    artifact: Artifact, recipe: Recipe, reused: bool, dataset: Artifact, history: dict[str, Any]
+) -> dg.MaterializeResult:
     about = artifact.about
     losses = [row["loss"] for row in about["history"]]
     trained_on = {document.chapter for document in all_documents(dataset) if document.split == "train"}
@@ -167,6 +197,7 @@ def _describe(artifact: Artifact, recipe: Recipe, reused: bool, dataset: Artifac
         artifact.files[WEIGHTS],
         {
             "reused": reused,
+            **history,
             "loss curve": loss_curve(about["history"]),
             "final loss": about["final_loss"],
             "steps": about["steps"],

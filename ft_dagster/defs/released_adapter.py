@@ -6,7 +6,7 @@ import dagster as dg
 from pydantic import Field
 
 from ft_dagster.defs.pictures import table
-from ft_dagster.defs.releasing import PROMOTED, list_history, override
+from ft_dagster.defs.releasing import PROMOTED, override
 from ft_dagster.defs.stages import (
     ADAPTER_EVALUATION,
     LORA_ADAPTER,
@@ -16,6 +16,7 @@ from ft_dagster.defs.stages import (
     input_artifact,
 )
 from ft_dagster.defs.workspace import GROUP, OWNERS, Workspace
+from ft_dagster.release.lineage import release_history
 from ft_dagster.release.released import ReleaseError
 from ft_dagster.store import Artifact, StoreError
 
@@ -58,7 +59,7 @@ def released_adapter(context: dg.AssetExecutionContext, config: Override, worksp
             "folder": dg.MetadataValue.path(releases.link),
             "bits per byte": evaluation.about["models"]["new"]["bits_per_byte"],
             "releases so far": len(releases.history()),
-            "history": table([{name: str(value) for name, value in row.items()} for row in list_history(workspace)]),
+            "history": table(release_history(releases, store)),
         },
     )
 

@@ -1,42 +1,15 @@
-"""Releases by hand, and what was released: history and overrides, recorded in Dagster, too."""
+"""Releases by hand, recorded in the history and in Dagster."""
 
 import getpass
 from typing import Any
 
 import dagster as dg
 
-from ft_dagster.defs.stages import ADAPTER_EVALUATION, LORA_ADAPTER, RELEASED_ADAPTER
+from ft_dagster.defs.stages import LORA_ADAPTER, RELEASED_ADAPTER
 from ft_dagster.defs.workspace import Workspace
 from ft_dagster.release.released import ReleaseError
 
 PROMOTED, ROLLED_BACK = "promoted by hand", "rolled back"
-
-
-def list_history(workspace: Workspace) -> list[dict[str, Any]]:
-    """Every release, oldest first: `adapter`, `at`, `decision`, `reason`, `bits_per_byte` and `in_use`.
-
-    The last entry of the adapter that `fine_tuned_model` points to is the one in use.
-    """
-    releases, store = workspace.releases, workspace.store
-    current, rows = releases.current(), []
-    for entry in releases.history():
-        evaluation = store.newest(ADAPTER_EVALUATION.name, adapter=entry["adapter"])
-        rows.append(
-            {
-                "adapter": entry["adapter"],
-                "at": entry["at"],
-                "decision": entry["why"].get("decision"),
-                "reason": entry["why"].get("reason"),
-                "by": entry["why"].get("by"),
-                "bits_per_byte": evaluation.about["models"]["new"]["bits_per_byte"] if evaluation else None,
-                "in_use": False,
-            }
-        )
-    for row in reversed(rows):
-        if row["adapter"] == current:
-            row["in_use"] = True
-            break
-    return rows
 
 
 def override(reason: str, decision: str) -> dict[str, str]:

@@ -20,8 +20,8 @@ from rich.progress import (
 )
 
 from ft_dagster.defs.external import look, record
-from ft_dagster.defs.plan import make_plan
-from ft_dagster.defs.runs import failure_message
+from ft_dagster.defs.plan import Plan, make_plan
+from ft_dagster.defs.runs import REASON_TAG, failure_message
 from ft_dagster.defs.summary import print_plan
 from ft_dagster.defs.workspace import Workspace
 from ft_dagster.settings import Settings
@@ -56,8 +56,7 @@ def bring_up_to_date(
     for _ in range(_ROUNDS):
         if plan.nothing_to_do:
             return True
-        selection = [dg.AssetKey(stage.stage) for stage in plan.stages]
-        if not _run(selection, find_job(), instance, workspace.settings, console):
+        if not _run(plan, find_job(), instance, workspace.settings, console):
             return False
         scan = look(workspace.settings)
         record(instance, scan, workspace.recipe)
@@ -70,7 +69,7 @@ def bring_up_to_date(
 
 
 def _run(
-    selection: list[dg.AssetKey],
+    plan: Plan,
     job: dg.JobDefinition,
     instance: dg.DagsterInstance,
     settings: Settings,
@@ -81,7 +80,8 @@ def _run(
         result = job.execute_in_process(
             instance=instance,
             run_id=run_id,
-            asset_selection=selection,
+            asset_selection=[dg.AssetKey(stage.stage) for stage in plan.stages],
+            tags={REASON_TAG: f"{plan.stages[0].stage}: {plan.stages[0].reason}"},
             run_config=_QUIET,
             raise_on_error=False,
         )

@@ -69,28 +69,24 @@ class Stage:
         return digest(recipe.part(*self.recipe_parts))[:16]
 
 
-def _key(name: str) -> dg.AssetKey:
-    return dg.AssetKey(name)
-
-
 RAW_CHAPTERS = Stage(snapshot_room.KIND, (REPORT_FILES,), index_room.CODE_VERSION, mirrors_parent=True)
 SECTIONS = Stage(sections_room.KIND, (RAW_CHAPTERS.key,), sections_room.CODE_VERSION, ("corpus",))
 TOKENIZED_DATASET = Stage(
     tokens_room.KIND, (SECTIONS.key, BASE_MODEL), tokens_room.CODE_VERSION, ("tokens", "objectives.taught")
 )
 LORA_ADAPTER = Stage(
-    "lora_adapter",
-    (_key("tokenized_dataset"), BASE_MODEL),
+    training_room.KIND,
+    (TOKENIZED_DATASET.key, BASE_MODEL),
     training_room.CODE_VERSION,
     ("base", "objectives", "lora", "training"),
 )
 ADAPTER_EVALUATION = Stage(
-    "adapter_evaluation",
-    (_key("lora_adapter"), _key("tokenized_dataset")),
+    evaluation_room.KIND,
+    (LORA_ADAPTER.key, TOKENIZED_DATASET.key),
     evaluation_room.CODE_VERSION,
     ("evaluation", "release"),
 )
-RELEASED_ADAPTER = Stage("released_adapter", (_key("adapter_evaluation"),), release_room.CODE_VERSION)
+RELEASED_ADAPTER = Stage("released_adapter", (ADAPTER_EVALUATION.key,), release_room.CODE_VERSION)
 NOTHING = "none"
 """Data version of released_adapter while no adapter is released."""
 STAGES = (RAW_CHAPTERS, SECTIONS, TOKENIZED_DATASET, LORA_ADAPTER, ADAPTER_EVALUATION, RELEASED_ADAPTER)

@@ -116,22 +116,6 @@ def _memory(cost: TrainingCost) -> str:
     return f"Memory: about {cost.memory_bytes / 2**30:.1f} GiB at the peak{measured}.{problem}"
 
 
-def print_releases(rows: list[dict[str, Any]], console: Console) -> None:
-    """The history of releases, as a person reads it."""
-    if not rows:
-        console.print("Nothing was released yet.")
-        return
-    table = Table(box=None, pad_edge=False)
-    for column in ("", "adapter", "since", "bits per byte", "decision"):
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        measured = "" if row["bits_per_byte"] is None else f"{row['bits_per_byte']:.4f}"
-        by = f" by {row['by']}" if row["by"] else ""
-        said = Text(f"{row['decision']}{by}: {row['reason']}")
-        table.add_row("in use" if row["in_use"] else "", row["adapter"][:12], row["at"], measured, said)
-    console.print(table, highlight=False)
-
-
 def print_removable(removable: Removable, console: Console) -> None:
     """What could be removed, as a person reads it."""
     if not removable.paths:

@@ -11,6 +11,8 @@ from ft_dagster.evaluation.slices import Slice
 from ft_dagster.recipe import Recipe, resolve_recipe
 from ft_dagster.store import digest, write_atomically
 
+KIND = "adapter_evaluation"
+"""What the store calls an evaluation."""
 CODE_VERSION = "4"
 """Raised by hand when the same request would give other numbers."""
 RESULT = "evaluation.json"
@@ -92,3 +94,55 @@ class EvaluationRequest:
     @classmethod
     def read(cls, path: Path) -> "EvaluationRequest":
         return cls(**json.loads(path.read_bytes()))
+
+
+@dataclass(frozen=True)
+class TalkRequest:
+    """An adapter to talk to, and how."""
+
+    base: dict[str, str]
+    """A PreparedBase."""
+    recipe: dict[str, Any]
+    """The adapter's resolved recipe."""
+    adapter: str
+    """Its folder."""
+    offload: str
+    prompt: str | None
+    """What base and adapter go on with, or answer; None to hold a conversation."""
+    as_chat: bool = False
+    """Whether the prompt is a user's message rather than the beginning of a text."""
+    as_json: bool = False
+    new_tokens: int = 256
+    temperature: float = 0.0
+    """0: the most probable token, every time."""
+    top_p: float = 0.95
+    repetition_penalty: float = 1.1
+    seed: int | None = None
+
+    def prepared_base(self) -> PreparedBase:
+        return PreparedBase(**self.base)
+
+    def resolved_recipe(self) -> Recipe:
+        return resolve_recipe(self.recipe)
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """An adapter to be merged into its base."""
+
+    base: dict[str, str]
+    recipe: dict[str, Any]
+    adapter: str
+    """Its folder."""
+    dataset: str | None
+    """Folder of the dataset whose held-out side measures what the merge does; None where it is not there any more."""
+    output: str
+    """Folder of the merged model; made here."""
+    offload: str
+    threads: int | None = None
+
+    def prepared_base(self) -> PreparedBase:
+        return PreparedBase(**self.base)
+
+    def resolved_recipe(self) -> Recipe:
+        return resolve_recipe(self.recipe)

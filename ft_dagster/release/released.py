@@ -104,7 +104,7 @@ class Releases:
         raise ReleaseError("No other adapter was in use before this one.")
 
     def chosen_by_hand(self) -> bool:
-        """Whether a person put the adapter in use there: then only a change of the reports, recipe or base undoes it."""
+        """Whether a person put the adapter in use there: only a changed report, recipe or base undoes it."""
         history = self.history()
         return bool(history) and history[-1]["adapter"] == self.current() and "by" in history[-1]["why"]
 

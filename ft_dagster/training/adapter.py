@@ -1,12 +1,17 @@
 """The one way to load an adapter: on the base model it was trained on, and on no other."""
 
 from pathlib import Path
+from typing import Any
 
+import torch
 from peft import PeftModel
-from transformers import PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from ft_dagster.base import PreparedBase
-from ft_dagster.training.manifest import AdapterError, check_adapter
+from ft_dagster.base import PreparedBase, prepare_base
+from ft_dagster.recipe import Recipe, resolve_recipe
+from ft_dagster.settings import Settings
+from ft_dagster.training.manifest import AdapterError, check_adapter, read_manifest
+from ft_dagster.training.model import load_base
 
 
 def load_adapter(
@@ -36,3 +41,26 @@ def load_adapter(
         model.load_adapter(str(folder), adapter_name=name)
         return model
     return PeftModel.from_pretrained(model, str(folder), adapter_name=name)
+
+
+def load_for_use(base: PreparedBase, recipe: Recipe, folder: Path, offload: Path) -> PeftModel:
+    """Base and adapter as one model that writes text, in evaluation mode.
+
+    On a CPU it computes in float32, in which one token at a time comes several times faster than in bfloat16.
+
+    Raises:
+        AdapterError: the adapter does not belong to the base, or is not whole.
+    """
+    loaded: Any = load_base(base, recipe, offload)
+    model: Any = load_adapter(loaded, folder, base)
+    if recipe.base.quantization == "none" and not torch.cuda.is_available():
+        model.float()
+    return model.eval()
+
+
+def load_released(settings: Settings) -> tuple[PeftModel, PreTrainedTokenizerBase]:
+    """The released adapter of a workspace on its base, and its tokenizer; see `ft_dagster.load_released`."""
+    folder = settings.fine_tuned_model.resolve()  # one release, also if another one is made meanwhile
+    recipe = resolve_recipe(read_manifest(folder).recipe)
+    base = prepare_base(recipe.base, settings.cache, token=settings.token)
+    return load_for_use(base, recipe, folder, settings.offload), AutoTokenizer.from_pretrained(folder)

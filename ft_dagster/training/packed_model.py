@@ -8,6 +8,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers import PreTrainedModel
 
 from ft_dagster.recipe import Recipe
 from ft_dagster.training.fused_layer import FusedLayer, cannot_fuse, fused_norm
@@ -23,15 +24,15 @@ _PLAIN_HEADS = ("llama", "mistral")
 class PackedModel:
     """Hidden states of packed rows and their losses, by the fastest of our ways that the model allows."""
 
-    def __init__(self, model: PeftModel, recipe: Recipe) -> None:
+    def __init__(self, model: PeftModel | PreTrainedModel, recipe: Recipe) -> None:
         """Look at the model, with its adapters on it, and choose.
 
         Args:
-            model: base and adapters; it stays usable as it is, and sees the same weights.
+            model: base and adapters, or a model alone; it stays usable as it is, and sees the same weights.
             recipe: says what matrix products are computed in, and whether fused layers are wanted.
         """
         self.model = model
-        self.base: Any = model.get_base_model()
+        self.base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
         self.dtype = getattr(torch, recipe.base.dtype)
         head = self.base.get_output_embeddings()
         plain = type(head) is nn.Linear and head.bias is None and not head.weight.requires_grad

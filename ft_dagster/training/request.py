@@ -11,6 +11,8 @@ from ft_dagster.recipe import Recipe, resolve_recipe
 from ft_dagster.store import digest, write_atomically
 from ft_dagster.training.manifest import differences, read_manifest
 
+KIND = "lora_adapter"
+"""What the store calls an adapter."""
 CODE_VERSION = "2"
 """Raised by hand when the same request would give other weights."""
 RESULT = "result.json"

