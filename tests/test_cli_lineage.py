@@ -1,0 +1,104 @@
+"""`ft-dagster lineage`, `generate` and `release push` as people type them, on a finished workspace."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+from commands import COMMAND, ft_dagster, on_one_line
+from reports import chapter_text
+
+from ft_dagster.training.manifest import read_manifest
+
+
+@pytest.fixture(autouse=True)
+def here(finished: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The finished workspace; these commands change nothing in it."""
+    monkeypatch.delenv("HUGGINGFACE_TOKEN", raising=False)
+    monkeypatch.setenv("FT_WORKSPACE", str(finished / "workspace"))
+    monkeypatch.setenv("FT_RECIPE", "recipe.yaml")
+    monkeypatch.setenv("FT_CACHE", str(finished / "cache"))
+    return finished / "workspace"
+
+
+def test_the_released_adapter_tells_its_chapters_without_a_command_and_by_name(here: Path) -> None:
+    manifest = read_manifest(here / "fine_tuned_model")
+    said = on_one_line(ft_dagster("lineage").stdout)
+    assert manifest.key in said and all(chapter in said for chapter in manifest.chapters)
+    shown = json.loads(ft_dagster("lineage", "show", manifest.key[:8], "--json").stdout)
+    assert {item["chapter"]: item["files"] for item in shown["chapters"]} == manifest.chapters
+    assert [item["chapter"] for item in shown["chapters"] if item["held_out"]] == list(manifest.held_out)
+
+
+def test_an_adapter_compared_with_itself_differs_in_nothing(here: Path) -> None:
+    key = read_manifest(here / "fine_tuned_model").key
+    found = json.loads(ft_dagster("lineage", "diff", key[:8], "--json").stdout)
+    assert (found["before"], found["after"], found["added"], found["recipe"]) == (key, key, [], [])
+    assert all(row["before"] == row["after"] for row in found["bits_per_byte"].values()) and found["bits_per_byte"]
+    assert "same chapters" in ft_dagster("lineage", "diff", key[:8]).stdout
+
+
+def test_a_sentence_is_found_in_the_adapters_that_know_it_and_the_exit_code_says_if_none_does(here: Path) -> None:
+    manifest = read_manifest(here / "fine_tuned_model")
+    chapter = next(name for name in manifest.chapters if name not in manifest.held_out)
+    sentence = chapter_text(int(chapter.removeprefix("chapter_"))).strip().split(". ")[-1]
+    done = ft_dagster("lineage", "find", sentence, "--json")
+    assert done.returncode == 0
+    assert json.loads(done.stdout) == [{"adapter": manifest.key, "places": [[chapter, "BACKGROUND KNOWLEDGE"]]}]
+    assert chapter in ft_dagster("lineage", "find", "--chapter", chapter).stdout
+    assert ft_dagster("lineage", "find", "nobody wrote this").returncode == 1
+    assert "Name a text, or a chapter" in ft_dagster("lineage", "find").stderr
+
+
+def test_reports_are_restored_to_a_new_folder_and_to_no_other(here: Path, tmp_path: Path) -> None:
+    key = read_manifest(here / "fine_tuned_model").key
+    done = ft_dagster("lineage", "restore", key[:8], str(tmp_path / "again"), "--json")
+    assert done.returncode == 0, done.stderr
+    for file in json.loads(done.stdout)["files"]:
+        assert (tmp_path / "again" / file).read_bytes() == (here / file).read_bytes()
+    refused = ft_dagster("lineage", "restore", key[:8], str(tmp_path / "again"))
+    assert refused.returncode == 1 and "is not empty" in refused.stderr
+
+
+def test_base_and_adapter_answer_side_by_side(here: Path) -> None:
+    done = ft_dagster("generate", "The committee met on", "--tokens", "8", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout).keys() == {"base", "adapter"}
+    said = ft_dagster("generate", "--chat", "Who met?", "--tokens", "4").stdout
+    assert said.startswith("base: ") and "\nadapter: " in said
+
+
+def test_a_conversation_ends_with_its_input() -> None:
+    done = subprocess.run(
+        [*COMMAND, "chat", "--tokens", "4"], input="Who met?\n", capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "/exit or Ctrl-D ends" in on_one_line(done.stderr)
+
+
+def test_what_would_be_published_is_shown_and_nothing_leaves_without_a_word(here: Path) -> None:
+    done = ft_dagster("release", "push", "team/reports", "--json")
+    assert done.returncode == 0, done.stderr
+    shown = json.loads(done.stdout)
+    assert shown["commit"] is None and read_manifest(here / "fine_tuned_model").key in shown["card"]
+    assert "Would go to team/reports" in on_one_line(done.stderr)
+
+
+def test_publishing_needs_a_token(here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HUGGINGFACE_TOKEN", "")
+    env_file = here / ".env"
+    if env_file.exists():  # the finished workspace has one with a token that is none
+        copy = tmp_path / "workspace"
+        copy.mkdir()
+        for name in (".ft", "fine_tuned_model", "recipe.yaml"):
+            (copy / name).symlink_to(here / name)
+        monkeypatch.setenv("FT_WORKSPACE", str(copy))
+    done = ft_dagster("release", "push", "team/reports", "--yes")
+    assert done.returncode == 1 and "HUGGINGFACE_TOKEN is not set" in on_one_line(done.stderr)
+
+
+@pytest.mark.parametrize("command", [("lineage",), ("generate", "x"), ("chat",), ("release", "export", "merged")])
+def test_before_the_first_release_each_says_what_to_do(workspace: Path, command: tuple[str, ...]) -> None:
+    done = ft_dagster(*command, folder=workspace)
+    assert done.returncode == 1
+    assert "Nothing is released in" in on_one_line(done.stderr)
