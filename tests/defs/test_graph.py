@@ -215,7 +215,7 @@ def test_an_adapter_that_does_not_beat_the_released_one_is_kept_back_with_the_re
     (workspace / "recipe.yaml").write_text(yaml.safe_dump(tiny_recipe))
     result = run(up_to_date)
     kept = metadata(result, "released_adapter")
-    assert kept["decision"] == "keep" and "is not better than the released's" in kept["reason"]
+    assert kept["decision"] == "keep" and "gain over the released -" in kept["reason"]
     now = load_file(workspace / "fine_tuned_model" / "adapter_model.safetensors")
     assert all(now[name].equal(released[name]) for name in released)
 

@@ -178,7 +178,7 @@ def test_rewriting_on_a_base_without_a_chat_template_is_refused(
         (tmp_path / name).write_bytes((tiny_base / name).read_bytes())
     sections = sections_of(FILES)
     assert made(sections, tmp_path, Objectives()).about["splits"]["train"]["rows"]
-    with pytest.raises(RecipeError, match=r"objectives\.rewrite is above 0, but the base model has no chat template"):
+    with pytest.raises(RecipeError, match=r"The base model has no chat template .*objectives: .rewrite: 0"):
         made(sections, tmp_path, BOTH)
 
 
