@@ -190,7 +190,7 @@ class Evaluation(_Part):
     the project's own; null: none."""
     chat: str | None = "shipped"
     """Folder of conversations (.json) that show whether instructions are still followed; as `general`."""
-    train_tokens: int = Field(default=8192, ge=1)
+    train_tokens: int = Field(default=4096, ge=1)
     """Tokens of the text trained on that are measured: how much better it is known than held-out text, and whether it
     is recited."""
 

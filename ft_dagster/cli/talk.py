@@ -64,6 +64,6 @@ def _talk(beginning: str, **options: Any) -> None:
             path = Path(scratch) / "request.json"
             path.write_text(json.dumps(asdict(request)), "utf-8")
             environment = {name: value for name, value in os.environ.items() if name not in SECRETS}
-            command = [sys.executable, "-m", "ft_dagster.evaluation.talk", str(path)]
+            command = [sys.executable, "-m", "ft_dagster.evaluation.terminal", str(path)]
             done = subprocess.run(command, env=environment, check=False)
     raise typer.Exit(done.returncode)

@@ -53,9 +53,9 @@ def measure_on_train(model: PackedModel, rows: Dataset, tokenizer: PreTrainedTok
     """
     nats, count, passages, recited = 0.0, 0, 0, 0
     longest: tuple[int, list[int]] = (0, [])
-    for row, row_nats, hits in score_rows(model, rows, tokenizer.eos_token_id):
+    for row, row_nats, hits, scored in score_rows(model, rows, tokenizer.eos_token_id):
         nats += row_nats.sum().item()
-        count += int((row_nats > 0).sum())
+        count += int(scored.sum())
         start = 0
         for length, prompt in zip(row["lengths"], row["prompts"], strict=True):
             first = start + max(prompt, CONTEXT)

@@ -1,10 +1,6 @@
-"""`python -m ft_dagster.evaluation.talk REQUEST.json`: base and adapter answer a prompt, or a conversation is held.
-
-It has the terminal of whoever started it. Exit codes: 0 done, 1 failed, 130 interrupted.
-"""
+"""Base and adapter go on with a text side by side, or answer a message, or hold a conversation."""
 
 import json
-import sys
 from collections.abc import Iterable
 from contextlib import nullcontext
 from pathlib import Path
@@ -21,11 +17,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, TextStreamer, s
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging
 
-from ft_dagster.base import BaseModelError
 from ft_dagster.evaluation.request import TalkRequest
 from ft_dagster.training.adapter import load_for_use
-from ft_dagster.training.allocator import keep_freed_memory
-from ft_dagster.training.manifest import AdapterError
 
 NAMES = ("base", "adapter")
 _ADAPTERS = ["__base__", "default"]
@@ -33,33 +26,27 @@ _ADAPTERS = ["__base__", "default"]
 _HELP = "/reset forgets the conversation, /base and /adapter switch between the two, /exit or Ctrl-D ends."
 
 
-def main(request: TalkRequest) -> int:
-    keep_freed_memory()
+def talk(request: TalkRequest, console: Console) -> None:
+    """Load the models, and let them write as the request says.
+
+    Raises:
+        TalkError: the model has no chat template.
+        AdapterError, BaseModelError: it cannot be loaded.
+    """
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    console = Console(stderr=True)
-    try:
-        with console.status("Loading ..."):
-            base, recipe = request.prepared_base(), request.resolved_recipe()
-            model = load_for_use(base, recipe, Path(request.adapter), Path(request.offload))
-            tokenizer = AutoTokenizer.from_pretrained(request.adapter)
-        if request.seed is not None:
-            set_seed(request.seed)
-        if request.prompt is None:
-            chat(model, tokenizer, request, console)
-        else:
-            answers = generate(model, tokenizer, request)
-            if request.as_json:
-                print(json.dumps(answers, ensure_ascii=False, indent=1))  # noqa: T201
-    except (BaseModelError, AdapterError, TalkError) as error:
-        console.print(str(error), style="red", soft_wrap=True, markup=False, highlight=False)
-        return 1
-    except torch.OutOfMemoryError as error:
-        console.print(f"{error}\nThe GPU has too little memory; a training may be using it.", style="red", markup=False)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    with console.status("Loading ..."):
+        base, recipe = request.prepared_base(), request.resolved_recipe()
+        model = load_for_use(base, recipe, Path(request.adapter), Path(request.offload))
+        tokenizer = AutoTokenizer.from_pretrained(request.adapter)
+    if request.seed is not None:
+        set_seed(request.seed)
+    if request.prompt is None:
+        chat(model, tokenizer, request, console)
+        return
+    answers = generate(model, tokenizer, request)
+    if request.as_json:
+        print(json.dumps(answers, ensure_ascii=False, indent=1))  # noqa: T201
 
 
 class TalkError(Exception):
@@ -227,7 +214,3 @@ class _SideBySide(BaseStreamer):
 def _panels(texts: dict[str, str], width: int) -> Columns:
     each = max(20, width // 2 - 1)
     return Columns([Panel(Text(text.strip()), title=name, width=each) for name, text in texts.items()])
-
-
-if __name__ == "__main__":
-    sys.exit(main(TalkRequest(**json.loads(Path(sys.argv[1]).read_bytes()))))

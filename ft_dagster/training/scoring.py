@@ -49,7 +49,7 @@ def document_nats(model: PackedModel, rows: Dataset, end_id: int, batch: int) ->
         Document index -> nats.
     """
     nats: dict[int, float] = defaultdict(float)
-    for row, row_nats, _ in score_rows(model, rows, end_id, batch):
+    for row, row_nats, *_ in score_rows(model, rows, end_id, batch):
         owners = torch.repeat_interleave(torch.tensor(row["documents"]), torch.tensor(row["lengths"]))  # (T)
         for document in set(row["documents"]):
             nats[document] += row_nats[owners == document].sum().item()
@@ -58,16 +58,17 @@ def document_nats(model: PackedModel, rows: Dataset, end_id: int, batch: int) ->
 
 def score_rows(
     model: PackedModel, rows: Dataset, end_id: int, batch: int = _BATCH
-) -> Iterator[tuple[dict[str, Any], torch.Tensor, torch.Tensor]]:
-    """Each row with the nats of its tokens (float64), and which of them were the most probable (bool), both (T)."""
+) -> Iterator[tuple[dict[str, Any], torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Each row with, by token (T): nats (float64), whether it was the most probable one, whether it is scored."""
     _evaluate_as_trained(model.model)
     for group in _batches(rows, batch):
         tensors = {name: value.to(device()) for name, value in collate(group, end_id).items()}
         _leave_ends_out(tensors["labels"], group, end_id)
         nats, hits = (values.cpu() for values in model.nats_and_hits(tensors))
-        for row, row_nats, row_hits in zip(group, nats.double(), hits, strict=True):
-            length = len(row["input_ids"])
-            yield row, row_nats[:length], row_hits[:length]
+        scored = (tensors["labels"] != IGNORED).cpu()
+        for row, *values in zip(group, nats.double(), hits, scored, strict=True):
+            row_nats, row_hits, row_scored = (value[: len(row["input_ids"])] for value in values)
+            yield row, row_nats, row_hits, row_scored
 
 
 def _leave_ends_out(labels: torch.Tensor, rows: Sequence[Mapping[str, Any]], end_id: int) -> None:

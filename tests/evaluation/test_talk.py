@@ -118,7 +118,7 @@ def test_the_process_prints_both_texts_and_refuses_a_damaged_adapter(
     request = make_request()
     path = tmp_path / "request.json"
     path.write_text(json.dumps(asdict(request)))
-    command = [sys.executable, "-m", "ft_dagster.evaluation.talk", str(path)]
+    command = [sys.executable, "-m", "ft_dagster.evaluation.terminal", str(path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout).keys() == {"base", "adapter"}
     weights = Path(request.adapter) / "adapter_model.safetensors"
