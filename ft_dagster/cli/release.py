@@ -1,8 +1,8 @@
 """`ft-dagster release`: what is in use, what was, and who decided it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -18,6 +18,11 @@ from ft_dagster.release.released import Releases
 from ft_dagster.settings import SettingsError, load_settings
 from ft_dagster.store import Store
 from ft_dagster.training.manifest import read_manifest
+
+if TYPE_CHECKING:
+    from dagster import DagsterInstance
+
+    from ft_dagster.defs.workspace import Workspace
 
 release = typer.Typer(help="The released adapter: its history, and switching it by hand.", no_args_is_help=True)
 Why = Annotated[str, typer.Option("--why", help="The reason, for the history.")]
@@ -46,17 +51,9 @@ def rollback(
 
     It stays in use until the reports, the recipe or the base change and a new adapter beats it.
     """
-    console = Console(stderr=True)
-    with errors_said(console):
-        from ft_dagster.defs.instance import open_instance
-        from ft_dagster.defs.releasing import roll_back
-        from ft_dagster.defs.workspace import Workspace
+    from ft_dagster.defs.releasing import roll_back
 
-        with open_instance(load_settings()) as instance:
-            entry = roll_back(instance, Workspace(), adapter, why)
-        console.print(f"In use now: {entry['adapter']}", highlight=False, soft_wrap=True)
-    if as_json:
-        print_json(entry)
+    _switch(roll_back, adapter, why, as_json)
 
 
 @release.command()
@@ -66,17 +63,9 @@ def promote(
     as_json: Json = False,
 ) -> None:
     """Put an adapter of the store in use whatever the gate said. The history keeps who did it, and why."""
-    console = Console(stderr=True)
-    with errors_said(console):
-        from ft_dagster.defs.instance import open_instance
-        from ft_dagster.defs.releasing import promote as promote_adapter
-        from ft_dagster.defs.workspace import Workspace
+    from ft_dagster.defs.releasing import promote as promote_adapter
 
-        with open_instance(load_settings()) as instance:
-            entry = promote_adapter(instance, Workspace(), adapter, why)
-        console.print(f"In use now: {entry['adapter']}", highlight=False, soft_wrap=True)
-    if as_json:
-        print_json(entry)
+    _switch(promote_adapter, adapter, why, as_json)
 
 
 @release.command()
@@ -131,6 +120,22 @@ def push(
         print_json({"adapter": manifest.key, "repository": repository, "commit": address, "card": card})
     elif not yes:
         typer.echo(card)
+
+
+def _switch(
+    how: "Callable[[DagsterInstance, Workspace, str, str], Mapping[str, Any]]", adapter: str, why: str, as_json: bool
+) -> None:
+    """Put an adapter in use in one of the two ways, and say which one it is."""
+    console = Console(stderr=True)
+    with errors_said(console):
+        from ft_dagster.defs.instance import open_instance
+        from ft_dagster.defs.workspace import Workspace
+
+        with open_instance(load_settings()) as instance:
+            entry = how(instance, Workspace(), adapter, why)
+        console.print(f"In use now: {entry['adapter']}", highlight=False, soft_wrap=True)
+    if as_json:
+        print_json(entry)
 
 
 def _print_releases(rows: Sequence[Mapping[str, Any]], console: Console) -> None:

@@ -9,37 +9,20 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ft_dagster.base import prepare_base
 from ft_dagster.evaluation.export import DEQUANTIZED, MERGED, OWN, export
 from ft_dagster.evaluation.request import ExportRequest
-from ft_dagster.recipe import resolve_recipe
 from ft_dagster.training.manifest import read_manifest
 from ft_dagster.training.request import TrainingRequest
-from ft_dagster.training.train import train
 
 
 @pytest.fixture
-def make_request(
-    make_dataset: Callable[..., Path], prose: Callable[[int, int], str], tiny_recipe: dict[str, Any], tmp_path: Path
-) -> Callable[..., ExportRequest]:
+def make_request(trained: Callable[..., TrainingRequest], tmp_path: Path) -> Callable[..., ExportRequest]:
+    """Trains an adapter and builds a request to merge it; keyword arguments change the recipe's base part."""
+
     def make(**base: Any) -> ExportRequest:
-        recipe = resolve_recipe(tiny_recipe | {"base": tiny_recipe["base"] | base})
-        prepared = prepare_base(recipe.base, tmp_path / "cache")
-        dataset = str(make_dataset({f"chapter_{n}": prose(n, 9) for n in range(4)}, held_out=["chapter_3"]))
-        request = TrainingRequest(
-            key="adapter",
-            base=prepared.to_json(),
-            dataset=dataset,
-            recipe=recipe.model_dump(mode="json"),
-            attempt=str(tmp_path / "attempt"),
-            logs=str(tmp_path / "logs"),
-            offload=str(tmp_path / "offload"),
-            locks=str(tmp_path / "locks"),
-        )
-        train(request, lambda _: None)
-        output = str(tmp_path / "merged")
-        adapter = str(tmp_path / "attempt" / "adapter")
-        return ExportRequest(request.base, request.recipe, adapter, dataset, output, request.offload)
+        request = trained(base=base)
+        adapter, output = str(Path(request.attempt) / "adapter"), str(tmp_path / "merged")
+        return ExportRequest(request.base, request.recipe, adapter, request.dataset, output, request.offload)
 
     return make
 

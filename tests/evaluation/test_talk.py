@@ -12,40 +12,22 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from ft_dagster.base import prepare_base
 from ft_dagster.evaluation.request import TalkRequest
 from ft_dagster.evaluation.samples import continue_prompt
 from ft_dagster.evaluation.talk import TalkError, chat, generate
-from ft_dagster.recipe import resolve_recipe
 from ft_dagster.training.adapter import load_for_use
 from ft_dagster.training.request import TrainingRequest
-from ft_dagster.training.train import train
 
 PROMPT = "The committee met"
 
 
 @pytest.fixture
-def make_request(
-    make_dataset: Callable[..., Path], prose: Callable[[int, int], str], tiny_recipe: dict[str, Any], tmp_path: Path
-) -> Callable[..., TalkRequest]:
+def make_request(trained: Callable[..., TrainingRequest]) -> Callable[..., TalkRequest]:
     """Trains an adapter and builds a request to talk to it; keyword arguments change the recipe's lora part."""
 
     def make(**lora: Any) -> TalkRequest:
-        recipe = resolve_recipe(tiny_recipe | {"lora": tiny_recipe["lora"] | lora})
-        base = prepare_base(recipe.base, tmp_path / "cache")
-        dataset = make_dataset({f"chapter_{n}": prose(n, 9) for n in range(4)}, held_out=["chapter_3"])
-        request = TrainingRequest(
-            key="adapter",
-            base=base.to_json(),
-            dataset=str(dataset),
-            recipe=recipe.model_dump(mode="json"),
-            attempt=str(tmp_path / "attempt"),
-            logs=str(tmp_path / "logs"),
-            offload=str(tmp_path / "offload"),
-            locks=str(tmp_path / "locks"),
-        )
-        train(request, lambda _: None)
-        adapter = str(tmp_path / "attempt" / "adapter")
+        request = trained(lora=lora)
+        adapter = str(Path(request.attempt) / "adapter")
         return TalkRequest(request.base, request.recipe, adapter, request.offload, PROMPT, as_json=True, new_tokens=24)
 
     return make
