@@ -26,6 +26,7 @@ def test_the_released_adapter_tells_its_chapters_without_a_command_and_by_name(h
     said = on_one_line(ft_dagster("lineage").stdout)
     assert manifest.key in said and all(chapter in said for chapter in manifest.chapters)
     shown = json.loads(ft_dagster("lineage", "show", manifest.key[:8], "--json").stdout)
+    assert shown == json.loads(ft_dagster("lineage", "--json").stdout)
     assert {item["chapter"]: item["files"] for item in shown["chapters"]} == manifest.chapters
     assert [item["chapter"] for item in shown["chapters"] if item["held_out"]] == list(manifest.held_out)
 

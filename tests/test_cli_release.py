@@ -8,6 +8,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 from commands import ft_dagster, on_one_line
+from graphs import run
 
 from ft_dagster.defs.stages import LORA_ADAPTER, RELEASED_ADAPTER
 from ft_dagster.store import Store
@@ -97,3 +98,11 @@ def test_what_cannot_be_done_is_said_and_changes_nothing(here: Path, arguments: 
 def test_a_workspace_without_a_release_says_so(workspace: Path) -> None:
     assert on_one_line(ft_dagster("release", "list").stdout) == "Nothing was released yet."
     assert json.loads(ft_dagster("release", "list", "--json").stdout) == []
+
+
+def test_an_adapter_that_was_rolled_back_from_is_not_released_again_by_materializing_all(here: Path) -> None:
+    first = in_use(here)
+    assert ft_dagster("release", "promote", "second", "--why", "the first one invents names").returncode == 0
+    with dg.DagsterInstance.get() as instance:
+        assert run(instance).success
+    assert in_use(here) == "second", f"{first} is better by the rules, but a person took it out of use"

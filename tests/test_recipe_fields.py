@@ -253,7 +253,9 @@ def _judged(lab: Laboratory, recipe: Recipe, others: dict[str, float]) -> Any:
     _write(folder / "evaluation.json", json.dumps({"models": models}))
     _write(folder.with_name(f"{folder.name}-adapter") / "weights", "")
     new = lab.store.take_in(LORA_ADAPTER.name, folder.name, folder.with_name(f"{folder.name}-adapter"), {})
-    taken = _take_in(lab.store, folder.name, folder, new, Path("another"), recipe, before=False, measured="")
+    taken = _take_in(
+        lab.store, folder.name, folder, new, Path("another"), recipe, before=False, withdrawn=False, measured=""
+    )
     found = taken.about["verdict"]
     return found["decision"], [(rule["field"], rule["passed"], rule["low"]) for rule in found["rules"]]
 

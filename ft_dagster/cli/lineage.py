@@ -24,10 +24,10 @@ AnotherName = Annotated[str, typer.Argument(help="As the first; default: the rel
 
 
 @lineage.callback(invoke_without_command=True)
-def released(context: typer.Context) -> None:
+def released(context: typer.Context, as_json: Json = False) -> None:
     """What the released adapter was made from, where no command says otherwise."""
     if context.invoked_subcommand is None:
-        show()
+        show(as_json=as_json)
 
 
 @lineage.command()

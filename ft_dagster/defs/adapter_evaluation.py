@@ -60,8 +60,10 @@ def adapter_evaluation(
     in_use = _other_in_use(workspace, adapter.key)
     released = in_use if in_use and _fits(in_use, base) else None
     before = in_use is not None and adapter.key in workspace.releases.proven()
+    withdrawn = in_use is not None and adapter.key in workspace.releases.withdrawn()
     slices = load_slices(recipe.evaluation, settings.workspace, bool(chat_template(Path(base.folder))))
-    key = evaluation_key(adapter.key, dataset.about["version"], in_use.name if in_use else None, recipe, slices, before)
+    beside = in_use.name if in_use else None
+    key = evaluation_key(adapter.key, dataset.about["version"], beside, recipe, slices, before, withdrawn)
     artifact = store.find(ADAPTER_EVALUATION.name, key)
     if artifact is None:
         measured = measured_by(held_out_version(dataset), base.identity, recipe, slices)
@@ -86,7 +88,7 @@ def adapter_evaluation(
                 context, "ft_dagster.evaluation", path, settings.logs / f"evaluation-{key[:12]}.log"
             )
             path.unlink()
-            artifact = _take_in(store, key, folder, adapter, in_use, recipe, before, measured)
+            artifact = _take_in(store, key, folder, adapter, in_use, recipe, before, withdrawn, measured)
     yield _describe(artifact, recipe, adapter)
 
 
@@ -125,12 +127,13 @@ def _take_in(
     in_use: Path | None,
     recipe: Recipe,
     before: bool,
+    withdrawn: bool,
     measured: str,
 ) -> Artifact:
     result = json.loads((folder / RESULT).read_bytes())
     models = result["models"]
     other_base = in_use is not None and RELEASED not in models and not recipe.release.other_base
-    verdict = judge(models, recipe.release, before, other_base).to_json()
+    verdict = judge(models, recipe.release, before, other_base, withdrawn).to_json()
     about = result | {
         "models": {name: _without_sections(model) for name, model in models.items()},
         "adapter": adapter.key,

@@ -52,7 +52,10 @@ def roll_back(instance: dg.DagsterInstance, workspace: Workspace, beginning: str
 def promote(instance: dg.DagsterInstance, workspace: Workspace, beginning: str, reason: str) -> dict[str, Any]:
     """Put an adapter of the store in use, whatever the gate said; as `roll_back`."""
     why = override(reason, PROMOTED)
-    workspace.releases.release(workspace.store.match(LORA_ADAPTER.name, beginning), why)
+    adapter = workspace.store.match(LORA_ADAPTER.name, beginning)
+    if adapter.key == workspace.releases.current():
+        raise ReleaseError(f"The adapter {adapter.key} is in use already.")
+    workspace.releases.release(adapter, why)
     return _recorded(instance, workspace)
 
 

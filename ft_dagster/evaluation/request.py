@@ -27,6 +27,7 @@ def evaluation_key(
     recipe: Recipe,
     slices: Mapping[str, Slice],
     released_before: bool = False,
+    withdrawn: bool = False,
 ) -> str:
     """The key of an evaluation: what was compared, on what, how."""
     return digest(
@@ -35,6 +36,7 @@ def evaluation_key(
             "dataset": dataset_version,
             "in_use": in_use,
             "released_before": released_before,
+            "withdrawn": withdrawn,
             "recipe": [_options(recipe, slices), recipe.part("release")],
             "code": CODE_VERSION,
         }

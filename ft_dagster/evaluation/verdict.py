@@ -57,6 +57,7 @@ def judge(
     options: Release,
     released_before: bool = False,
     other_base_in_use: bool = False,
+    withdrawn: bool = False,
 ) -> Verdict:
     """Release if the new adapter passes every rule.
 
@@ -70,6 +71,7 @@ def judge(
             taken back): it proved itself then, so it need not beat the adapter of the text that was taken back.
         other_base_in_use: the adapter in use belongs to another base model, so that it was not measured here, and
             the recipe does not allow to replace it (`release.other_base`).
+        withdrawn: a person took the new adapter out of use earlier; only a person puts it back.
     """
     rules = _held_out_rules(models, options, released_before)
     rules += _rules_of_texts(models, options)
@@ -77,6 +79,9 @@ def judge(
     found = tuple(rules)
     if other_base_in_use:
         reason = "the adapter in use belongs to another base model; set `release: {other_base: true}` to replace it"
+        return Verdict("keep", reason, found)
+    if withdrawn:
+        reason = "a person took this adapter out of use; `ft-dagster release promote` puts it back"
         return Verdict("keep", reason, found)
     failed = [rule for rule in rules if not rule.passed]
     if failed:

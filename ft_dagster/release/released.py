@@ -82,6 +82,8 @@ class Releases:
             raise ReleaseError(
                 f"The adapter {key} was never in use here. `ft-dagster release list` shows those that were."
             )
+        if key == self.current():
+            raise ReleaseError(f"The adapter {key} is in use already.")
         target = self.folder / key
         if not target.is_dir():
             raise ReleaseError(
@@ -110,9 +112,16 @@ class Releases:
 
     def proven(self) -> set[str]:
         """Keys of adapters that were in use, without those that a person took out of use."""
-        history = self.history()
-        taken_out = {before["adapter"] for before, after in pairwise(history) if "by" in after["why"]}
-        return {entry["adapter"] for entry in history} - taken_out
+        return {entry["adapter"] for entry in self.history()} - self.withdrawn()
+
+    def withdrawn(self) -> set[str]:
+        """Keys of adapters that a person took out of use, and did not put back since."""
+        withdrawn: set[str] = set()
+        for before, after in pairwise(self.history()):
+            if "by" in after["why"]:
+                withdrawn.add(before["adapter"])
+                withdrawn.discard(after["adapter"])
+        return withdrawn
 
     def _lock(self) -> FileLock:
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -197,7 +197,8 @@ def held_out_version(dataset: Artifact) -> str:
         if "held_out" in shard.rows:
             version = json.loads(dataset.store.get_blob(shard.figures))["versions"][SPLITS.index("held_out")]
             documents = shard_documents(dataset.store, shard)
-            content.append([version, [[d.chapter, d.scored_bytes] for d in documents if d.split == "held_out"]])
+            held_out = [[d.chapter, d.section, d.scored_bytes] for d in documents if d.split == "held_out"]
+            content.append([version, held_out])
     return digest(content)
 
 

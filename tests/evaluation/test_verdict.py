@@ -119,6 +119,11 @@ def test_the_adapter_of_another_base_is_not_replaced_unseen() -> None:
     assert "release: {other_base: true}" in verdict.reason
 
 
+def test_an_adapter_that_a_person_took_out_of_use_does_not_come_back_by_itself() -> None:
+    verdict = judge(models(base=1.5, released=1.25, new=1.0), Release(), withdrawn=True)
+    assert verdict.decision == "keep" and "release promote" in verdict.reason
+
+
 def test_a_verdict_is_plain_data() -> None:
     verdict = judge(models(base=1.5, new=1.0), Release())
     assert json.loads(json.dumps(verdict.to_json()))["rules"][0] == {

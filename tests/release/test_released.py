@@ -242,3 +242,8 @@ def test_what_a_person_put_in_use_and_what_a_person_took_out_is_known(here: Work
     assert here.releases.proven() == {"one"}, "an adapter that a person took out of use must prove itself again"
     here.releases.release(here.adapter("three"), {"decision": "release"})
     assert not here.releases.chosen_by_hand() and here.releases.proven() == {"one", "three"}
+    assert here.releases.withdrawn() == {"two"}
+    here.releases.roll_back("two", {"decision": "promoted by hand", "by": "somebody"})
+    assert here.releases.withdrawn() == {"three"}
+    with pytest.raises(ReleaseError, match="two is in use already"):
+        here.releases.roll_back("two", {"by": "somebody"})
