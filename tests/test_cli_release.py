@@ -104,5 +104,6 @@ def test_an_adapter_that_was_rolled_back_from_is_not_released_again_by_materiali
     first = in_use(here)
     assert ft_dagster("release", "promote", "second", "--why", "the first one invents names").returncode == 0
     with dg.DagsterInstance.get() as instance:
+        assert run(instance, "released_adapter").success and in_use(here) == "second"
         assert run(instance).success
     assert in_use(here) == "second", f"{first} is better by the rules, but a person took it out of use"

@@ -16,6 +16,7 @@ from ft_dagster.defs.stages import (
     input_artifact,
 )
 from ft_dagster.defs.workspace import GROUP, OWNERS, Workspace
+from ft_dagster.evaluation.verdict import WITHDRAWN
 from ft_dagster.release.lineage import release_history
 from ft_dagster.release.released import ReleaseError
 from ft_dagster.store import Artifact, StoreError
@@ -72,6 +73,8 @@ def _decision(config: Override, evaluation: Artifact, workspace: Workspace) -> t
             return store.match(LORA_ADAPTER.name, config.promote), override(config.why, PROMOTED)
         except (StoreError, ReleaseError) as error:
             raise dg.Failure(str(error)) from error
+    if evaluation.about["adapter"] in workspace.releases.withdrawn():  # since it was judged, perhaps
+        return None, WITHDRAWN.to_json()
     current = workspace.releases.current()
     if current not in (None, evaluation.about["in_use"], evaluation.about["adapter"]):
         raise dg.Failure("Another adapter was released since the evaluation. Materialize adapter_evaluation again.")

@@ -1,7 +1,7 @@
 """Whether a new adapter is released: rules over what was measured. The verdict is data."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from ft_dagster.evaluation.interval import Gain, paired_gain
@@ -52,6 +52,11 @@ class Verdict:
         return asdict(self)
 
 
+WITHDRAWN = Verdict(
+    "keep", "a person took this adapter out of use; `ft-dagster release promote` puts it back", rules=()
+)
+
+
 def judge(
     models: Mapping[str, Model],
     options: Release,
@@ -81,8 +86,7 @@ def judge(
         reason = "the adapter in use belongs to another base model; set `release: {other_base: true}` to replace it"
         return Verdict("keep", reason, found)
     if withdrawn:
-        reason = "a person took this adapter out of use; `ft-dagster release promote` puts it back"
-        return Verdict("keep", reason, found)
+        return replace(WITHDRAWN, rules=found)
     failed = [rule for rule in rules if not rule.passed]
     if failed:
         return Verdict("keep", "; ".join(str(rule) for rule in failed), found)
