@@ -103,7 +103,7 @@ def _measured_before(store: Store, measured: str, released: Path | None) -> dict
 
 
 def _models(evaluation: Artifact) -> dict[str, Any]:
-    return json.loads((evaluation.path / RESULT).read_bytes())["models"]
+    return evaluation.read_json(RESULT)["models"]
 
 
 def _other_in_use(workspace: Workspace, new: str) -> Path | None:

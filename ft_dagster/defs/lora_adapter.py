@@ -171,7 +171,11 @@ def _estimated(estimate: dict[str, float | None]) -> dict[str, float]:
 
 def _since(before: dg.AssetMaterialization | None, artifact: Artifact, store: Store) -> dict[str, Any]:
     """What changed since the adapter that was made before this one, as metadata."""
-    earlier = store.find(LORA_ADAPTER.name, str(before.metadata[ARTIFACT].value)) if before else None
+    earlier = (
+        store.find(LORA_ADAPTER.name, str(before.metadata[ARTIFACT].value))
+        if before and ARTIFACT in before.metadata
+        else None
+    )
     if earlier is None:
         return {"since the one before": "there was none"}
     found = compare(read_manifest(earlier.path), read_manifest(artifact.path))

@@ -53,7 +53,8 @@ def measured_by(held_out_version: str, base: Mapping[str, str], recipe: Recipe, 
     """What decides the measurements of a model: two evaluations that agree in this need not measure it twice."""
     part = recipe.base.model_dump(mode="json", include={"quantization", "dtype"})
     options = recipe.training.model_dump(mode="json", include={"attention", "fused"})
-    return digest([held_out_version, dict(base), part, options, _options(recipe, slices), CODE_VERSION])
+    length = recipe.tokens.block_length  # texts beside the reports are cut to it, too
+    return digest([held_out_version, dict(base), part, options, length, _options(recipe, slices), CODE_VERSION])
 
 
 @dataclass(frozen=True)

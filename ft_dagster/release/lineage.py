@@ -132,7 +132,7 @@ def adapters(store: Store) -> Iterator[Manifest]:
     """The manifests of all adapters in the store, oldest first."""
     folders = sorted((store.root / ADAPTER).glob("*/"), key=lambda folder: folder.stat().st_mtime_ns)
     for folder in folders:
-        if store.find(ADAPTER, folder.name):
+        if not folder.name.startswith(".") and store.find(ADAPTER, folder.name):
             yield read_manifest(folder)
 
 

@@ -99,9 +99,9 @@ class Releases:
 
     def before(self) -> str:
         """Key of the adapter that was in use before the current one. Raises ReleaseError if there was none."""
-        current = self.current()
+        skipped = {self.current(), *self.withdrawn()}
         for entry in reversed(self.history()):
-            if entry["adapter"] != current:
+            if entry["adapter"] not in skipped:
                 return str(entry["adapter"])
         raise ReleaseError("No other adapter was in use before this one.")
 
