@@ -97,8 +97,7 @@ def chapters(workspace: Path) -> list[Path]:
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
     """A folder with a `workspace` that is up to date and the `home` of the instance that brought it there."""
-    import dagster as dg
-    from graphs import NO_TELEMETRY, TOKEN, run
+    from graphs import TOKEN, instance_on, run
 
     folder = tmp_path_factory.mktemp("finished")
     chapters = folder / "workspace" / "chapter_markdowns"
@@ -108,14 +107,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
     (folder / "workspace" / "recipe.yaml").write_text(yaml.safe_dump(recipe_for(tiny_base)), "utf-8")
     (folder / "workspace" / ".env").write_text(f"HUGGINGFACE_TOKEN={TOKEN}\n")
     (folder / "home").mkdir()
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        dg.DagsterInstance.local_temp(str(folder / "home"), overrides=NO_TELEMETRY) as instance,
-    ):
-        patch.delenv("HUGGINGFACE_TOKEN", raising=False)
-        patch.setenv("FT_WORKSPACE", str(folder / "workspace"))
-        patch.setenv("FT_RECIPE", "recipe.yaml")
-        patch.setenv("FT_CACHE", str(folder / "cache"))
+    with instance_on(folder / "workspace", folder / "home", folder / "cache") as instance:
         assert run(instance).success
     return folder
 

@@ -10,7 +10,7 @@ import pytest
 from commands import ft_dagster, on_one_line
 from graphs import run
 
-from ft_dagster.defs.stages import LORA_ADAPTER, RELEASED_ADAPTER
+from ft_dagster.defs.stages import LORA_ADAPTER, RELEASED_ADAPTER, STAGES
 from ft_dagster.store import Store
 
 
@@ -107,3 +107,23 @@ def test_an_adapter_that_was_rolled_back_from_is_not_released_again_by_materiali
         assert run(instance, "released_adapter").success and in_use(here) == "second"
         assert run(instance).success
     assert in_use(here) == "second", f"{first} is better by the rules, but a person took it out of use"
+
+
+def test_a_decision_between_the_evaluation_and_the_release_of_a_run_holds_up_nothing(here: Path) -> None:
+    chapter = here / "chapter_markdowns" / "chapter_1.md"
+    chapter.write_text(chapter.read_text("utf-8") + "\nA sentence that was not there before.\n", "utf-8")
+    with dg.DagsterInstance.get() as instance:
+        assert run(instance, *(stage.name for stage in STAGES if stage != RELEASED_ADAPTER)).success
+    assert ft_dagster("release", "promote", "second", "--why", "while it ran").returncode == 0
+    done = ft_dagster("run")
+    assert done.returncode == 0, done.stderr
+    assert "adapter_evaluation another adapter was released since" in on_one_line(done.stderr)
+    assert ft_dagster("plan").returncode == 0
+
+
+def test_a_folder_of_texts_that_is_not_there_is_refused_before_anything_runs(here: Path) -> None:
+    recipe = here / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("general: null", "general: nowhere"))
+    for command in ("plan", "run"):
+        done = ft_dagster(command)
+        assert done.returncode == 1 and "evaluation.general" in done.stderr and "nowhere" in on_one_line(done.stderr)

@@ -16,6 +16,7 @@ from ft_dagster.cli.lineage import lineage
 from ft_dagster.cli.release import release
 from ft_dagster.cli.talk import chat, generate
 from ft_dagster.corpus.files import find_reports, require_reports
+from ft_dagster.evaluation.slices import load_slices
 from ft_dagster.recipe import load_recipe
 from ft_dagster.settings import Settings, SettingsError, load_settings
 
@@ -136,7 +137,8 @@ def clean(
 def _refuse_early(settings: Settings) -> None:
     """Raise what can be told without Dagster, before anything is made."""
     require_reports(settings.workspace, len(list(islice(find_reports(settings.workspace), 1))))
-    load_recipe(settings.recipe, settings.workspace)
+    recipe = load_recipe(settings.recipe, settings.workspace)
+    load_slices(recipe.evaluation, settings.workspace, instruct=True)
 
 
 def _bring_up_to_date(settings: Settings, console: Console) -> tuple[bool, dict[str, object]]:

@@ -13,7 +13,7 @@ from ft_dagster.cli.common import Json, errors_said, print_json
 from ft_dagster.evaluation.request import KIND as EVALUATION
 from ft_dagster.release.export import GGUF_TYPES, adapter_folder, export_merged
 from ft_dagster.release.lineage import release_history
-from ft_dagster.release.publish import CARD, model_card, publish
+from ft_dagster.release.publish import CARD, model_card, publish, published_files
 from ft_dagster.release.released import Releases
 from ft_dagster.settings import SettingsError, load_settings
 from ft_dagster.store import Store
@@ -91,7 +91,7 @@ def push(
     repository: Annotated[str, typer.Argument(help="owner/name on the hub; made if it is not there.")],
     adapter: Annotated[str, typer.Option(help="Key of an adapter, or its beginning. Default: the released one.")] = "",
     yes: Annotated[bool, typer.Option("--yes", help="Upload. Without it, show what would be.")] = False,
-    public: Annotated[bool, typer.Option("--public", help="Make a new repository public, not private.")] = False,
+    public: Annotated[bool, typer.Option("--public", help="The repository may be, or becomes, public.")] = False,
     as_json: Json = False,
 ) -> None:
     """Publish an adapter on a hub, with a model card written from its manifest. Shows it unless --yes is given.
@@ -114,7 +114,7 @@ def push(
             address = publish(folder, manifest, card, repository, HfApi(token=settings.token), not public)
             console.print(f"Published: {address}", highlight=False, soft_wrap=True)
         else:
-            names = [CARD, *(path.name for path in sorted(folder.iterdir()) if path.name != CARD)]
+            names = [CARD, *published_files(manifest)]
             console.print(f"Would go to {repository}: {', '.join(names)}. Add --yes to upload.", highlight=False)
     if as_json:
         print_json({"adapter": manifest.key, "repository": repository, "commit": address, "card": card})

@@ -29,6 +29,7 @@ from ft_dagster.defs.runs import (
 )
 from ft_dagster.defs.stages import BLOCKED, cause_of, stale_stages
 from ft_dagster.defs.workspace import Workspace
+from ft_dagster.evaluation.slices import load_slices
 from ft_dagster.recipe import RecipeError
 from ft_dagster.settings import Settings, load_settings
 from ft_dagster.store import StoreError
@@ -55,6 +56,7 @@ def decide(instance: dg.DagsterInstance, settings: Settings, workspace: Workspac
 
 def _decide(instance: dg.DagsterInstance, settings: Settings, workspace: Workspace) -> dg.RunRequest | dg.SkipReason:
     recipe = workspace.recipe
+    load_slices(recipe.evaluation, settings.workspace, instruct=True)  # refused now, not after a training
     scan = look(settings)
     require_reports(settings.workspace, len(scan.files) + len(scan.unreadable))
     if changed_since(scan, settings.settle_seconds):

@@ -60,7 +60,7 @@ def released_adapter(context: dg.AssetExecutionContext, config: Override, worksp
             "folder": dg.MetadataValue.path(releases.link),
             "bits per byte": evaluation.about["models"]["new"]["bits_per_byte"],
             "releases so far": len(releases.history()),
-            "history": table(release_history(releases, store)),
+            "history": table(reversed(release_history(releases, store))),
         },
     )
 

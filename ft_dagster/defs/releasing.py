@@ -1,6 +1,7 @@
 """Releases by hand, recorded in the history and in Dagster."""
 
 import getpass
+import os
 from typing import Any
 
 import dagster as dg
@@ -16,7 +17,14 @@ def override(reason: str, decision: str) -> dict[str, str]:
     """What the history says of a person's decision. Raises ReleaseError if it has no reason."""
     if not reason.strip():
         raise ReleaseError("Say why, in a few words: the history keeps it.")
-    return {"decision": decision, "reason": reason.strip(), "by": getpass.getuser()}
+    return {"decision": decision, "reason": reason.strip(), "by": _user()}
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container may run under an id without a name
+        return str(os.getuid())
 
 
 def roll_back(instance: dg.DagsterInstance, workspace: Workspace, beginning: str, reason: str) -> dict[str, Any]:

@@ -163,13 +163,21 @@ def reason_stale(
     artifact = workspace.store.find(artifact_kind(stage), str(last.metadata[ARTIFACT].value))
     if artifact is None:
         return Reason("missing", "its artifact is missing from the store")
-    if stage in (ADAPTER_EVALUATION, RELEASED_ADAPTER) and not workspace.releases.chosen_by_hand():
+    by_hand = workspace.releases.chosen_by_hand()
+    settled = by_hand and (stage == RELEASED_ADAPTER or _is_consumed(materializations, last))
+    if stage in (ADAPTER_EVALUATION, RELEASED_ADAPTER) and not settled:
         released = workspace.releases.current()
         if stage == RELEASED_ADAPTER and (released or NOTHING) != tags.get(_DATA_VERSION_TAG):
             return Reason("missing", "fine_tuned_model is not what was released")
         if stage == ADAPTER_EVALUATION and released not in (None, artifact.about["in_use"], artifact.about["adapter"]):
             return Reason("content", "another adapter was released since")
     return BLOCKED if _is_blocked(last) else None
+
+
+def _is_consumed(materializations: Materializations, evaluation: dg.AssetMaterialization) -> bool:
+    """Whether the release looked at an evaluation already: what a person decides later does not question it."""
+    release = materializations.get(RELEASED_ADAPTER.key)
+    return release is not None and input_version(release, ADAPTER_EVALUATION.key) == version_of(evaluation)
 
 
 def stale_stages(

@@ -13,12 +13,15 @@ def main(request_path: Path) -> int:
     keep_freed_memory()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     from ft_dagster.base import BaseModelError
+    from ft_dagster.corpus.files import CorpusError
     from ft_dagster.evaluation.evaluate import evaluate
+    from ft_dagster.recipe import RecipeError
     from ft_dagster.training.manifest import AdapterError
+    from ft_dagster.training.progress import TrainingError
 
     try:
         evaluate(EvaluationRequest.read(request_path))
-    except (AdapterError, BaseModelError) as error:
+    except (AdapterError, BaseModelError, TrainingError, RecipeError, CorpusError) as error:
         print(error, file=sys.stderr)  # noqa: T201
         return 1
     return 0

@@ -16,6 +16,7 @@ from ft_dagster.evaluation.copying import measure_on_train, sample_rows
 from ft_dagster.evaluation.request import BASE, NEW, RESULT, EvaluationRequest
 from ft_dagster.evaluation.samples import continue_prompt
 from ft_dagster.evaluation.slices import tokenize_slice
+from ft_dagster.recipe import RecipeError
 from ft_dagster.store import Artifact, write_atomically
 from ft_dagster.tokens.dataset import load_shards
 from ft_dagster.training.adapter import load_adapter
@@ -46,10 +47,14 @@ def _evaluate(request: EvaluationRequest) -> dict[str, Any]:
     recipe = request.resolved_recipe()
     base = request.prepared_base()
     dataset = Artifact.open(Path(request.dataset))
-    texts = {HELD_OUT: list(load_shards(dataset, "held_out"))} | {
-        kind: [tokenize_slice(found, Path(base.folder), recipe.tokens.block_length)]
-        for kind, found in request.slices().items()
-    }
+    texts = {HELD_OUT: list(load_shards(dataset, "held_out"))}
+    for kind, found in request.slices().items():
+        try:
+            texts[kind] = [tokenize_slice(found, Path(base.folder), recipe.tokens.block_length)]
+        except RecipeError as error:
+            if not found.ships:
+                raise
+            log.warning("%s", error)  # nobody asked for these texts, and they do not fit every base and block
     taught = sample_rows(load_shards(dataset, "train"), recipe.evaluation.train_tokens)
     tokenizer = AutoTokenizer.from_pretrained(base.folder)
     model: Any = load_base(base, recipe, Path(request.offload))

@@ -6,6 +6,7 @@ measured on held-out text, and the better one is kept (QLoRA's authors merge int
 depends on model and data). Exit codes: 0 done, 1 failed.
 """
 
+import gc
 import json
 import logging
 import shutil
@@ -19,7 +20,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 from ft_dagster.base import BaseModelError
 from ft_dagster.evaluation.request import ExportRequest
 from ft_dagster.recipe import Recipe, resolve_recipe
-from ft_dagster.store import Artifact, write_atomically
+from ft_dagster.store import Artifact, StoreError, write_atomically
 from ft_dagster.tokens.dataset import load_shards
 from ft_dagster.training.adapter import load_adapter
 from ft_dagster.training.allocator import keep_freed_memory, spin_briefly
@@ -27,6 +28,7 @@ from ft_dagster.training.machine import memory_for_process
 from ft_dagster.training.manifest import MANIFEST, AdapterError
 from ft_dagster.training.model import load_base
 from ft_dagster.training.packed_model import PackedModel
+from ft_dagster.training.progress import TrainingError
 from ft_dagster.training.scoring import score
 
 MERGED = "merged.json"
@@ -80,8 +82,9 @@ def _with_adapter(request: ExportRequest, recipe: Recipe) -> Any:
 
 
 def _merged(request: ExportRequest, recipe: Recipe, way: str) -> PreTrainedModel:
-    """In the recipe's dtype; added in float32 where that fits into memory, so that it is rounded once."""
+    """In the recipe's dtype; on a CPU added in float32 where that fits into memory, so that it is rounded once."""
     base = request.prepared_base()
+    _free()
     if way == DEQUANTIZED:
         loaded: Any = load_base(base, recipe, Path(request.offload)).dequantize()
     else:
@@ -90,7 +93,15 @@ def _merged(request: ExportRequest, recipe: Recipe, way: str) -> PreTrainedModel
         loaded.float()
     model: Any = load_adapter(loaded, Path(request.adapter), base).merge_and_unload(safe_merge=True)
     model.config.use_cache = True
-    return model.to(getattr(torch, recipe.base.dtype))
+    wanted = getattr(torch, recipe.base.dtype)
+    return model if model.dtype == wanted else model.to(wanted)  # accelerate refuses it for an offloaded model
+
+
+def _free() -> None:
+    """What the model before took: `load_base` asks what is free."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _unquantized(recipe: Recipe) -> Recipe:
@@ -105,8 +116,11 @@ def main(path: Path) -> int:
     logging.basicConfig(level=logging.WARNING)
     try:
         export(ExportRequest(**json.loads(path.read_bytes())))
-    except (AdapterError, BaseModelError) as error:
+    except (AdapterError, BaseModelError, TrainingError, StoreError) as error:
         print(error, file=sys.stderr)  # noqa: T201
+        return 1
+    except torch.OutOfMemoryError as error:
+        print(f"{error}\nThe GPU has too little memory; a training may be using it.", file=sys.stderr)  # noqa: T201
         return 1
     return 0
 

@@ -51,6 +51,11 @@ class Slice:
     folder: Path
 
     @property
+    def ships(self) -> bool:
+        """Whether these are the project's own texts."""
+        return self.folder == _shipped(self.kind)
+
+    @property
     def version(self) -> str:
         """Hash of the texts and of their names."""
         return digest([self.kind, dict(sorted(self.files.items()))])
@@ -73,9 +78,12 @@ def load_slices(options: Evaluation, workspace: Path, instruct: bool) -> dict[st
     return {kind: _load(kind, folder, workspace) for kind, folder in folders.items() if folder is not None}
 
 
+def _shipped(kind: str) -> Path:
+    return Path(str(resources.files("ft_dagster"))) / "evaluation" / "texts" / kind
+
+
 def _load(kind: str, named: str, workspace: Path) -> Slice:
-    shipped = Path(str(resources.files("ft_dagster"))) / "evaluation" / "texts" / kind
-    folder = shipped if named == SHIPPED else workspace / Path(named).expanduser()
+    folder = _shipped(kind) if named == SHIPPED else workspace / Path(named).expanduser()
     try:
         paths = sorted(path for path in folder.iterdir() if path.suffix in _SUFFIXES[kind])
         files = {path.name: path.read_text("utf-8") for path in paths}

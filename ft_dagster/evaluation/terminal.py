@@ -24,11 +24,12 @@ def main(path: Path) -> int:
     from ft_dagster.base import BaseModelError
     from ft_dagster.evaluation.talk import TalkError, talk
     from ft_dagster.training.manifest import AdapterError
+    from ft_dagster.training.progress import TrainingError
 
     console = Console(stderr=True)
     try:
         talk(TalkRequest(**json.loads(path.read_bytes())), console)
-    except (BaseModelError, AdapterError, TalkError) as error:
+    except (BaseModelError, AdapterError, TalkError, TrainingError) as error:
         console.print(str(error), style="red", soft_wrap=True, markup=False, highlight=False)
         return 1
     except torch.OutOfMemoryError as error:

@@ -20,10 +20,11 @@ from ft_dagster.corpus.snapshot import KIND as SNAPSHOT
 from ft_dagster.corpus.snapshot import snapshot_files
 from ft_dagster.evaluation.request import KIND as EVALUATION
 from ft_dagster.evaluation.request import NEW
+from ft_dagster.evaluation.slices import SHIPPED
 from ft_dagster.release.released import Releases
 from ft_dagster.settings import Settings
 from ft_dagster.store import Store, write_atomically
-from ft_dagster.tokens.held_out import Pinned, write_pinned
+from ft_dagster.tokens.held_out import Pinned, section_unit, write_pinned
 from ft_dagster.training.manifest import Manifest, read_manifest
 from ft_dagster.training.request import KIND as ADAPTER
 
@@ -77,10 +78,16 @@ def chapters_of(manifest: Manifest) -> list[ChapterMade]:
     """The chapters of an adapter, in reading order; those it learned before and the reports no longer had have none
     of their files."""
     sections = Counter(item["chapter"] for item in manifest.trained_on)
-    held_out = {unit.split("#", 1)[0] for unit in manifest.held_out}
     names = sorted(manifest.chapters.keys() | sections.keys(), key=natural_key)
+    parts = [unit for unit in manifest.held_out if unit not in manifest.chapters]  # sections of a single chapter
     return [
-        ChapterMade(name, dict(manifest.chapters.get(name, {})), sections[name], name in held_out) for name in names
+        ChapterMade(
+            name,
+            dict(manifest.chapters.get(name, {})),
+            sections[name],
+            name in manifest.held_out or any(unit.startswith(section_unit(name, "")) for unit in parts),
+        )
+        for name in names
     ]
 
 
@@ -142,9 +149,10 @@ def trained_on_chapter(store: Store, chapter: str) -> list[str]:
 
 
 def trained_on_text(store: Store, text: str) -> dict[str, list[tuple[str, str]]]:
-    """Which adapters were trained on a text: adapter -> (chapter, title) of the sections that hold it.
+    """Which adapters were trained on a text: adapter -> (chapter, title) of the sections and pairs that hold it.
 
     White space does not count, nor does the case of letters. A text that goes over the end of a section is not found.
+    A text that an adapter inherited from the one it went on from is found while the store has that one's sections.
 
     Args:
         store: its sections are searched, each group of them once however many adapters share it.
@@ -157,20 +165,20 @@ def trained_on_text(store: Store, text: str) -> dict[str, list[tuple[str, str]]]
     wanted = _plain(text)
     if not wanted:
         raise LineageError("There is nothing to look for: the text is empty.")
-    searched: dict[tuple[str, tuple[int, ...]], set[str]] = {}
-    found: dict[str, list[tuple[str, str]]] = {}
-    for manifest in adapters(store):
-        holding: set[str] = set()
-        for shard in stored_shards(store.get(SECTIONS, manifest.made_from[SECTIONS])):
-            key = (shard.lines, shard.duplicates)
-            if key not in searched:
-                chapters = stored_chapters(store, shard)
-                searched[key] = {s.hash for c in chapters for s in c.sections if wanted in _plain(s.markdown)}
-            holding |= searched[key]
-        places = [(i["chapter"], i["title"]) for i in manifest.trained_on if i["section"] in holding]
-        if places:
-            found[manifest.key] = places
-    return found
+    manifests = list(adapters(store))
+    searched: set[tuple[str, tuple[int, ...]]] = set()
+    holding: set[str] = set()
+    for key in dict.fromkeys(manifest.made_from[SECTIONS] for manifest in manifests):
+        for shard in stored_shards(store.get(SECTIONS, key)):
+            if (shard.lines, shard.duplicates) in searched:
+                continue
+            searched.add((shard.lines, shard.duplicates))
+            for chapter in stored_chapters(store, shard):
+                holding |= {s.hash for s in chapter.sections if wanted in _plain(s.markdown)}
+                pairs = ((pair.hash, _plain(f"{pair.original}\n\n{pair.improved}")) for pair in chapter.pairs)
+                holding |= {name for name, both in pairs if wanted in both}
+    found = {m.key: [(i["chapter"], i["title"]) for i in m.trained_on if i["section"] in holding] for m in manifests}
+    return {key: places for key, places in found.items() if places}
 
 
 def restore(store: Store, manifest: Manifest, folder: Path) -> list[str]:
@@ -199,8 +207,9 @@ def restore(store: Store, manifest: Manifest, folder: Path) -> list[str]:
     for file in snapshot_files(store.get(SNAPSHOT, manifest.made_from[SNAPSHOT])):
         write_atomically(folder / file.path, store.get_blob(file.sha256))
         written.append(file.path)
-    recipe = yaml.safe_dump(dict(manifest.recipe), allow_unicode=True, sort_keys=False)
-    write_atomically(folder / "recipe.yaml", recipe)
+    elsewhere = {name: SHIPPED for name in ("general", "chat") if manifest.recipe["evaluation"].get(name)}
+    recipe = {**manifest.recipe, "evaluation": {**manifest.recipe["evaluation"], **elsewhere}}  # no part of its making
+    write_atomically(folder / "recipe.yaml", yaml.safe_dump(recipe, allow_unicode=True, sort_keys=False))
     kept = frozenset(manifest.held_out)
     write_pinned(Settings(workspace=folder).pins, Pinned(kept, frozenset(manifest.chapters.keys()) - kept))
     return written

@@ -25,13 +25,13 @@ def model_card(manifest: Manifest, evaluation: Mapping[str, Any] | None) -> str:
     front = {"library_name": "peft", "pipeline_tag": "text-generation", "tags": ["lora", "ft_dagster"]}
     front |= {"base_model": base["model"]} if on_hub else {}
     chapters = chapters_of(manifest)
-    trained, kept = ([item for item in chapters if item.held_out is side] for side in (False, True))
+    trained, kept = ([item for item in chapters if item.trained_on], [item for item in chapters if item.held_out])
     lora, training = manifest.recipe["lora"], manifest.recipe["training"]
     lines = [
         f"---\n{yaml.safe_dump(front, sort_keys=False)}---",
         f"# A LoRA adapter for {base['model']}",
-        f"Made by ft_dagster {manifest.package} from {len(trained)} chapters of reports; {len(kept)} more were held "
-        "out and are what it was measured on.",
+        f"Made by ft_dagster {manifest.package} from {len(trained)} chapters of reports, and measured on {len(kept)} "
+        "that were held out, in whole or in part.",
         "## Base",
         f"{manifest.base['name']}, revision `{manifest.revision}`. Hash of its weights: `{manifest.base['weights']}`; "
         f"of its tokenizer: `{manifest.base['tokenizer']}`. On another base its output means nothing.",
@@ -78,25 +78,38 @@ def publish(folder: Path, manifest: Manifest, card: str, repository: str, api: A
         card: from `model_card`.
         repository: owner/name; made if it is not there.
         api: a huggingface_hub.HfApi, with the token.
-        private: whether a repository that is made is private.
+        private: whether the repository must be private.
 
     Returns:
         The commit's address.
 
     Raises:
         AdapterError: a file is not what was saved.
-        ReleaseError: the hub refuses.
+        ReleaseError: the hub refuses or cannot be reached, or the repository is public and should be private.
     """
     from huggingface_hub import CommitOperationAdd
     from huggingface_hub.errors import HfHubHTTPError
 
     check_files(folder, manifest)
-    files = [path for path in sorted(folder.iterdir()) if path.name != CARD]
     operations = [CommitOperationAdd(CARD, card.encode())]
-    operations += [CommitOperationAdd(path.name, path) for path in files]
+    operations += [CommitOperationAdd(name, folder / name) for name in published_files(manifest)]
     try:
         api.create_repo(repository, private=private, exist_ok=True)
+        if private and not api.repo_info(repository).private:
+            raise ReleaseError(f"{repository} is there already, and public. Add --public if it shall be.")
         commit = api.create_commit(repository, operations, commit_message=f"Adapter {manifest.key[:12]}")
     except HfHubHTTPError as error:
         raise ReleaseError(f"The hub refuses {repository}: {error.server_message or type(error).__name__}.") from None
+    except ReleaseError:
+        raise
+    except Exception as error:  # the client lets its transport's errors through, which share no class of its own
+        raise ReleaseError(
+            f"{repository} cannot be published: {type(error).__name__}. It must read owner/name, and the hub must be "
+            "reachable."
+        ) from error
     return str(commit.commit_url)
+
+
+def published_files(manifest: Manifest) -> list[str]:
+    """What goes to a hub beside the card."""
+    return sorted([*(name for name in manifest.files if name != CARD), MANIFEST])

@@ -95,15 +95,25 @@ class Releases:
             raise ReleaseError(f"{error} Nothing was changed.") from error
         with self._lock():
             self._switch(target)
-            self._record(key, why)
+            self._record(key, why, back=True)
 
     def before(self) -> str:
-        """Key of the adapter that was in use before the current one. Raises ReleaseError if there was none."""
-        skipped = {self.current(), *self.withdrawn()}
-        for entry in reversed(self.history()):
-            if entry["adapter"] not in skipped:
-                return str(entry["adapter"])
-        raise ReleaseError("No other adapter was in use before this one.")
+        """Key of the adapter that was in use before the current one; going back again goes further back.
+
+        Raises:
+            ReleaseError: there was none.
+        """
+        line: list[str] = []
+        for entry in self.history():
+            if entry.get("back") and entry["adapter"] in line:
+                place = len(line) - 1 - line[::-1].index(entry["adapter"])
+                del line[place + 1 :]
+            else:
+                line.append(entry["adapter"])
+        earlier = [key for key in line if key != self.current()]
+        if not earlier:
+            raise ReleaseError("No other adapter was in use before this one.")
+        return earlier[-1]
 
     def chosen_by_hand(self) -> bool:
         """Whether a person put the adapter in use there: only a changed report, recipe or base undoes it."""
@@ -141,7 +151,7 @@ class Releases:
         return aside
 
     def history(self) -> list[dict[str, Any]]:
-        """Every release, oldest first: `adapter`, `at` (UTC), `why` (at least `decision` and `reason`)."""
+        """Every release, oldest first: `adapter`, `at` (UTC), `why` (at least `decision` and `reason`), `back`."""
         if not self._history.exists():
             return []
         with self._history.open(encoding="utf-8") as lines:
@@ -178,8 +188,10 @@ class Releases:
         fresh.replace(self.link)
         return aside
 
-    def _record(self, key: str, why: Mapping[str, Any]) -> None:
-        entry = {"adapter": key, "at": datetime.now(UTC).isoformat(timespec="seconds"), "why": dict(why)}
+    def _record(self, key: str, why: Mapping[str, Any], back: bool = False) -> None:
+        at = datetime.now(UTC).isoformat(timespec="seconds")
+        entry: dict[str, Any] = {"adapter": key, "at": at, "why": dict(why)}
+        entry |= {"back": True} if back else {}
         lines = [json.dumps(item, ensure_ascii=False) for item in (*self.history(), entry)]
         write_atomically(self._history, "\n".join(lines) + "\n")
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,8 @@ import pytest
 from ft_dagster.base import prepare_base
 from ft_dagster.evaluation.evaluate import evaluate
 from ft_dagster.evaluation.request import EvaluationRequest, evaluation_key
-from ft_dagster.evaluation.slices import Slice
-from ft_dagster.recipe import resolve_recipe
+from ft_dagster.evaluation.slices import Slice, load_slices
+from ft_dagster.recipe import Evaluation, RecipeError, resolve_recipe
 from ft_dagster.training.request import TrainingRequest
 from ft_dagster.training.train import train
 
@@ -77,3 +78,25 @@ def test_an_evaluation_is_made_again_when_what_is_compared_changes(tiny_recipe: 
     moved = {"general": Slice("general", {"a.md": "One."}, tmp_path / "elsewhere")}
     keys = [evaluation_key("new", "dataset", None, recipe, slices) for slices in (texts, others, moved)]
     assert len({key, *keys}) == 3 and keys[0] == keys[2]
+
+
+def test_texts_that_ship_and_do_not_fit_the_base_are_left_out_and_others_are_refused(
+    trained: Callable[..., TrainingRequest], tmp_path: Path
+) -> None:
+    request = trained()
+    assert request.recipe["tokens"]["block_length"] == 64, "shorter than most of the conversations that ship"
+    (chat,) = load_slices(Evaluation(general=None), tmp_path, instruct=True).values()
+    asked = EvaluationRequest(
+        base=request.base,
+        dataset=request.dataset,
+        recipe=request.recipe,
+        adapters={"new": str(Path(request.attempt) / "adapter")},
+        known={},
+        output=str(tmp_path / "evaluation"),
+        offload=request.offload,
+        locks=request.locks,
+        texts={"chat": {"files": {"a.json": "no conversation"}, "folder": str(chat.folder)}},
+    )
+    assert "chat" not in evaluate(asked)["models"]["new"]
+    with pytest.raises(RecipeError, match="not a conversation"):
+        evaluate(replace(asked, texts={"chat": {"files": {"a.json": "none"}, "folder": str(tmp_path)}}))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
-from graphs import NO_TELEMETRY, run
+from graphs import NO_TELEMETRY, instance_on, run
 from reports import chapter_text
 
 from ft_dagster.release.lineage import (
@@ -50,14 +50,7 @@ def here(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[W
     (chapters / f"{removed}.md").unlink()
     (chapters / f"{CHANGED}.md").write_text(f"{chapter_text(2)}\n{ONLY_NEW}\n", "utf-8")
     (chapters / "chapter_9.md").write_text(chapter_text(9), "utf-8")
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        dg.DagsterInstance.local_temp(str(folder / "home"), overrides=NO_TELEMETRY) as instance,
-    ):
-        patch.delenv("HUGGINGFACE_TOKEN", raising=False)
-        patch.setenv("FT_WORKSPACE", str(folder / "workspace"))
-        patch.setenv("FT_RECIPE", "recipe.yaml")
-        patch.setenv("FT_CACHE", str(finished / "cache"))
+    with instance_on(folder / "workspace", folder / "home", finished / "cache") as instance:
         assert run(instance).success
         yield Workspace(folder / "workspace")
 
@@ -105,6 +98,28 @@ def test_the_adapters_that_know_a_sentence_are_found_and_only_those(here: Worksp
     assert trained_on_text(here.store, "a sentence that nobody wrote") == {}
     with pytest.raises(LineageError, match="nothing to look for"):
         trained_on_text(here.store, " \n")
+
+
+def test_a_text_that_was_inherited_from_the_adapter_before_is_found(here: Workspace) -> None:
+    """As `training.start: last` writes it: sections of the one before, which the reports do not have any more."""
+    (removed,) = here.first.chapters.keys() - here.second.chapters.keys()
+    sentence = chapter_text(int(removed.removeprefix("chapter_"))).strip().split(". ")[-1]
+    assert list(trained_on_text(here.store, sentence)) == [here.first.key]
+    folder = here.store.root / KIND / here.second.key
+    inherited = [item for item in here.first.trained_on if item["chapter"] == removed]
+    try:
+        replace(here.second, trained_on=[*here.second.trained_on, *inherited]).write(folder)
+        assert list(trained_on_text(here.store, sentence)) == [here.first.key, here.second.key]
+    finally:
+        here.second.write(folder)
+
+
+def test_a_chapter_of_which_sections_are_held_out_is_held_out_in_part(here: Workspace) -> None:
+    (only,) = {"C#_basics": {"a.md": "0"}}.items()
+    single = replace(here.first, chapters=dict([only]), held_out=["C#_basics#RESULTS"], trained_on=[])
+    assert [(item.chapter, item.held_out) for item in chapters_of(single)] == [("C#_basics", True)]
+    two = replace(single, chapters={"C": {"c.md": "1"}, "C#_basics": {"a.md": "0"}}, held_out=["C#_basics"])
+    assert [(item.chapter, item.held_out) for item in chapters_of(two)] == [("C", False), ("C#_basics", True)]
 
 
 def test_the_adapters_that_were_trained_on_a_chapter_are_found(here: Workspace) -> None:

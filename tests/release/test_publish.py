@@ -28,11 +28,24 @@ class Hub:
         assert exist_ok
         self.repository, self.private = repository, private
 
+    def repo_info(self, repository: str) -> Any:
+        return SimpleNamespace(private=self.private)
+
     def create_commit(self, repository: str, operations: list[Any], commit_message: str) -> Any:
         for operation in operations:
             with operation.as_file() as file:
                 self.files[operation.path_in_repo] = file.read()
         return SimpleNamespace(commit_url=f"https://hub.invalid/{repository}/commit/1")
+
+
+class PublicHub(Hub):
+    def repo_info(self, repository: str) -> Any:
+        return SimpleNamespace(private=False)
+
+
+class DistantHub(Hub):
+    def create_repo(self, repository: str, private: bool, exist_ok: bool) -> None:
+        raise ConnectionError(f"cannot reach the hub as {CANARY}")
 
 
 class ClosedHub(Hub):
@@ -53,7 +66,8 @@ def test_every_file_is_published_as_it_was_saved_with_its_card(adapter: tuple[Pa
     address = publish(folder, manifest, "the card", "team/reports", hub, private=True)
     assert address.endswith("team/reports/commit/1") and hub.private
     assert hub.files.pop("README.md") == b"the card"
-    assert hub.files == {path.name: path.read_bytes() for path in folder.iterdir()}
+    manifest_too = [*manifest.files, "manifest.json"]
+    assert hub.files == {name: (folder / name).read_bytes() for name in manifest_too}
 
 
 def test_a_damaged_adapter_is_not_published(adapter: tuple[Path, Manifest]) -> None:
@@ -69,6 +83,23 @@ def test_a_hub_that_refuses_is_named_and_nothing_secret_is_said(adapter: tuple[P
     folder, manifest = adapter
     with pytest.raises(ReleaseError, match="The hub refuses team/reports") as caught:
         publish(folder, manifest, "", "team/reports", ClosedHub(), private=True)
+    assert CANARY not in str(caught.value)
+
+
+def test_what_shall_be_private_does_not_go_to_a_repository_that_is_public(adapter: tuple[Path, Manifest]) -> None:
+    folder, manifest = adapter
+    hub = PublicHub()
+    with pytest.raises(ReleaseError, match="team/reports is there already, and public"):
+        publish(folder, manifest, "", "team/reports", hub, private=True)
+    assert not hub.files
+    publish(folder, manifest, "", "team/reports", hub, private=False)
+    assert hub.files
+
+
+def test_a_hub_that_cannot_be_reached_is_said(adapter: tuple[Path, Manifest]) -> None:
+    folder, manifest = adapter
+    with pytest.raises(ReleaseError, match="cannot be published: ConnectionError") as caught:
+        publish(folder, manifest, "", "team/reports", DistantHub(), private=True)
     assert CANARY not in str(caught.value)
 
 

@@ -211,9 +211,19 @@ def test_an_adapter_that_was_in_use_before_is_back_in_one_step(here: Workspace) 
     assert here.releases.before() == "two"
     here.releases.roll_back("two", {"decision": "rolled back", "reason": "it was better"})
     assert here.released() == ("two", "two")
-    assert here.releases.before() == "three", "the one that was in use before now"
+    assert here.releases.before() == "one", "not the one that it went back from"
     assert [entry["adapter"] for entry in here.releases.history()] == ["one", "two", "three", "two"]
     assert here.releases.history()[-1]["why"]["reason"] == "it was better"
+
+
+def test_going_back_twice_goes_further_back_and_not_to_what_was_just_taken_out(here: Workspace) -> None:
+    for key in ("one", "two", "three"):
+        here.releases.release(here.adapter(key), {"decision": "release"})
+    for expected in ("two", "one"):
+        assert here.releases.before() == expected
+        here.releases.roll_back(expected, {"decision": "rolled back", "by": "somebody"})
+    with pytest.raises(ReleaseError, match="No other adapter"):
+        here.releases.before()
 
 
 def test_what_was_never_in_use_or_is_gone_or_damaged_cannot_come_back(here: Workspace) -> None:

@@ -1,6 +1,11 @@
 """Running the graph in a test."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 import dagster as dg
+import pytest
 
 from ft_dagster.definitions import defs
 from ft_dagster.defs.automation import BRING_UP_TO_DATE
@@ -21,3 +26,17 @@ def run(instance: dg.DagsterInstance, *names: str) -> dg.ExecuteInProcessResult:
         raise_on_error=False,
         run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
     )
+
+
+@contextmanager
+def instance_on(workspace: Path, home: Path, cache: Path) -> Iterator[dg.DagsterInstance]:
+    """An instance for longer than a test, with an environment that names the workspace and its own recipe."""
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        dg.DagsterInstance.local_temp(str(home), overrides=NO_TELEMETRY) as instance,
+    ):
+        patch.delenv("HUGGINGFACE_TOKEN", raising=False)
+        patch.setenv("FT_WORKSPACE", str(workspace))
+        patch.setenv("FT_RECIPE", "recipe.yaml")
+        patch.setenv("FT_CACHE", str(cache))
+        yield instance
