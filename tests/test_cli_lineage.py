@@ -8,7 +8,9 @@ import pytest
 from commands import COMMAND, ft_dagster, on_one_line
 from reports import chapter_text
 
-from ft_dagster.training.manifest import read_manifest
+from ft_dagster import load_released
+from ft_dagster.evaluation.samples import continue_prompt
+from ft_dagster.training.manifest import AdapterError, read_manifest
 
 
 @pytest.fixture(autouse=True)
@@ -67,6 +69,18 @@ def test_base_and_adapter_answer_side_by_side(here: Path) -> None:
     assert json.loads(done.stdout).keys() == {"base", "adapter"}
     said = ft_dagster("generate", "--chat", "Who met?", "--tokens", "4").stdout
     assert said.startswith("base: ") and "\nadapter: " in said
+
+
+def test_a_notebook_gets_model_and_tokenizer_that_write_what_the_command_writes(
+    here: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    prompt = "The committee met on"
+    written = json.loads(ft_dagster("generate", prompt, "--tokens", "8", "--json").stdout)["adapter"]
+    monkeypatch.delenv("FT_WORKSPACE")
+    model, tokenizer = load_released(here)
+    assert continue_prompt(model, tokenizer, prompt, 8) == written
+    with pytest.raises(AdapterError, match="has no manifest"):
+        load_released(tmp_path)
 
 
 def test_a_conversation_ends_with_its_input() -> None:

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from ft_dagster.cli.common import FAILED, Json, errors_said, print_json
 from ft_dagster.release import lineage as room
-from ft_dagster.release.export import adapter_folder
+from ft_dagster.release.released import adapter_folder
 from ft_dagster.settings import Settings, load_settings
 from ft_dagster.store import Store
 from ft_dagster.training.manifest import Manifest, read_manifest

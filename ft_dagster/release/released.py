@@ -16,8 +16,10 @@ from typing import Any
 
 from filelock import FileLock
 
-from ft_dagster.store import Artifact, write_atomically
+from ft_dagster.settings import Settings
+from ft_dagster.store import Artifact, Store, write_atomically
 from ft_dagster.training.manifest import AdapterError, check_files, read_manifest
+from ft_dagster.training.request import KIND as ADAPTER
 
 CODE_VERSION = "1"
 """Raised by hand when the same verdict would leave another released adapter."""
@@ -194,6 +196,20 @@ class Releases:
         entry |= {"back": True} if back else {}
         lines = [json.dumps(item, ensure_ascii=False) for item in (*self.history(), entry)]
         write_atomically(self._history, "\n".join(lines) + "\n")
+
+
+def adapter_folder(settings: Settings, beginning: str) -> Path:
+    """Folder of an adapter of the store, by the beginning of its key, or of the released one.
+
+    Raises:
+        ReleaseError: nothing is released.
+        StoreError: there is not one adapter of that name.
+    """
+    if beginning:
+        return Store(settings.store_root).match(ADAPTER, beginning).path
+    if not settings.fine_tuned_model.exists():
+        raise ReleaseError(f"Nothing is released in {settings.workspace}. Run `ft-dagster run` first.")
+    return settings.fine_tuned_model.resolve()
 
 
 def _sync(folder: Path) -> None:

@@ -7,10 +7,10 @@ import torch
 from peft import PeftModel
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from ft_dagster.base import PreparedBase, prepare_base
-from ft_dagster.recipe import Recipe, resolve_recipe
+from ft_dagster.base import PreparedBase
+from ft_dagster.recipe import Recipe
 from ft_dagster.settings import Settings
-from ft_dagster.training.manifest import AdapterError, check_adapter, read_manifest
+from ft_dagster.training.manifest import AdapterError, check_adapter, made_on, read_manifest
 from ft_dagster.training.model import load_base
 
 
@@ -61,6 +61,5 @@ def load_for_use(base: PreparedBase, recipe: Recipe, folder: Path, offload: Path
 def load_released(settings: Settings) -> tuple[PeftModel, PreTrainedTokenizerBase]:
     """The released adapter of a workspace on its base, and its tokenizer; see `ft_dagster.load_released`."""
     folder = settings.fine_tuned_model.resolve()  # one release, also if another one is made meanwhile
-    recipe = resolve_recipe(read_manifest(folder).recipe)
-    base = prepare_base(recipe.base, settings.cache, token=settings.token)
+    recipe, base = made_on(read_manifest(folder), settings)
     return load_for_use(base, recipe, folder, settings.offload), AutoTokenizer.from_pretrained(folder)

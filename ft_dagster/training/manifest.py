@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ft_dagster import __version__
-from ft_dagster.base import PreparedBase, base_version
-from ft_dagster.recipe import Base
+from ft_dagster.base import PreparedBase, base_version, prepare_base
+from ft_dagster.recipe import Base, Recipe, resolve_recipe
+from ft_dagster.settings import Settings
 from ft_dagster.store import file_digest, write_atomically
 
 MANIFEST = "manifest.json"
@@ -121,6 +122,12 @@ def read_manifest(folder: Path) -> Manifest:
             f"{path} is damaged ({error}). Take the adapter from the store or release it anew."
         ) from error
     return manifest
+
+
+def made_on(manifest: Manifest, settings: Settings) -> tuple[Recipe, PreparedBase]:
+    """The recipe that an adapter was made by, and its base, brought here. Raises BaseModelError if it cannot be had."""
+    recipe = resolve_recipe(dict(manifest.recipe))
+    return recipe, prepare_base(recipe.base, settings.cache, token=settings.token)
 
 
 def differences(manifest: Manifest, base: PreparedBase) -> list[str]:
