@@ -45,6 +45,10 @@ class Settings(BaseSettings):
     """Threads that training and evaluation use on a CPU; all cores when not set."""
     huggingface_token: Annotated[SecretStr | None, NoDecode] = Field(default=None, validation_alias="HUGGINGFACE_TOKEN")
     """For gated base models. Handed to the hub client for the download and to nothing else."""
+    mlflow_tracking_uri: SecretStr | None = Field(default=None, validation_alias="MLFLOW_TRACKING_URI")
+    """An MLflow server that is told of every adapter; none when not set. It may hold a password."""
+    mlflow_experiment_name: str | None = Field(default=None, validation_alias="MLFLOW_EXPERIMENT_NAME")
+    """The experiment and the registered model there; the name of the workspace's folder when not set."""
     home: Path | None = Field(default=None, validation_alias="DAGSTER_HOME")
     """Where Dagster keeps its history; the workspace's `.dagster/` when not set."""
 

@@ -248,15 +248,16 @@ class Store:
 
     def newest(self, kind: str, **about: Any) -> Artifact | None:
         """The artifact of this kind that was taken in last, among those that say this of themselves."""
+        fitting = (a for a in self.all(kind) if all(a.about.get(name) == value for name, value in about.items()))
+        return next(fitting, None)
+
+    def all(self, kind: str) -> Iterator[Artifact]:
+        """The artifacts of this kind, those that were taken in last first."""
         folder = self.root / kind
-        if not folder.is_dir():
-            return None
-        present = [path for path in folder.iterdir() if path.name[0] != "."]
+        present = [path for path in folder.iterdir() if path.name[0] != "."] if folder.is_dir() else []
         for path in sorted(present, key=lambda path: -path.stat().st_mtime_ns):
-            found = self.find(kind, path.name)
-            if found is not None and all(found.about.get(name) == value for name, value in about.items()):
-                return found
-        return None
+            if found := self.find(kind, path.name):
+                yield found
 
     def get(self, kind: str, key: str) -> Artifact:
         """The artifact of this kind and key, its bytes checked. Raises StoreError if missing or damaged."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ import pytest
 import yaml
 from reports import PROSE, chapter_text, recipe_for
 
+from ft_dagster.store import Store
 from ft_dagster.training.allocator import spin_briefly
+from ft_dagster.training.request import KIND as ADAPTER
 
 spin_briefly()  # beside other work, threads that spin for long while they wait make a training take minutes
 
@@ -77,7 +80,7 @@ def workspace(tmp_path: Path, tiny_recipe: dict[str, Any], monkeypatch: pytest.M
     folder = tmp_path / "workspace"
     (folder / "chapter_markdowns").mkdir(parents=True)
     (folder / "recipe.yaml").write_text(yaml.safe_dump(tiny_recipe), "utf-8")
-    for name in ("HUGGINGFACE_TOKEN", "DAGSTER_HOME", "FT_STORE", "FT_THREADS"):
+    for name in ("HUGGINGFACE_TOKEN", "DAGSTER_HOME", "FT_STORE", "FT_THREADS", "MLFLOW_TRACKING_URI"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("FT_WORKSPACE", str(folder))
     monkeypatch.setenv("FT_RECIPE", "recipe.yaml")
@@ -110,6 +113,31 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
     with instance_on(folder / "workspace", folder / "home", folder / "cache") as instance:
         assert run(instance).success
     return folder
+
+
+@pytest.fixture
+def two_adapters(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the finished workspace, with a second adapter in the store, `second`, that was never released."""
+    shutil.copytree(finished / "workspace", tmp_path / "workspace", symlinks=True)
+    shutil.copytree(finished / "home", tmp_path / "home")
+    for name in ("HUGGINGFACE_TOKEN", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {
+        "FT_WORKSPACE": tmp_path / "workspace",
+        "FT_RECIPE": "recipe.yaml",
+        "DAGSTER_HOME": tmp_path / "home",
+        "FT_CACHE": finished / "cache",
+        "DAGSTER_DISABLE_TELEMETRY": "yes",
+    }.items():
+        monkeypatch.setenv(name, str(value))
+    store = Store(tmp_path / "workspace" / ".ft" / "store")
+    first = store.newest(ADAPTER)
+    assert first
+    with store.staging() as folder:
+        for name in first.files:
+            shutil.copy(first.path / name, folder / name)
+        store.take_in(ADAPTER, "second", folder, first.about)
+    return tmp_path / "workspace"
 
 
 @pytest.fixture

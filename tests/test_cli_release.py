@@ -2,7 +2,6 @@
 
 import getpass
 import json
-import shutil
 from pathlib import Path
 
 import dagster as dg
@@ -10,43 +9,18 @@ import pytest
 from commands import ft_dagster, on_one_line
 from graphs import run
 
-from ft_dagster.defs.stages import LORA_ADAPTER, RELEASED_ADAPTER, STAGES
-from ft_dagster.store import Store
-
-
-@pytest.fixture
-def here(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the finished workspace, with a second adapter in the store, `second`, that was never released."""
-    shutil.copytree(finished / "workspace", tmp_path / "workspace", symlinks=True)
-    shutil.copytree(finished / "home", tmp_path / "home")
-    monkeypatch.delenv("HUGGINGFACE_TOKEN", raising=False)
-    for name, value in {
-        "FT_WORKSPACE": tmp_path / "workspace",
-        "FT_RECIPE": "recipe.yaml",
-        "DAGSTER_HOME": tmp_path / "home",
-        "FT_CACHE": finished / "cache",
-        "DAGSTER_DISABLE_TELEMETRY": "yes",
-    }.items():
-        monkeypatch.setenv(name, str(value))
-    store = Store(tmp_path / "workspace" / ".ft" / "store")
-    first = store.newest(LORA_ADAPTER.name)
-    assert first
-    with store.staging() as folder:
-        for name in first.files:
-            shutil.copy(first.path / name, folder / name)
-        store.take_in(LORA_ADAPTER.name, "second", folder, first.about)
-    return tmp_path / "workspace"
+from ft_dagster.defs.stages import RELEASED_ADAPTER, STAGES
 
 
 def in_use(workspace: Path) -> str:
     return (workspace / "fine_tuned_model").resolve().name
 
 
-def test_promoting_and_rolling_back_switch_at_once_and_the_history_says_who_and_why(here: Path) -> None:
-    first = in_use(here)
+def test_promoting_and_rolling_back_switch_at_once_and_the_history_says_who_and_why(two_adapters: Path) -> None:
+    first = in_use(two_adapters)
     done = ft_dagster("release", "promote", "sec", "--why", "the gate is too strict", "--json")
     assert done.returncode == 0, done.stderr
-    assert in_use(here) == "second"
+    assert in_use(two_adapters) == "second"
     entry = json.loads(done.stdout)
     assert entry["why"] == {
         "decision": "promoted by hand",
@@ -55,7 +29,7 @@ def test_promoting_and_rolling_back_switch_at_once_and_the_history_says_who_and_
     }
     done = ft_dagster("release", "rollback", "--why", "it was not")
     assert done.returncode == 0, done.stderr
-    assert in_use(here) == first
+    assert in_use(two_adapters) == first
     rows = json.loads(ft_dagster("release", "list", "--json").stdout)
     assert [(row["adapter"], row["decision"], row["in_use"]) for row in rows] == [
         (first, "release", False),
@@ -67,7 +41,7 @@ def test_promoting_and_rolling_back_switch_at_once_and_the_history_says_who_and_
     assert "in use" in said and "the gate is too strict" in said
 
 
-def test_dagster_knows_of_a_release_by_hand_and_runs_nothing_because_of_it(here: Path) -> None:
+def test_dagster_knows_of_a_release_by_hand_and_runs_nothing_because_of_it(two_adapters: Path) -> None:
     assert ft_dagster("plan").returncode == 0
     assert ft_dagster("release", "promote", "second", "--why", "a try").returncode == 0
     with dg.DagsterInstance.get() as instance:  # in DAGSTER_HOME
@@ -75,7 +49,7 @@ def test_dagster_knows_of_a_release_by_hand_and_runs_nothing_because_of_it(here:
         assert seen.asset_observation and seen.asset_observation.metadata["reason"].value == "a try"
     done = ft_dagster("run")
     assert done.returncode == 0 and "Nothing to do" in done.stderr
-    assert in_use(here) == "second"
+    assert in_use(two_adapters) == "second"
 
 
 @pytest.mark.parametrize(
@@ -87,12 +61,14 @@ def test_dagster_knows_of_a_release_by_hand_and_runs_nothing_because_of_it(here:
         (("promote", "second", "--why", " "), "Say why"),
     ],
 )
-def test_what_cannot_be_done_is_said_and_changes_nothing(here: Path, arguments: tuple[str, ...], message: str) -> None:
-    before = in_use(here)
+def test_what_cannot_be_done_is_said_and_changes_nothing(
+    two_adapters: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    before = in_use(two_adapters)
     done = ft_dagster("release", *arguments)
     assert done.returncode == 1
     assert message in on_one_line(done.stderr)
-    assert in_use(here) == before
+    assert in_use(two_adapters) == before
 
 
 def test_a_workspace_without_a_release_says_so(workspace: Path) -> None:
@@ -100,17 +76,17 @@ def test_a_workspace_without_a_release_says_so(workspace: Path) -> None:
     assert json.loads(ft_dagster("release", "list", "--json").stdout) == []
 
 
-def test_an_adapter_that_was_rolled_back_from_is_not_released_again_by_materializing_all(here: Path) -> None:
-    first = in_use(here)
+def test_an_adapter_that_was_rolled_back_from_is_not_released_again_by_materializing_all(two_adapters: Path) -> None:
+    first = in_use(two_adapters)
     assert ft_dagster("release", "promote", "second", "--why", "the first one invents names").returncode == 0
     with dg.DagsterInstance.get() as instance:
-        assert run(instance, "released_adapter").success and in_use(here) == "second"
+        assert run(instance, "released_adapter").success and in_use(two_adapters) == "second"
         assert run(instance).success
-    assert in_use(here) == "second", f"{first} is better by the rules, but a person took it out of use"
+    assert in_use(two_adapters) == "second", f"{first} is better by the rules, but a person took it out of use"
 
 
-def test_a_decision_between_the_evaluation_and_the_release_of_a_run_holds_up_nothing(here: Path) -> None:
-    chapter = here / "chapter_markdowns" / "chapter_1.md"
+def test_a_decision_between_the_evaluation_and_the_release_of_a_run_holds_up_nothing(two_adapters: Path) -> None:
+    chapter = two_adapters / "chapter_markdowns" / "chapter_1.md"
     chapter.write_text(chapter.read_text("utf-8") + "\nA sentence that was not there before.\n", "utf-8")
     with dg.DagsterInstance.get() as instance:
         assert run(instance, *(stage.name for stage in STAGES if stage != RELEASED_ADAPTER)).success
@@ -121,8 +97,8 @@ def test_a_decision_between_the_evaluation_and_the_release_of_a_run_holds_up_not
     assert ft_dagster("plan").returncode == 0
 
 
-def test_a_folder_of_texts_that_is_not_there_is_refused_before_anything_runs(here: Path) -> None:
-    recipe = here / "recipe.yaml"
+def test_a_folder_of_texts_that_is_not_there_is_refused_before_anything_runs(two_adapters: Path) -> None:
+    recipe = two_adapters / "recipe.yaml"
     recipe.write_text(recipe.read_text().replace("general: null", "general: nowhere"))
     for command in ("plan", "run"):
         done = ft_dagster(command)

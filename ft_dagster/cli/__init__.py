@@ -4,6 +4,7 @@ import gc
 import signal
 import sys
 import warnings
+from dataclasses import asdict
 from itertools import islice
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,7 +19,10 @@ from ft_dagster.cli.talk import chat, generate
 from ft_dagster.corpus.files import find_reports, require_reports
 from ft_dagster.evaluation.slices import load_slices
 from ft_dagster.recipe import load_recipe
+from ft_dagster.release.released import Releases
+from ft_dagster.release.tracking import track
 from ft_dagster.settings import Settings, SettingsError, load_settings
+from ft_dagster.store import Store
 
 if TYPE_CHECKING:
     import dagster as dg
@@ -132,6 +136,23 @@ def clean(
                 console.print("Removed.")
     if as_json:
         print_json(rows)
+
+
+@app.command("track")
+def tell_mlflow(as_json: Json = False) -> None:
+    """Tell the MLflow server of MLFLOW_TRACKING_URI what it does not know yet; a run does so by itself."""
+    console = Console(stderr=True)
+    with errors_said(console):
+        settings = load_settings()
+        releases = Releases(settings.fine_tuned_model, settings.state)
+        told = track(settings, Store(settings.store_root), releases)
+        if told is None:
+            raise SettingsError("MLFLOW_TRACKING_URI is not set. Name an MLflow server there, or in .env.")
+    if as_json:
+        print_json(asdict(told))
+    else:
+        for done, keys in (("Told of", told.adapters), ("Registered", told.versions)):
+            typer.echo(f"{done}: {', '.join(key[:12] for key in keys) or 'nothing new'}")
 
 
 def _refuse_early(settings: Settings) -> None:

@@ -14,6 +14,7 @@ from ft_dagster.corpus.files import CorpusError
 from ft_dagster.recipe import RecipeError
 from ft_dagster.release.lineage import LineageError
 from ft_dagster.release.released import ReleaseError
+from ft_dagster.release.tracking import TrackingError
 from ft_dagster.settings import SettingsError
 from ft_dagster.store import StoreError
 from ft_dagster.training.manifest import AdapterError
@@ -28,6 +29,7 @@ _BAD_INPUT = (
     AdapterError,
     ReleaseError,
     LineageError,
+    TrackingError,
     OSError,
 )
 

@@ -15,6 +15,7 @@ from ft_dagster.release.export import GGUF_TYPES, export_merged
 from ft_dagster.release.lineage import release_history
 from ft_dagster.release.publish import CARD, model_card, publish, published_files
 from ft_dagster.release.released import Releases, adapter_folder
+from ft_dagster.release.tracking import TrackingError, track
 from ft_dagster.settings import SettingsError, load_settings
 from ft_dagster.store import Store
 from ft_dagster.training.manifest import read_manifest
@@ -131,9 +132,14 @@ def _switch(
         from ft_dagster.defs.instance import open_instance
         from ft_dagster.defs.workspace import Workspace
 
-        with open_instance(load_settings()) as instance:
-            entry = how(instance, Workspace(), adapter, why)
+        settings, workspace = load_settings(), Workspace()
+        with open_instance(settings) as instance:
+            entry = how(instance, workspace, adapter, why)
         console.print(f"In use now: {entry['adapter']}", highlight=False, soft_wrap=True)
+        try:
+            track(settings, workspace.store, workspace.releases)
+        except TrackingError as error:  # the release stands without it
+            console.print(str(error), highlight=False, soft_wrap=True, markup=False, style="yellow")
     if as_json:
         print_json(entry)
 

@@ -19,6 +19,7 @@ from ft_dagster.defs.workspace import GROUP, OWNERS, Workspace
 from ft_dagster.evaluation.verdict import WITHDRAWN
 from ft_dagster.release.lineage import release_history
 from ft_dagster.release.released import ReleaseError
+from ft_dagster.release.tracking import TrackingError, track
 from ft_dagster.store import Artifact, StoreError
 
 
@@ -47,6 +48,10 @@ def released_adapter(context: dg.AssetExecutionContext, config: Override, worksp
         moved = releases.release(wanted, why)
         if moved:
             context.log.warning(f"{releases.link} was not a release of ours; it is kept as {moved}")
+    try:
+        track(workspace.settings, store, releases)
+    except TrackingError as error:  # the release stands without it
+        context.log.warning(str(error))
     current = releases.current()
     return describe(
         RELEASED_ADAPTER,

@@ -23,7 +23,7 @@ from ft_dagster.evaluation.request import NEW
 from ft_dagster.evaluation.slices import SHIPPED
 from ft_dagster.release.released import Releases
 from ft_dagster.settings import Settings
-from ft_dagster.store import Store, write_atomically
+from ft_dagster.store import Artifact, Store, write_atomically
 from ft_dagster.tokens.held_out import Pinned, section_unit, write_pinned
 from ft_dagster.training.manifest import Manifest, read_manifest
 from ft_dagster.training.request import KIND as ADAPTER
@@ -99,7 +99,7 @@ def compare(before: Manifest, after: Manifest) -> Difference:
         added=_sorted(new.keys() - old.keys()),
         edited=_sorted(name for name in old.keys() & new.keys() if dict(old[name]) != dict(new[name])),
         removed=_sorted(old.keys() - new.keys()),
-        recipe=_changes(_flat(before.recipe), _flat(after.recipe)),
+        recipe=_changes(flat(before.recipe), flat(after.recipe)),
         base=_changes({**before.base, "revision": before.revision}, {**after.base, "revision": after.revision}),
         made_by=_changes(*made_by),
     )
@@ -111,20 +111,25 @@ def measured(store: Store, adapter: str) -> dict[str, Any] | None:
     return evaluation.about["models"][NEW] if evaluation else None
 
 
+def last_evaluations(store: Store) -> dict[str, Artifact]:
+    """Adapter -> its last evaluation."""
+    return {evaluation.about["adapter"]: evaluation for evaluation in reversed(list(store.all(EVALUATION)))}
+
+
 def release_history(releases: Releases, store: Store) -> list[dict[str, Any]]:
     """Every release, oldest first: `adapter`, `at`, `decision`, `reason`, `by`, `bits_per_byte` and `in_use`.
 
     `by` is the person who decided, or None. In use is the last entry of the adapter that `fine_tuned_model` points to.
     """
-    current, rows = releases.current(), []
+    current, rows, evaluations = releases.current(), [], last_evaluations(store)
     for entry in releases.history():
-        why, found = entry["why"], measured(store, entry["adapter"])
+        why, evaluation = entry["why"], evaluations.get(entry["adapter"])
         rows.append(
             {
                 "adapter": entry["adapter"],
                 "at": entry["at"],
                 **{name: why.get(name) for name in ("decision", "reason", "by")},
-                "bits_per_byte": found["bits_per_byte"] if found else None,
+                "bits_per_byte": evaluation.about["models"][NEW]["bits_per_byte"] if evaluation else None,
                 "in_use": False,
             }
         )
@@ -137,10 +142,8 @@ def release_history(releases: Releases, store: Store) -> list[dict[str, Any]]:
 
 def adapters(store: Store) -> Iterator[Manifest]:
     """The manifests of all adapters in the store, oldest first."""
-    folders = sorted((store.root / ADAPTER).glob("*/"), key=lambda folder: folder.stat().st_mtime_ns)
-    for folder in folders:
-        if not folder.name.startswith(".") and store.find(ADAPTER, folder.name):
-            yield read_manifest(folder)
+    for artifact in reversed(list(store.all(ADAPTER))):
+        yield read_manifest(artifact.path)
 
 
 def trained_on_chapter(store: Store, chapter: str) -> list[str]:
@@ -223,11 +226,16 @@ def _sorted(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(names, key=natural_key))
 
 
-def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested plain data as one level, its names joined by dots.
+
+    >>> flat({"lora": {"rank": 8}, "name": "house"})
+    {'lora.rank': 8, 'name': 'house'}
+    """
+    found: dict[str, Any] = {}
     for name, value in content.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
-    return flat
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return found
 
 
 def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[Change, ...]:

@@ -1,0 +1,44 @@
+"""Servers on loopback that a test starts and ends."""
+
+import os
+import socket
+import subprocess
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+from dagster_dev import wait_until
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+@contextmanager
+def serving(command: Sequence[str], address: str, log: Path, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A server while the block lasts, once `address` answers; ended with all that it started."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, env=os.environ | environment, cwd=log.parent
+        )
+    try:
+        wait_until(lambda: process.poll() is not None or _answers(address), f"{address} answers")
+        assert process.poll() is None, log.read_text()
+        yield process
+    finally:
+        family = [process, *(psutil.Process(process.pid).children(recursive=True) if process.poll() is None else [])]
+        for member in family:
+            member.kill()
+        process.wait()
+
+
+def _answers(address: str) -> bool:
+    try:
+        with urllib.request.urlopen(address, timeout=5) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
