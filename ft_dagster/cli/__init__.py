@@ -15,7 +15,7 @@ from ft_dagster import __version__
 from ft_dagster.cli.common import FAILED, SOMETHING_TO_DO, Json, errors_said, print_json
 from ft_dagster.cli.lineage import lineage
 from ft_dagster.cli.release import release
-from ft_dagster.cli.talk import chat, generate
+from ft_dagster.cli.talk import chat, generate, serve
 from ft_dagster.corpus.files import find_reports, require_reports
 from ft_dagster.evaluation.slices import load_slices
 from ft_dagster.recipe import load_recipe
@@ -38,6 +38,7 @@ app.add_typer(release, name="release")
 app.add_typer(lineage, name="lineage")
 app.command()(generate)
 app.command()(chat)
+app.command()(serve)
 
 
 def _print_version(wanted: bool) -> None:

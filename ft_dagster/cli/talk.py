@@ -1,4 +1,4 @@
-"""`ft-dagster generate` and `ft-dagster chat`: the models answer, in a process of their own with this terminal."""
+"""`ft-dagster generate`, `chat` and `serve`: the models answer, in a process of their own."""
 
 import json
 import os
@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +17,7 @@ from ft_dagster.base import SECRETS
 from ft_dagster.cli.common import Json, errors_said
 from ft_dagster.evaluation.request import TalkRequest
 from ft_dagster.release.released import adapter_folder
-from ft_dagster.settings import load_settings
+from ft_dagster.settings import SettingsError, load_settings
 from ft_dagster.training.manifest import made_on, read_manifest
 
 Adapter = Annotated[str, typer.Option(help="Key of an adapter, or its beginning. Default: the released one.")]
@@ -48,6 +49,25 @@ def generate(
 def chat(adapter: Adapter = "", tokens: Tokens = 256, temperature: Temperature = 0.0, seed: Seed = None) -> None:
     """Hold a conversation with the adapter; /help says what else can be typed. Ctrl-D ends it."""
     _talk(adapter, prompt=None, new_tokens=tokens, temperature=temperature, seed=seed)
+
+
+def serve(
+    host: Annotated[str, typer.Option(help="Address to listen on. There is no log-in: keep it on this machine.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on.")] = 8000,
+) -> None:
+    """Answer over HTTP with the released adapter, as OpenAI's API does; a new release is taken up by itself.
+
+    The model is called `released`. Ctrl-C ends it once what is being answered is finished.
+    """
+    with errors_said(Console(stderr=True)):
+        folder = adapter_folder(load_settings(), "")
+        read_manifest(folder)
+        if missing := [name for name in ("fastapi", "uvicorn", "openai") if find_spec(name) is None]:
+            raise SettingsError(f"{', '.join(missing)} is missing. Run `pip install ft_dagster[serve]`.")
+        command = [sys.executable, "-m", "ft_dagster.evaluation.serving", "--host", host, "--port", str(port)]
+        os.execv(sys.executable, command)  # noqa: S606 - signals then reach the server itself
 
 
 def _talk(beginning: str, **options: Any) -> None:

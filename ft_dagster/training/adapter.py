@@ -58,8 +58,13 @@ def load_for_use(base: PreparedBase, recipe: Recipe, folder: Path, offload: Path
     return model.eval()
 
 
-def load_released(settings: Settings) -> tuple[PeftModel, PreTrainedTokenizerBase]:
-    """The released adapter of a workspace on its base, and its tokenizer; see `ft_dagster.load_released`."""
-    folder = settings.fine_tuned_model.resolve()  # one release, also if another one is made meanwhile
+def load_released(settings: Settings, folder: Path | None = None) -> tuple[PeftModel, PreTrainedTokenizerBase]:
+    """The released adapter of a workspace on its base, and its tokenizer; see `ft_dagster.load_released`.
+
+    Args:
+        settings: of the workspace.
+        folder: of the release, where the link `fine_tuned_model` was followed before.
+    """
+    folder = folder or settings.fine_tuned_model.resolve()  # one release, also if another one is made meanwhile
     recipe, base = made_on(read_manifest(folder), settings)
     return load_for_use(base, recipe, folder, settings.offload), AutoTokenizer.from_pretrained(folder)

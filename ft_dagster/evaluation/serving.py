@@ -1,0 +1,154 @@
+"""`python -m ft_dagster.evaluation.serving`: the released adapter behind OpenAI's protocol, by transformers' server.
+
+The server of `transformers serve` loads whatever model a request names. This one has one model, the released adapter of
+a workspace, and takes up a new release by itself.
+"""
+
+import argparse
+import asyncio
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from fastapi import HTTPException, Request
+from fastapi.responses import JSONResponse
+from transformers import GenerationMixin, PreTrainedTokenizerBase
+from transformers.cli.serving.chat_completion import ChatCompletionHandler
+from transformers.cli.serving.completion import CompletionHandler
+from transformers.cli.serving.model_manager import ModelManager
+from transformers.cli.serving.response import ResponseHandler
+from transformers.cli.serving.server import build_server
+from transformers.cli.serving.systemone import SystemOneHandler
+from transformers.cli.serving.transcription import TranscriptionHandler
+from transformers.cli.serving.utils import GenerationState
+
+from ft_dagster.base import BaseModelError
+from ft_dagster.settings import Settings, load_settings
+from ft_dagster.training.adapter import load_released
+from ft_dagster.training.manifest import AdapterError
+
+NAME = "released"
+"""What a request calls the model."""
+_LOOK_SECONDS = 1.0
+"""Between two looks at which adapter is released: one `readlink` each."""
+log = logging.getLogger("ft_dagster")
+
+
+@dataclass(frozen=True)
+class Served:
+    """A release that is in memory."""
+
+    key: str
+    model: GenerationMixin
+    tokenizer: PreTrainedTokenizerBase
+    since: int
+    """When it was released, seconds since 1970."""
+
+
+class ReleasedModel(ModelManager):
+    """The one model that there is, for transformers' handlers."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(model_timeout=-1)
+        self.settings = settings
+        self.served = _load(settings)
+
+    async def follow(self) -> None:
+        """Take up each new release once it is loaded; until then, the one before answers.
+
+        A request that is being answered keeps the model that it began with. The model is exchanged here, in the thread
+        in which requests begin, so that none begins in between.
+        """
+        refused = ""
+        while True:
+            await asyncio.sleep(_LOOK_SECONDS)
+            key = _released(self.settings).name
+            if key in (self.served.key, refused):
+                continue
+            try:
+                self.served = await asyncio.to_thread(_load, self.settings)
+                log.info("answers with %s from now on", self.served.key)
+            except Exception as error:  # whatever it is, the one before goes on answering
+                refused = key
+                log.error("%s was released, but cannot be loaded; %s goes on: %s", key, self.served.key, error)
+
+    def process_model_name(self, model_id: str) -> str:
+        """The key of the adapter that answers; the answer says it as its `model`."""
+        if model_id not in (NAME, self.served.key):
+            raise HTTPException(404, f"There is no model {model_id!r} here. Ask for {NAME!r}.")
+        return self.served.key
+
+    def load_model_and_processor(self, model_id_and_revision: str, *_: Any, **__: Any) -> tuple[Any, Any]:
+        """It is loaded already."""
+        return self.served.model, self.served.tokenizer
+
+    def get_gen_models(self, cache_dir: str | None = None) -> list[dict[str, Any]]:
+        """The released adapter, under the name that requests use and under its key."""
+        return [
+            {"id": name, "object": "model", "created": self.served.since, "owned_by": "ft_dagster"}
+            for name in (NAME, self.served.key)
+        ]
+
+    def shutdown(self) -> None:
+        """Nothing: a request to unload all models leaves the only one."""
+
+
+def _released(settings: Settings) -> Path:
+    return settings.fine_tuned_model.resolve()
+
+
+def _load(settings: Settings) -> Served:
+    folder = _released(settings)
+    adapted, tokenizer = load_released(settings, folder)
+    model: Any = adapted.get_base_model()  # its layers have the adapter's weights beside them
+    model.generation_config.use_cache = model.config.use_cache = True
+    return Served(folder.name, model, tokenizer, int(folder.stat().st_mtime))
+
+
+async def _as_openai_says_it(_: Request, error: HTTPException) -> JSONResponse:
+    """Where OpenAI's clients look for the reason of a refusal."""
+    return JSONResponse({"error": {"message": error.detail, "code": error.status_code}}, error.status_code)
+
+
+async def serve(settings: Settings, host: str, port: int) -> None:
+    """Answer until SIGINT or SIGTERM; what is being answered then is finished first.
+
+    Raises:
+        AdapterError, BaseModelError: what is released cannot be loaded.
+    """
+    manager, state = ReleasedModel(settings), GenerationState()
+    app = build_server(
+        manager,
+        ChatCompletionHandler(manager, state),
+        completion_handler=CompletionHandler(manager, state),
+        response_handler=ResponseHandler(manager, state),
+        transcription_handler=TranscriptionHandler(manager, state),
+        systemone_handler=SystemOneHandler(manager, state),
+        generation_state=state,
+    )
+    app.exception_handler(HTTPException)(_as_openai_says_it)
+    following = asyncio.create_task(manager.follow())
+    try:
+        await uvicorn.Server(uvicorn.Config(app, host=host, port=port, log_level="info")).serve()
+    finally:
+        following.cancel()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m ft_dagster.evaluation.serving", description=__doc__)
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=8000)
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        asyncio.run(serve(load_settings(), options.host, options.port))
+    except (AdapterError, BaseModelError) as error:
+        print(error)  # noqa: T201
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,109 @@
+"""The released adapter behind OpenAI's protocol, asked by OpenAI's own client."""
+
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from commands import COMMAND, ft_dagster, on_one_line
+from dagster_dev import wait_until
+from openai import NotFoundError, OpenAI
+from servers import free_port, serving
+
+from ft_dagster import load_released
+
+ASKED = [{"role": "user", "content": "Which harbour was dredged?"}]
+LONG = 20_000
+"""Tokens that the tiny model does not finish while a test looks elsewhere."""
+
+
+@pytest.fixture
+def server(two_adapters: Path, tmp_path: Path) -> Iterator[tuple[OpenAI, subprocess.Popen[bytes]]]:
+    port = free_port()
+    address = f"http://127.0.0.1:{port}"
+    with (
+        serving([*COMMAND, "serve", "--port", str(port)], f"{address}/health", tmp_path / "server.log") as process,
+        OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0) as client,
+    ):
+        yield client, process
+
+
+def in_use(workspace: Path) -> str:
+    return (workspace / "fine_tuned_model").resolve().name
+
+
+def test_openai_s_client_gets_answers_of_the_released_adapter_and_hears_which_one_it_was(
+    server: tuple[OpenAI, subprocess.Popen[bytes]], two_adapters: Path
+) -> None:
+    client, _ = server
+    key = in_use(two_adapters)
+    assert {model.id for model in client.models.list()} == {"released", key}
+    answer = client.chat.completions.create(model="released", messages=ASKED, max_tokens=5, temperature=0)
+    assert answer.model == key
+    assert answer.usage and answer.usage.completion_tokens == 5
+    streamed = client.chat.completions.create(
+        model="released", messages=ASKED, max_tokens=5, temperature=0, stream=True
+    )
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in streamed)
+    assert text == answer.choices[0].message.content
+    with pytest.raises(NotFoundError, match="Ask for 'released'"):
+        client.chat.completions.create(model="another/model", messages=ASKED)
+
+
+def test_what_is_served_is_what_the_adapter_writes_and_not_what_the_base_does(
+    server: tuple[OpenAI, subprocess.Popen[bytes]], two_adapters: Path
+) -> None:
+    client, _ = server
+    model, tokenizer = load_released(two_adapters)
+    inputs = tokenizer("The harbour", return_tensors="pt")
+
+    def written() -> str:
+        ids = model.generate(**inputs, max_new_tokens=12, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+        return str(tokenizer.decode(ids, skip_special_tokens=True))
+
+    answer = client.completions.create(model="released", prompt="The harbour", max_tokens=12, temperature=0)
+    assert answer.choices[0].text == written()
+    with model.disable_adapter():
+        assert answer.choices[0].text != written()
+
+
+def test_a_new_release_is_taken_up_while_a_request_that_began_before_is_still_answered(
+    server: tuple[OpenAI, subprocess.Popen[bytes]], two_adapters: Path
+) -> None:
+    client, process = server
+    first = in_use(two_adapters)
+    with client.completions.create(
+        model="released", prompt="The harbour", max_tokens=LONG, temperature=0, stream=True
+    ) as stream:
+        assert next(iter(stream)).model == first
+        assert ft_dagster("release", "promote", "second", "--why", "a try").returncode == 0
+        wait_until(lambda: "second" in {model.id for model in client.models.list()}, "the new release answers")
+        later = [next(iter(stream)) for _ in range(20)]
+        assert {chunk.model for chunk in later} == {first}
+        assert "".join(chunk.choices[0].text for chunk in later)
+    answer = client.completions.create(model="released", prompt="The harbour", max_tokens=3)
+    assert answer.model == "second"
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) in (0, -signal.SIGTERM)
+
+
+def test_a_release_that_cannot_be_loaded_leaves_the_one_before_answering(
+    server: tuple[OpenAI, subprocess.Popen[bytes]], two_adapters: Path, tmp_path: Path
+) -> None:
+    client, _ = server
+    first = in_use(two_adapters)
+    assert ft_dagster("release", "promote", "second", "--why", "a try").returncode == 0
+    assert ft_dagster("release", "rollback", "--why", "enough").returncode == 0
+    weights = two_adapters / ".ft" / "released" / "second" / "adapter_model.safetensors"
+    weights.write_bytes(b"damaged")
+    link = two_adapters / "fine_tuned_model"
+    link.unlink()
+    link.symlink_to(weights.parent)
+    wait_until(lambda: "cannot be loaded" in (tmp_path / "server.log").read_text(), "the damage is said")
+    assert client.completions.create(model="released", prompt="The harbour", max_tokens=3).model == first
+
+
+def test_with_nothing_released_it_says_so(workspace: Path) -> None:
+    done = ft_dagster("serve")
+    assert done.returncode == 1 and "Nothing is released" in on_one_line(done.stderr)
