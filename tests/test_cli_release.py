@@ -41,6 +41,17 @@ def test_promoting_and_rolling_back_switch_at_once_and_the_history_says_who_and_
     assert "in use" in said and "the gate is too strict" in said
 
 
+def test_a_folder_that_somebody_put_in_the_place_of_the_release_is_kept_and_named(two_adapters: Path) -> None:
+    link = two_adapters / "fine_tuned_model"
+    link.unlink()
+    link.mkdir()
+    (link / "mine.txt").write_text("not yours")
+    done = ft_dagster("release", "promote", "second", "--why", "a try")
+    assert done.returncode == 0, done.stderr
+    (kept,) = two_adapters.glob("fine_tuned_model.before-*")
+    assert (kept / "mine.txt").read_text() == "not yours" and str(kept) in on_one_line(done.stderr)
+
+
 def test_dagster_knows_of_a_release_by_hand_and_runs_nothing_because_of_it(two_adapters: Path) -> None:
     assert ft_dagster("plan").returncode == 0
     assert ft_dagster("release", "promote", "second", "--why", "a try").returncode == 0

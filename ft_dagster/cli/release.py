@@ -136,6 +136,8 @@ def _switch(
         with open_instance(settings) as instance:
             entry = how(instance, workspace, adapter, why)
         console.print(f"In use now: {entry['adapter']}", highlight=False, soft_wrap=True)
+        if "kept_as" in entry:
+            console.print(f"What stood there before is kept as {entry['kept_as']}", highlight=False, soft_wrap=True)
         try:
             track(settings, workspace.store, workspace.releases)
         except TrackingError as error:  # the release stands without it

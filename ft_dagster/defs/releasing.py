@@ -2,6 +2,7 @@
 
 import getpass
 import os
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -37,7 +38,7 @@ def roll_back(instance: dg.DagsterInstance, workspace: Workspace, beginning: str
         reason: for the history.
 
     Returns:
-        The history's new entry.
+        The history's new entry, and `kept_as` where a folder that stood at `fine_tuned_model` was moved to, if one did.
 
     Raises:
         ReleaseError: nothing to go back to, or no reason.
@@ -53,8 +54,7 @@ def roll_back(instance: dg.DagsterInstance, workspace: Workspace, beginning: str
         key = keys.pop()
     else:
         key = releases.before()
-    releases.roll_back(key, why)
-    return _recorded(instance, workspace)
+    return _recorded(instance, workspace, releases.roll_back(key, why))
 
 
 def promote(instance: dg.DagsterInstance, workspace: Workspace, beginning: str, reason: str) -> dict[str, Any]:
@@ -63,11 +63,10 @@ def promote(instance: dg.DagsterInstance, workspace: Workspace, beginning: str, 
     adapter = workspace.store.match(LORA_ADAPTER.name, beginning)
     if adapter.key == workspace.releases.current():
         raise ReleaseError(f"The adapter {adapter.key} is in use already.")
-    workspace.releases.release(adapter, why)
-    return _recorded(instance, workspace)
+    return _recorded(instance, workspace, workspace.releases.release(adapter, why))
 
 
-def _recorded(instance: dg.DagsterInstance, workspace: Workspace) -> dict[str, Any]:
+def _recorded(instance: dg.DagsterInstance, workspace: Workspace, aside: Path | None) -> dict[str, Any]:
     """The history's last entry, after telling Dagster of it.
 
     An observation, not a materialization: the asset was not made anew from its parents, so that what it was made from
@@ -76,4 +75,4 @@ def _recorded(instance: dg.DagsterInstance, workspace: Workspace) -> dict[str, A
     entry = workspace.releases.history()[-1]
     metadata = {"adapter": entry["adapter"], **entry["why"]}
     instance.report_runless_asset_event(dg.AssetObservation(RELEASED_ADAPTER.key, metadata=metadata))
-    return entry
+    return entry | ({"kept_as": str(aside)} if aside else {})

@@ -70,12 +70,15 @@ class Releases:
         with self._lock():
             return self._release(adapter, why)
 
-    def roll_back(self, key: str, why: Mapping[str, Any]) -> None:
+    def roll_back(self, key: str, why: Mapping[str, Any]) -> Path | None:
         """Put an adapter that was in use before back in use: its folder is still here.
 
         Args:
             key: of the adapter.
             why: for the history.
+
+        Returns:
+            As `release`.
 
         Raises:
             ReleaseError: it was never in use here, its folder was removed, or a file of it is damaged.
@@ -96,8 +99,9 @@ class Releases:
         except AdapterError as error:
             raise ReleaseError(f"{error} Nothing was changed.") from error
         with self._lock():
-            self._switch(target)
+            aside = self._switch(target)
             self._record(key, why, back=True)
+        return aside
 
     def before(self) -> str:
         """Key of the adapter that was in use before the current one; going back again goes further back.
