@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export DAGSTER_DISABLE_TELEMETRY := yes
 
-.PHONY: demo test dev check bench clean-venv help
+.PHONY: demo test dev check docs bench clean-venv help
 
 help: ## What there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -35,6 +35,9 @@ check: $(READY) ## Style, types, import rules, definitions
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/dagster definitions validate --workspace workspace.yaml
+
+docs: $(READY) ## The tables of fields in docs/, made from the models that read them
+	PYTHONPATH=. $(BIN)/python docs/tables.py
 
 REPORTS ?= examples/chapter_markdowns
 SIZES ?= 100 1000 10000 100000

@@ -2,6 +2,8 @@
 
 A recipe has one part for each room that reads it. Whatever changes what a room makes is in that room's part, so
 that the part's hash can stand in the key of what the room made.
+
+The docstrings of parts and fields are the descriptions in docs/recipes.md: Markdown, written there by `make docs`.
 """
 
 import difflib
@@ -23,7 +25,7 @@ class RecipeError(Exception):
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 def _layer_names(value: Any) -> Any:
@@ -37,15 +39,15 @@ class Base(_Part):
     """The pretrained model that is tuned."""
 
     source: Literal["embedded", "hub", "folder"]
-    """Where it comes from: the package that ships with the project, a Hugging Face hub, or a local folder."""
+    """Where it comes from: the package that comes with the project, a Hugging Face hub, or a local folder."""
     model: str = Field(min_length=1)
-    """Its name there: `smollm2-135m-instruct`, a repository id, or a path."""
+    """Its name there: `smollm2-135m-instruct`, a repository, or a path (relative to the workspace)."""
     revision: str | None = None
-    """The commit to pin, for a hub; required there, so that the base cannot change under an adapter."""
+    """The full commit hash to pin; required with `source: hub`, so that the base cannot change under an adapter."""
     quantization: Literal["none", "nf4", "int8"] = "none"
-    """How the frozen weights are held: as they are, 4-bit NF4 with double quantization (QLoRA), or 8-bit."""
+    """How frozen weights are held: as they are, in 4-bit NF4 with double quantization (QLoRA), or in 8 bits."""
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
-    """What frozen weights are held in, and what matrix products are computed in."""
+    """What frozen weights are held in, and what matrix products are computed in; `float16` needs a GPU."""
 
     @model_validator(mode="after")
     def _pinned(self) -> "Base":
@@ -61,15 +63,15 @@ class Corpus(_Part):
     """Which text of the reports counts."""
 
     unreadable: Literal["fail", "skip"] = "fail"
-    """What a file that cannot be read does: stop before training, or be left out and listed."""
+    """What a file that cannot be read does: it stops the run before training, or it is left out and listed."""
     drafts: bool = False
-    """Whether first drafts (JSON sections that are plain strings) are used where no improved text exists."""
+    """Whether first drafts (JSON sections that are plain strings) are used where no better version exists."""
     bibliographies: bool = False
     """Whether bibliographies are kept as text."""
     review_blocks: bool = False
-    """Whether the generator's citation review blocks are kept as text."""
+    """Whether citation review blocks are kept as text."""
     minimum_score: float | None = Field(default=None, ge=0, le=1)
-    """Reviewed sections whose last mean panel score is lower are left out; sections without scores are kept."""
+    """Reviewed sections whose last mean panel score is lower are left out; those without scores are kept."""
 
 
 class Tokens(_Part):
@@ -78,7 +80,7 @@ class Tokens(_Part):
     block_length: int = Field(default=512, ge=16)
     """Tokens in a packed row."""
     held_out: float = Field(default=0.1, gt=0, lt=1)
-    """Share of chapters kept for evaluation, chosen by a hash of the chapter's identity."""
+    """Share of chapters kept for evaluation, chosen by [a hash of the chapter's identity](graph.md)."""
 
 
 class Objectives(_Part):
@@ -105,18 +107,22 @@ class Objectives(_Part):
 
 
 class Lora(_Part):
-    """The adapter. Defaults: all linear layers and alpha = 2 r (QLoRA, arXiv 2305.14314)."""
+    """The adapter. Defaults: all linear layers and `alpha` = 2 x `rank` (QLoRA, arXiv 2305.14314)."""
 
     rank: int = Field(default=16, ge=1)
+    """Rows of the matrix A and columns of the matrix B that each layer gets."""
     alpha: float = Field(default=32, gt=0)
-    """The adapter's share is scaled by alpha / rank."""
+    """What the adapter adds is scaled by `alpha / rank`."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of a layer's inputs that the adapter does not see in a step, drawn anew each time."""
     targets: Annotated[Literal["all-linear"] | list[str], BeforeValidator(_layer_names)] = "all-linear"
-    """Which layers: all linear ones but the output head, or names such as [q_proj, v_proj]."""
+    """Which layers: all linear ones but the output head, or names such as `[q_proj, v_proj]`; a name that the base
+    lacks is refused."""
     rslora: bool = False
-    """Scale by alpha / sqrt(rank) instead, so that a high rank learns as fast as a low one (arXiv 2312.03732)."""
+    """Scale by `alpha / sqrt(rank)` instead, so that a high rank learns as fast as a low one (arXiv 2312.03732)."""
     dora: bool = False
-    """Learn the length of each weight column apart from its direction: dearer, and better at low ranks (2402.09353)."""
+    """Learn the lengths of weight columns apart from their directions: dearer, and better at low ranks (arXiv
+    2402.09353)."""
     init: Literal["default", "pissa", "pissa_niter_16"] = "default"
     """Start from noise and zeros, or from the principal components of the base's weights: by a whole singular value
     decomposition, or by a fast one in 16 iterations (PiSSA, arXiv 2404.02948)."""
@@ -130,34 +136,41 @@ class Training(_Part):
     replay: float = Field(default=0.05, ge=0, le=1)
     """With `start: last`, the share of rows without new text that are trained on again (arXiv 2403.08763)."""
     epochs: float = Field(default=1.0, gt=0)
+    """How often each row is trained on; at 0.5, half of the rows are."""
     learning_rate: float = Field(default=2e-4, gt=0)
+    """Its highest value, after the warm-up."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """What the learning rate does once it has risen."""
+    """What the learning rate does after the warm-up: it falls to 0 in one of two ways, or stays."""
     warmup: float = Field(default=0.03, ge=0, lt=1)
     """Share of the steps over which the learning rate rises."""
     rows_per_device: int = Field(default=2, ge=1)
     """Packed rows in one forward pass."""
     rows_per_step: int = Field(default=4, ge=1)
-    """Packed rows in one optimizer step; gradients are accumulated to reach it."""
+    """Packed rows in one optimizer step, a multiple of `rows_per_device`; gradients are accumulated to reach it."""
     optimizer: Literal["adamw_torch", "adamw_bnb_8bit", "paged_adamw_8bit"] = "adamw_torch"
+    """AdamW with its state in 32 bits or in 8; `paged`: on a GPU the state may move to the machine's memory."""
     weight_decay: float = Field(default=0.0, ge=0)
+    """AdamW's, on the adapter's weights."""
     gradient_clip: float = Field(default=1.0, gt=0)
+    """Largest gradient norm; a longer gradient is scaled down to it."""
     neftune: float | None = Field(default=None, gt=0)
-    """Noise on the embeddings while training, as the paper's alpha; 5 is usual (NEFTune, arXiv 2310.05914)."""
+    """Noise on the embeddings while training, as the paper's alpha (NEFTune, arXiv 2310.05914)."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     attention: Literal["sdpa", "eager"] = "sdpa"
     """How transformers computes attention, where layers are not fused."""
     fused: bool = True
-    """Whether a CPU computes Llama and Mistral layers with a backward pass written out; plain LoRA without dropout."""
+    """Whether a CPU computes Llama and Mistral layers with [a backward pass written out](training.md), which is
+    faster; used where the base is not quantized and the adapter is plain LoRA without dropout."""
     save_every: int = Field(default=50, ge=1)
     """Optimizer steps between checkpoints; two are kept."""
     evaluate_every: int | None = Field(default=None, ge=1)
-    """Optimizer steps between measurements of held-out bits per byte; the weights that measured best are kept. None:
+    """Optimizer steps between measurements of held-out bits per byte; the weights that measured best are kept. `null`:
     nothing is measured while training, and the last weights are kept."""
     patience: int | None = Field(default=None, ge=1)
-    """Measurements without gain after which training stops; None: it goes on to the end."""
+    """Measurements without gain after which training stops; needs `evaluate_every`. `null`: it goes on to the end."""
     seed: int = Field(default=17, ge=0)
+    """Of all random numbers: first weights, order of rows, dropout."""
 
     @model_validator(mode="after")
     def _something_to_wait_for(self) -> "Training":
@@ -186,10 +199,10 @@ class Evaluation(_Part):
     sample_tokens: int = Field(default=48, ge=0)
     """Tokens generated for each prompt."""
     general: str | None = "shipped"
-    """Folder of texts (.md, .txt) that show whether general English is forgotten, relative to the workspace; `shipped`:
-    the project's own; null: none."""
+    """Folder of texts (`.md`, `.txt`), relative to the workspace, that show whether
+    [general English is forgotten](evaluation.md); `shipped`: the project's own; `null`: not measured."""
     chat: str | None = "shipped"
-    """Folder of conversations (.json) that show whether instructions are still followed; as `general`."""
+    """Folder of conversations (`.json`) that show whether instructions are still followed; otherwise as `general`."""
     train_tokens: int = Field(default=4096, ge=1)
     """Tokens of the text trained on that are measured: how much better it is known than held-out text, and whether it
     is recited."""
@@ -218,6 +231,7 @@ class Recipe(_Part):
     """One resolved recipe: every field has its value."""
 
     name: str
+    """What people call the recipe; it decides nothing."""
     base: Base
     corpus: Corpus = Corpus()
     tokens: Tokens = Tokens()

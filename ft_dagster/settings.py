@@ -1,4 +1,7 @@
-"""Where things are, and secrets: read from the environment and from the workspace's `.env`."""
+"""Where things are, and secrets: read from the environment and from the workspace's `.env`.
+
+The docstrings of the fields are the descriptions in docs/settings.md: Markdown, written there by `make docs`.
+"""
 
 import os
 from pathlib import Path
@@ -17,36 +20,40 @@ class SettingsError(Exception):
 class Settings(BaseSettings):
     """One workspace and where its parts are. Build it with `load_settings`."""
 
-    model_config = SettingsConfigDict(env_prefix="FT_", env_ignore_empty=True, extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix="FT_", env_ignore_empty=True, extra="ignore", frozen=True, use_attribute_docstrings=True
+    )
 
     workspace: Path = Field(default_factory=Path.cwd)
-    """The folder that holds one body of reports and what is made of them."""
+    """The folder that holds one body of reports and what is made of them. Set it in the environment, not in `.env`: it
+    says where that file is."""
     recipe: str = DEFAULT_RECIPE
-    """What to train and how: the name of a shipped recipe, or the path of a YAML file."""
+    """What to train and how: the name of a shipped [recipe](recipes.md), or a YAML file, relative to the workspace."""
     cache: Path = Path("~/.cache/ft_dagster")
     """Where base models are kept, shared by all workspaces."""
     store: Path = Path(".ft/store")
-    """Where artifacts are kept; relative to the workspace."""
+    """Where artifacts are kept, relative to the workspace."""
     watch_seconds: int = Field(default=15, ge=1)
-    """How often the reports are looked at, at most."""
+    """How often the UI's daemon looks at the reports, in seconds. Dagster's daemon ticks every 5 seconds at most."""
     settle_seconds: float = Field(default=10.0, ge=0)
-    """How long the reports must lie still before an automatic run: a burst of edits makes one training."""
+    """How long the reports must lie still before an automatic run, in seconds: a burst of edits makes one training."""
     minimum_interval_seconds: float = Field(default=0.0, ge=0)
-    """Least time from the start of one automatic run to that of the next."""
+    """Least time from the start of one automatic run to that of the next, in seconds."""
     lag_seconds: float = Field(default=3600.0, gt=0)
-    """How long the released adapter may lag behind the reports before the UI shows it red."""
+    """How long, in seconds, the released adapter may lag behind the reports before the UI shows it red."""
     keep_adapters: int = Field(default=5, ge=1)
     """How many of the adapters made last `ft-dagster clean` keeps, with all they were made from."""
     keep_released: bool = True
     """Whether `ft-dagster clean` keeps every adapter that was ever released."""
     schedule: str | None = None
-    """A cron line for scheduled retraining; off when not set."""
+    """A cron line for scheduled retraining, such as `0 3 * * *`, which runs only what is stale; off when not set."""
     threads: int | None = Field(default=None, ge=1)
     """Threads that training and evaluation use on a CPU; all cores when not set."""
     huggingface_token: Annotated[SecretStr | None, NoDecode] = Field(default=None, validation_alias="HUGGINGFACE_TOKEN")
-    """For gated base models. Handed to the hub client for the download and to nothing else."""
+    """For gated base models. Handed to the hub client, for the download and for `ft-dagster release push`, and to
+    nothing else."""
     mlflow_tracking_uri: SecretStr | None = Field(default=None, validation_alias="MLFLOW_TRACKING_URI")
-    """An MLflow server that is told of every adapter; none when not set. It may hold a password."""
+    """An MLflow server that is [told of every adapter](tracking.md); none when not set. It may hold a password."""
     mlflow_experiment_name: str | None = Field(default=None, validation_alias="MLFLOW_EXPERIMENT_NAME")
     """The experiment and the registered model there; the name of the workspace's folder when not set."""
     home: Path | None = Field(default=None, validation_alias="DAGSTER_HOME")
@@ -116,12 +123,15 @@ def load_settings(workspace: str | os.PathLike[str] | None = None) -> Settings:
     try:
         return Settings(_env_file=file, workspace=workspace)  # type: ignore[call-arg]
     except ValidationError as error:
-        problems = "; ".join(f"{_variable(problem['loc'][0])}: {problem['msg']}" for problem in error.errors())
+        problems = "; ".join(f"{variable(problem['loc'][0])}: {problem['msg']}" for problem in error.errors())
         raise SettingsError(f"{problems}. Mend it in the environment or in {file}.") from None
     except UnicodeDecodeError as error:
         raise SettingsError(f"{file} is not UTF-8 text: {error}. Save it again as UTF-8.") from None
 
 
-def _variable(field: str | int) -> str:
+def variable(field: str | int) -> str:
+    """The variable of the environment, or of `.env`, that a field is read from."""
     known = Settings.model_fields.get(str(field))
-    return f"FT_{str(field).upper()}" if known and not known.validation_alias else str(field)
+    if known is None or known.validation_alias:
+        return str(known.validation_alias if known else field)
+    return f"FT_{str(field).upper()}"

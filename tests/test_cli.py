@@ -10,8 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 from commands import COMMAND, ft_dagster, on_one_line
 
+from ft_dagster.recipe import load_recipe, resolve_recipe
 from ft_dagster.store import Store
 from ft_dagster.training.request import PROGRESS
 
@@ -37,6 +39,18 @@ def test_a_recipe_that_does_not_fit_is_refused_before_anything_is_made(workspace
     done = ft_dagster("run")
     assert done.returncode == 1
     assert "training.learning_rat is not a field of a recipe (did you mean learning_rate?)" in on_one_line(done.stderr)
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)], ids=["yaml", "json"])
+def test_the_recipe_in_force_is_shown_with_every_default_and_is_a_recipe_itself(
+    workspace: Path, options: tuple[str, ...]
+) -> None:
+    shown = yaml.safe_load(ft_dagster("recipe", *options).stdout)
+    recipe = load_recipe("recipe.yaml", workspace)
+    assert shown == recipe.model_dump(mode="json") and resolve_recipe(shown) == recipe
+    (workspace / "recipe.yaml").unlink()
+    done = ft_dagster("recipe", *options)
+    assert done.returncode == 1 and "There is no recipe 'recipe.yaml'" in on_one_line(done.stderr)
 
 
 def test_a_file_that_cannot_be_read_is_named_and_the_run_fails(workspace: Path, chapters: list[Path]) -> None:

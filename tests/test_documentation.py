@@ -1,42 +1,51 @@
 """The documentation says what the program does."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-from pydantic import BaseModel
 
-from ft_dagster.recipe import Recipe
-from ft_dagster.settings import Settings
+from docs.tables import recipe_table, settings_table, with_tables
+from ft_dagster.settings import Settings, variable
 
 PROJECT = Path(__file__).parents[1]
 
 
-def test_every_field_of_a_recipe_and_its_default_stand_in_the_table() -> None:
-    cells = [
-        [cell.strip(" *`") for cell in line.split("|")[1:-1]]
-        for line in (PROJECT / "docs" / "recipes.md").read_text().splitlines()
-        if line.startswith("|")
-    ]
-    documented = {name: default for name, default, _ in cells[2:]}
-    fields: dict[str, Any] = {}
-    for name, field in Recipe.model_fields.items():
-        part = field.annotation
-        if isinstance(part, type) and issubclass(part, BaseModel):
-            fields |= part.model_fields
-        assert name in documented
-    assert fields.keys() <= documented.keys()
-    for name, field in fields.items():
-        if isinstance(field.default, (int, float)) and not isinstance(field.default, bool):
-            assert float(documented[name]) == field.default, name
-        elif isinstance(field.default, str):
-            assert documented[name] == field.default, name
+@pytest.mark.parametrize(("page", "table"), [("recipes.md", recipe_table), ("settings.md", settings_table)])
+def test_a_table_of_fields_is_what_make_docs_writes(page: str, table: Callable[[], str]) -> None:
+    text = (PROJECT / "docs" / page).read_text("utf-8")
+    assert table() in text, "`make docs` writes it anew"
+    assert with_tables(text) == text
+
+
+def test_every_field_has_a_description_and_its_values() -> None:
+    for row in (recipe_table() + settings_table()).splitlines():
+        name, _, values, description = (cell.strip() for cell in row.split("|")[1:-1])
+        assert name in ("field", "variable", "---") or description.endswith("."), row
+        assert name.startswith("**") or values, row
+
+
+def test_a_table_shows_defaults_bounds_and_choices() -> None:
+    rows = recipe_table().splitlines() + settings_table().splitlines()
+    assert "| `held_out` | `0.1` | number above 0, below 1 | Share of chapters kept" in "\n".join(rows)
+    for row in (
+        "| `model` | required | text, not empty |",
+        "| `revision` | `null` | text or `null` |",
+        "| `minimum_score` | `null` | number from 0 to 1 or `null` |",
+        "| `quantization` | `none` | `none`, `nf4`, `int8` |",
+        "| `targets` | `all-linear` | `all-linear`, list of texts |",
+        "| `fused` | `true` | `true`, `false` |",
+        "| `FT_STORE` | `.ft/store` | path |",
+        "| `FT_THREADS` | | whole number from 1 |",
+        "| `HUGGINGFACE_TOKEN` | | text |",
+    ):
+        assert len([line for line in rows if line.startswith(row)]) == 1, row
 
 
 def test_every_setting_is_explained() -> None:
     explained = (PROJECT / ".env.example").read_text()
-    for name, field in Settings.model_fields.items():
-        assert str(field.validation_alias or f"FT_{name.upper()}") in explained, name
+    for name in Settings.model_fields:
+        assert variable(name) in explained, name
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from rich.console import Console
 from ft_dagster import __version__
 from ft_dagster.cli.common import FAILED, SOMETHING_TO_DO, Json, errors_said, print_json
 from ft_dagster.cli.lineage import lineage
+from ft_dagster.cli.recipe import recipe
 from ft_dagster.cli.release import release
 from ft_dagster.cli.talk import chat, generate, serve
 from ft_dagster.corpus.files import find_reports, require_reports
@@ -39,6 +40,7 @@ app.add_typer(lineage, name="lineage")
 app.command()(generate)
 app.command()(chat)
 app.command()(serve)
+app.command()(recipe)
 
 
 def _print_version(wanted: bool) -> None:

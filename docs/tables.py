@@ -1,0 +1,108 @@
+"""The tables of fields in recipes.md and settings.md, made from the models that read them: `make docs`."""
+
+import json
+import re
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin
+
+from annotated_types import Ge, Gt, Le, Lt, MinLen
+from pydantic import BaseModel, SecretStr
+from pydantic.fields import FieldInfo
+
+from ft_dagster.recipe import Recipe
+from ft_dagster.settings import Settings, variable
+
+DOCS = Path(__file__).parent
+_TABLE = re.compile(r"(<!-- table: (\w+),.*?-->\n).*?(<!-- end of table -->)", re.DOTALL)
+_KINDS = {bool: "`true`, `false`", int: "whole number", float: "number", str: "text", Path: "path", SecretStr: "text"}
+_BOUNDS = {Ge: (" from", "ge"), Gt: (" above", "gt"), Le: (" to", "le"), Lt: (", below", "lt")}
+
+
+def with_tables(page: str) -> str:
+    """A page with its tables made anew, between the comments that mark them; the rest as it is."""
+    return _TABLE.sub(lambda found: f"{found[1]}{_TABLES[found[2]]()}{found[3]}", page)
+
+
+def recipe_table() -> str:
+    """Every field of a recipe, part by part."""
+    rows = [("field", "default", "values", "")]
+    for name, field in Recipe.model_fields.items():
+        part = field.annotation
+        if isinstance(part, type) and issubclass(part, BaseModel):
+            rows.append((f"**`{name}`**", "", "", part.__doc__ or ""))
+            rows += [(f"`{name}`", *_cells(field)) for name, field in part.model_fields.items()]
+        else:
+            rows.append((f"`{name}`", *_cells(field)))
+    return _table(rows)
+
+
+def settings_table() -> str:
+    """Every variable that is read from the environment and from `.env`."""
+    rows = [("variable", "default", "values", "")]
+    rows += [(f"`{variable(name)}`", *_cells(field, unset="")) for name, field in Settings.model_fields.items()]
+    return _table(rows)
+
+
+_TABLES = {"recipe": recipe_table, "settings": settings_table}
+
+
+def _table(rows: list[tuple[str, ...]]) -> str:
+    heading, *body = ("|".join(["", *map(_cell, row), ""]) for row in rows)
+    return "\n".join([heading, "|---" * len(rows[0]) + "|", *body, ""])
+
+
+def _cell(text: str) -> str:
+    on_one_line = " ".join(text.replace("|", "\\|").split())
+    return f" {on_one_line} " if on_one_line else " "
+
+
+def _cells(field: FieldInfo, unset: str = "`null`") -> tuple[str, str, str]:
+    """Default, values and description of a field. `unset` stands for None, the value of a field that is not set."""
+    return _default(field, unset), _values(field, unset), field.description or ""
+
+
+def _default(field: FieldInfo, unset: str) -> str:
+    if field.is_required():
+        return "required"
+    if field.default_factory is not None:
+        return "the current folder" if field.default_factory == Path.cwd else ""
+    if field.default is None:
+        return unset
+    return f"`{field.default if isinstance(field.default, (str, Path)) else json.dumps(field.default)}`"
+
+
+def _values(field: FieldInfo, unset: str) -> str:
+    """`number from 0 to 1`: the kinds of values that a field takes, and their bounds."""
+    kinds = list(dict.fromkeys(_kinds(field.annotation)))
+    bounds = "".join(_bounds(field.metadata))
+    may_be_unset = [unset] if unset and type(None) in get_args(field.annotation) else []
+    return " or ".join([", ".join(kinds) + bounds, *may_be_unset])
+
+
+def _kinds(annotation: Any) -> Iterator[str]:
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin in (Union, types.UnionType):
+        for argument in arguments:
+            yield from _kinds(argument)
+    elif origin is Literal:
+        yield from (f"`{value}`" for value in arguments)
+    elif origin in (list, tuple):
+        yield "list of texts"
+    elif annotation is not type(None):
+        yield _KINDS[annotation]
+
+
+def _bounds(metadata: list[Any]) -> Iterator[str]:
+    for bound in metadata:
+        if type(bound) in _BOUNDS:
+            word, name = _BOUNDS[type(bound)]
+            yield f"{word} {getattr(bound, name):g}"
+        elif isinstance(bound, MinLen):
+            yield ", not empty"
+
+
+if __name__ == "__main__":
+    for path in DOCS.glob("*.md"):
+        path.write_text(with_tables(path.read_text("utf-8")), "utf-8")
