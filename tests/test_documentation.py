@@ -1,6 +1,7 @@
 """The documentation says what the program does."""
 
 from collections.abc import Callable
+import re
 from pathlib import Path
 
 import pytest
@@ -55,5 +56,14 @@ def test_links_lead_somewhere(page: str) -> None:
     text = (PROJECT / page).read_text()
     targets = [part.split(")")[0] for part in text.split("](")[1:]]
     local = [target for target in targets if not target.startswith(("http", "#"))]
-    missing = [target for target in local if not ((PROJECT / page).parent / target).exists()]
+    missing = [target for target in local if not leads_somewhere((PROJECT / page).parent, target)]
     assert not missing
+
+
+def leads_somewhere(folder: Path, target: str) -> bool:
+    """Whether a file is there, and has the heading behind the #, if one is named."""
+    path, _, anchor = target.partition("#")
+    if not anchor or not (folder / path).exists():
+        return (folder / path).exists()
+    headings = [line.lstrip("# ") for line in (folder / path).read_text().splitlines() if line.startswith("#")]
+    return anchor in {"-".join(re.sub(r"[^\w\s-]", "", h.lower()).split()) for h in headings}
