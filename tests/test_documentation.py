@@ -1,7 +1,7 @@
 """The documentation says what the program does."""
 
-from collections.abc import Callable
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
