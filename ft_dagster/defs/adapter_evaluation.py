@@ -167,20 +167,20 @@ def _describe(artifact: Artifact, recipe: Recipe, adapter: Artifact) -> dg.Mater
         recipe,
         version,
         {
-            **numbers,
-            "gain over base": models["base"]["bits_per_byte"] - models["new"]["bits_per_byte"],
-            **_beside(models),
             "decision": verdict["decision"],
             "reason": verdict["reason"],
+            **numbers,
+            "gain over base": models["base"]["bits_per_byte"] - models["new"]["bits_per_byte"],
+            "bits per byte by chapter": table(_chapter_rows(models)),
+            "rules": table(_rule_rows(verdict["rules"])),
+            "samples": table(_sample_rows(models)),
+            **_beside(models),
             "held-out bytes": models["new"]["bytes"],
             "seconds": about["seconds"],
             **{f"seconds: {part}": seconds for part, seconds in about["seconds_by_part"].items()},
             "share of training and evaluation": about["seconds"]
             / (about["seconds"] + adapter.about["seconds_since_resume"]),
-            "bits per byte by chapter": table(_chapter_rows(models)),
-            "rules": table(_rule_rows(verdict["rules"])),
             "longest passage recited": models[NEW]["train"]["longest"]["text"],
-            "samples": table(_sample_rows(models)),
         },
         [
             _check(name, [rule for rule in verdict["rules"] if rule["field"] in fields])

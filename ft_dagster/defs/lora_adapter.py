@@ -200,9 +200,9 @@ def _describe(
         recipe,
         artifact.files[WEIGHTS],
         {
+            "loss curve": loss_curve(about["history"]),
             "reused": reused,
             **history,
-            "loss curve": loss_curve(about["history"]),
             "final loss": about["final_loss"],
             "steps": about["steps"],
             "kept step": about["kept_step"],

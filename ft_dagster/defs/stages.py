@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import dagster as dg
 
@@ -231,6 +231,11 @@ def _failed(check: dg.AssetCheckResult) -> bool:
     return not check.passed and check.severity == dg.AssetCheckSeverity.ERROR
 
 
+def _as_shown(value: Any) -> Any:
+    """A number with the digits that a person reads; the artifact has the others."""
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
 def describe(
     stage: Stage,
     artifact: Artifact,
@@ -244,8 +249,8 @@ def describe(
         asset_key=stage.key,
         data_version=dg.DataVersion(version),
         metadata={
+            **{name: _as_shown(value) for name, value in metadata.items()},
             "recipe name": recipe.name,
-            **metadata,
             ARTIFACT: artifact.key,
             RECIPE: stage.recipe_hash(recipe),
             CHECKS: "failed" if any(map(_failed, checks)) else "passed",
