@@ -33,7 +33,12 @@ def look(settings: Settings) -> Scan:
 
 def record(instance: dg.DagsterInstance, scan: Scan, recipe: Recipe) -> None:
     """Record the external assets' data versions where they are not the ones last recorded: one event a change."""
-    for key, version in ((REPORT_FILES, scan.version), (BASE_MODEL, base_version(recipe.base))):
+    record_versions(instance, scan.version, recipe)
+
+
+def record_versions(instance: dg.DagsterInstance, reports: str, recipe: Recipe) -> None:
+    """The same, for a data version of the report files that is known already."""
+    for key, version in ((REPORT_FILES, reports), (BASE_MODEL, base_version(recipe.base))):
         if data_version(instance, key) != version:
             instance.report_runless_asset_event(
                 dg.AssetMaterialization(key, tags={"dagster/data_version": version}, metadata={"version": version})

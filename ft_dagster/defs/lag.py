@@ -9,7 +9,7 @@ import time
 import dagster as dg
 
 from ft_dagster.defs.runs import BRING_UP_TO_DATE
-from ft_dagster.defs.stages import RELEASED_ADAPTER, REPORT_FILES, stale_stages
+from ft_dagster.defs.stages import RAW_CHAPTERS, RELEASED_ADAPTER, REPORT_FILES, stale_stages, version_of
 from ft_dagster.defs.workspace import Workspace
 
 _DESCRIPTION = (
@@ -47,19 +47,29 @@ def seconds_behind(instance: dg.DagsterInstance, workspace: Workspace) -> float:
     """Seconds since the reports became other than what the released adapter stands for; 0 when they are the same."""
     if not stale_stages(instance, workspace):
         return 0.0
-    since = dg.AssetRecordsFilter(REPORT_FILES, after_timestamp=_last_up_to_date(instance))
-    changes = instance.fetch_materializations(since, limit=1, ascending=True).records
+    last = _last_up_to_date(instance)
+    since = dg.AssetRecordsFilter(REPORT_FILES, after_timestamp=last.start_time or 0.0 if last else 0.0)
+    recorded = instance.fetch_materializations(since, limit=2, ascending=True).records
+    read = _read_by(instance, last) if last else None  # recorded within the run where nobody had looked before it
+    changes = [record for record in recorded if version_of(record.asset_materialization) != read]
     return max(0.0, time.time() - changes[0].timestamp) if changes else 0.0
 
 
-def _last_up_to_date(instance: dg.DagsterInstance) -> float:
-    """When everything was up to date for the last time, as far as is known: the start of the run that made it so."""
+def _last_up_to_date(instance: dg.DagsterInstance) -> dg.RunRecord | None:
+    """The last run after which everything was up to date, as far as is known."""
     succeeded = dg.RunsFilter(job_name=BRING_UP_TO_DATE, statuses=[dg.DagsterRunStatus.SUCCESS])
     runs = list(instance.get_run_records(succeeded, limit=1))
     for record in instance.fetch_materializations(RELEASED_ADAPTER.key, limit=1).records:
         made_by = instance.get_run_record_by_id(record.run_id)
         runs += [made_by] if made_by else []
-    return max([0.0, *(run.start_time or 0.0 for run in runs)])
+    return max(runs, key=lambda run: run.start_time or 0.0, default=None)
+
+
+def _read_by(instance: dg.DagsterInstance, run: dg.RunRecord) -> str | None:
+    """Data version of the report files that a run was made from."""
+    before = dg.AssetRecordsFilter(RAW_CHAPTERS.key, before_timestamp=run.end_time)
+    found = instance.fetch_materializations(before, limit=1).records
+    return version_of(found[0].asset_materialization) if found else None
 
 
 def _result(behind: float, most: float) -> dg.AssetCheckResult:

@@ -4,6 +4,7 @@ import dagster as dg
 
 from ft_dagster.corpus.files import require_reports
 from ft_dagster.corpus.snapshot import snapshot_files, take_snapshot, unreadable_files
+from ft_dagster.defs.external import record_versions
 from ft_dagster.defs.pictures import table
 from ft_dagster.defs.runs import CAUSE_TAG
 from ft_dagster.defs.stages import RAW_CHAPTERS, describe
@@ -26,6 +27,8 @@ def raw_chapters(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.
     unreadable = unreadable_files(artifact)
     files = artifact.about["files"]
     require_reports(settings.workspace, files + len(unreadable))
+    # Where a person started the run, the watcher has perhaps not looked at what it reads.
+    record_versions(context.instance, artifact.about["version"], workspace.recipe)
     rows = ({"file": file.path, "bytes": file.size, "sha256": file.sha256[:12]} for file in snapshot_files(artifact))
     return describe(
         RAW_CHAPTERS,

@@ -245,9 +245,12 @@ def describe(
     checks: Sequence[dg.AssetCheckResult] = (),
 ) -> dg.MaterializeResult:
     """What an asset returns: its data version, and the metadata that later stages and `reason_stale` read."""
+    # Dagster notes what a parent was when the step began. A stage that looks for itself knows what it has read.
+    read = {_INPUT_VERSION_TAG + parent.to_user_string(): version for parent in stage.parents}
     return dg.MaterializeResult(
         asset_key=stage.key,
         data_version=dg.DataVersion(version),
+        tags=read if stage.mirrors_parent else None,
         metadata={
             **{name: _as_shown(value) for name, value in metadata.items()},
             "recipe name": recipe.name,

@@ -7,9 +7,10 @@ import dagster as dg
 import pytest
 from graphs import run
 
+from ft_dagster.definitions import defs
 from ft_dagster.defs.automation import decide
-from ft_dagster.defs.runs import CAUSE_TAG, REASON_TAG, fail_abandoned, under_way
-from ft_dagster.defs.stages import STAGES
+from ft_dagster.defs.runs import BRING_UP_TO_DATE, CAUSE_TAG, REASON_TAG, fail_abandoned, under_way
+from ft_dagster.defs.stages import REPORT_FILES, STAGES, all_materializations, input_version, version_of
 from ft_dagster.defs.workspace import Workspace
 from ft_dagster.settings import load_settings
 
@@ -97,6 +98,20 @@ def test_an_edit_that_leaves_the_sections_equal_asks_for_the_stages_up_to_them_o
     assert [key.to_user_string() for key in requested(up_to_date).asset_selection or []] == ["raw_chapters", "sections"]
     assert run(up_to_date, "raw_chapters", "sections").success
     assert skipped(up_to_date) == "Everything is up to date."
+
+
+def test_what_a_person_materialized_before_the_watcher_looked_is_not_stale(
+    instance: dg.DagsterInstance, chapters: list[Path]
+) -> None:
+    job = defs.resolve_job_def(BRING_UP_TO_DATE)
+    light = [stage.key for stage in STAGES[:3]]
+    assert job.execute_in_process(instance=instance, asset_selection=light).success
+    assert requested(instance).tags[REASON_TAG] == "lora_adapter: never materialized"
+    edit(chapters[0].parents[1])
+    assert job.execute_in_process(instance=instance, asset_selection=light).success
+    assert requested(instance).tags[REASON_TAG] == "lora_adapter: never materialized"
+    made = all_materializations(instance)
+    assert input_version(made[STAGES[0].key], REPORT_FILES) == version_of(made[REPORT_FILES]), "the UI marks no stage"
 
 
 def test_an_edit_of_the_same_length_with_the_time_put_back_is_seen(

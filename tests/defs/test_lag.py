@@ -7,10 +7,12 @@ import dagster as dg
 import pytest
 from graphs import run
 
+from ft_dagster.definitions import defs
 from ft_dagster.defs import adapter_evaluation as evaluation_asset
 from ft_dagster.defs import lag
 from ft_dagster.defs.external import look, record
 from ft_dagster.defs.lag import report_lag, seconds_behind
+from ft_dagster.defs.runs import BRING_UP_TO_DATE
 from ft_dagster.defs.workspace import Workspace
 from ft_dagster.settings import load_settings
 
@@ -70,6 +72,19 @@ def test_the_time_counts_from_the_first_change_after_everything_was_up_to_date(
     chapter.write_text(chapter.read_text() + "\n\n")  # does not show: the adapter is not released again for it
     look_and_tick(up_to_date)
     assert run(up_to_date, "raw_chapters", "sections").success
+    between = time.time()
+    edit(workspace)
+    look_and_tick(up_to_date)
+    assert 0 < seconds_behind(up_to_date, Workspace()) <= time.time() - between
+
+
+def test_a_change_that_a_person_had_learned_before_the_watcher_looked_does_not_count(
+    up_to_date: dg.DagsterInstance, workspace: Path
+) -> None:
+    edit(workspace)
+    job = defs.resolve_job_def(BRING_UP_TO_DATE)  # as from the UI: nobody looked at the reports before
+    assert job.execute_in_process(instance=up_to_date).success
+    look_and_tick(up_to_date)
     between = time.time()
     edit(workspace)
     look_and_tick(up_to_date)
