@@ -1,5 +1,7 @@
 """All that `dagster dev` loads, put together in one place."""
 
+import warnings
+
 import dagster as dg
 
 from ft_dagster.defs.adapter_evaluation import adapter_evaluation
@@ -19,17 +21,23 @@ from ft_dagster.defs.sections import sections
 from ft_dagster.defs.tokenized_dataset import tokenized_dataset
 from ft_dagster.defs.workspace import Workspace
 
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", dg.BetaWarning)  # code references are beta: without them nothing else changes
+    assets = dg.with_source_code_references(
+        [
+            report_files,
+            base_model,
+            raw_chapters,
+            sections,
+            tokenized_dataset,
+            lora_adapter,
+            adapter_evaluation,
+            released_adapter,
+        ]
+    )
+
 defs = dg.Definitions(
-    assets=[
-        report_files,
-        base_model,
-        raw_chapters,
-        sections,
-        tokenized_dataset,
-        lora_adapter,
-        adapter_evaluation,
-        released_adapter,
-    ],
+    assets=assets,
     asset_checks=[keeps_up_with_reports],
     jobs=[bring_up_to_date_job],
     sensors=[keep_up_to_date, report_failures],

@@ -45,6 +45,14 @@ def test_every_asset_is_described_owned_and_in_one_group() -> None:
         assert spec.group_name == "ft_dagster"
 
 
+def test_every_stage_leads_to_the_lines_of_code_that_make_it() -> None:
+    graph = defs.resolve_asset_graph()
+    for stage in STAGES:
+        (reference,) = graph.get(stage.key).metadata["dagster/code_references"].value.code_references
+        lines = Path(reference.file_path).read_text().splitlines()[reference.line_number - 1 :]
+        assert next(line for line in lines if line.startswith("def ")).startswith(f"def {stage.name}(")
+
+
 def test_training_and_evaluation_wait_for_the_gpu_pool_and_nothing_else_does() -> None:
     pools = {
         asset.key.to_user_string(): asset.op.pool
