@@ -48,6 +48,16 @@ def wait_until(condition: Callable[[], Any], what: str, seconds: float = _WAIT_S
     return answer
 
 
+def inheriting(variable: str, value: str) -> list[psutil.Process]:
+    """Every living process with this value in its environment, whoever its parent is now."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.environ().get(variable) == value and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
+
+
 class DagsterDev:
     """`dagster dev` on one workspace: web server, daemon and code server, through workspace.yaml as in `make dev`.
 
@@ -140,12 +150,7 @@ class DagsterDev:
 
         They are told by the environment that they inherited.
         """
-        mark, found = str(self.workspace), []
-        for process in psutil.process_iter():
-            with suppress(psutil.Error):
-                if process.environ().get("FT_WORKSPACE") == mark and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process)
-        return found
+        return inheriting("FT_WORKSPACE", str(self.workspace))
 
     # What it did
 
