@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export DAGSTER_DISABLE_TELEMETRY := yes
 
-.PHONY: demo test dev check docs bench clean-venv help
+.PHONY: demo test dev check docs bench screenshots clean-venv help
 
 help: ## What there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -46,6 +46,9 @@ bench: $(READY) ## The benchmarks, as tables in benchmarks/results/ (about an ho
 	PYTHONPATH=. $(BIN)/python benchmarks/tokenizing.py --reports $(REPORTS)
 	PYTHONPATH=. $(BIN)/python benchmarks/incremental.py --reports $(REPORTS) $(SIZES)
 	PYTHONPATH=. $(BIN)/python benchmarks/training.py --chapters $(REPORTS)
+
+screenshots: $(READY) ## The pictures in docs/images/, taken of the UI by its tests (needs Chromium; about ten minutes)
+	CI_BROWSER=required FT_SCREENSHOTS=docs/images $(BIN)/pytest tests/end_to_end/test_browser.py
 
 clean-venv: ## Remove .venv
 	rm -rf $(VENV)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from dagster_ui import Asset, Run, Tick, answers, asset, runs, ticks
+from dagster_ui import Asset, Run, Tick, answers, asset, is_running, runs, ticks
 
 from ft_dagster.defs.instance import prepare_home
 from ft_dagster.defs.stages import STAGES
@@ -70,7 +70,7 @@ class DagsterDev:
         self.home = folder / "home"
         self.address = ""
         self._process: subprocess.Popen[bytes] | None = None
-        ours = ("FT_", "DAGSTER_", "HUGGINGFACE_")
+        ours = ("FT_", "DAGSTER_", "HUGGINGFACE_", "MAKE")
         self._environment = {name: value for name, value in os.environ.items() if not name.startswith(ours)} | {
             "FT_WORKSPACE": str(self.workspace),
             "FT_CACHE": str(folder / "cache"),
@@ -99,11 +99,10 @@ class DagsterDev:
             listener.bind(("127.0.0.1", 0))
             port = str(listener.getsockname()[1])
         self.address = f"http://127.0.0.1:{port}"
-        dagster = str(Path(sys.executable).with_name("dagster"))
         self._process = subprocess.Popen(
-            [dagster, "dev", "-w", "workspace.yaml", "-h", "127.0.0.1", "-p", port],
+            self._command(),
             cwd=PROJECT,
-            env=self._environment | settings,
+            env=self._environment | {"DAGSTER_WEBSERVER_PORT": port} | settings,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
@@ -122,7 +121,7 @@ class DagsterDev:
             return
         try:
             with suppress(subprocess.TimeoutExpired):
-                self._process.send_signal(signal.SIGINT)
+                self._interrupt(self._process)
                 self._process.wait(60)
         finally:
             while self.processes():
@@ -152,11 +151,21 @@ class DagsterDev:
         """
         return inheriting("FT_WORKSPACE", str(self.workspace))
 
+    def _command(self) -> list[str]:
+        return [str(Path(sys.executable).with_name("dagster")), "dev", "-w", "workspace.yaml", "-h", "127.0.0.1"]
+
+    def _interrupt(self, process: subprocess.Popen[bytes]) -> None:
+        process.send_signal(signal.SIGINT)
+
     # What it did
 
     def runs(self) -> list[Run]:
         """All runs, oldest first."""
         return runs(self.address)
+
+    def watches(self) -> bool:
+        """Whether the watcher is on."""
+        return is_running(self.address)
 
     def until_up_to_date(self) -> None:
         """Wait for a tick of the watcher that begins after this call and finds nothing to do."""
@@ -209,6 +218,16 @@ class DagsterDev:
             frozenset(log for log in logs - evaluations if log[0] != "failures.log"),
             frozenset(evaluations),
         )
+
+
+class MakeDev(DagsterDev):
+    """The same through `make dev` itself, with the Python of the tests in the place of `.venv`."""
+
+    def _command(self) -> list[str]:
+        return ["make", "dev", f"BIN={Path(sys.executable).parent}", "READY="]
+
+    def _interrupt(self, process: subprocess.Popen[bytes]) -> None:
+        os.killpg(process.pid, signal.SIGINT)  # a terminal sends Ctrl-C to make and to all that it started
 
 
 def _modified(path: Path) -> float:

@@ -13,7 +13,7 @@ _REPOSITORY = '{{repositoryName: "__repository__", repositoryLocationName: "ft_d
 _RUNS = "{ runsOrError { ... on Runs { results { runId status tags { key value } } } } }"
 _STEPS = """{{ runOrError(runId: "{run}") {{ ... on Run {{ stepStats {{ stepKey status }} }} }} }}"""
 _TICKS = """{{ instigationStateOrError(instigationSelector: {selector}) {{
-  ... on InstigationState {{ id ticks(limit: 500) {{ timestamp status skipReason runIds }} }} }} }}"""
+  ... on InstigationState {{ id status ticks(limit: 500) {{ timestamp status skipReason runIds }} }} }} }}"""
 _ASSET = """{{ assetNodeOrError(assetKey: {{path: ["{name}"]}}) {{ ... on AssetNode {{ staleStatus
   assetMaterializations(limit: 1) {{ runId tags {{ key value }} metadataEntries {{ label
     ... on BoolMetadataEntry {{ boolValue }} ... on TextMetadataEntry {{ text }} }} }} }} }} }}"""
@@ -106,6 +106,12 @@ def asset(address: str, name: str) -> Asset:
         next(tag["value"] for tag in last["tags"] if tag["key"] == "dagster/data_version"),
         {entry["label"]: entry.get("boolValue", entry.get("text")) for entry in last["metadataEntries"]},
     )
+
+
+def is_running(address: str) -> bool:
+    """Whether the watcher is on."""
+    found = graphql(address, _TICKS.format(selector=_REPOSITORY.format(key="name", name=SENSOR)))
+    return found["instigationStateOrError"]["status"] == "RUNNING"
 
 
 def stop_sensor(address: str) -> None:
