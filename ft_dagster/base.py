@@ -16,8 +16,14 @@ from filelock import FileLock
 from ft_dagster.recipe import Base
 from ft_dagster.store import digest, file_digest, write_atomically
 
-SECRETS = ("HUGGINGFACE_TOKEN", "HF_TOKEN")
-"""Variables that are not handed to child processes: models are downloaded before they start."""
+SECRETS = (
+    "HUGGINGFACE_TOKEN",
+    "HF_TOKEN",
+    "MLFLOW_TRACKING_URI",
+    "MLFLOW_TRACKING_PASSWORD",
+    "MLFLOW_TRACKING_TOKEN",
+)
+"""Variables that are not handed to child processes: models are downloaded before they start, MLflow is told after."""
 CARD = "base.json"
 """Written last into a prepared folder: what it was made from, and its hashes."""
 _FORMAT = 2

@@ -93,8 +93,8 @@ def test_what_a_crashed_child_leaves_behind_is_ended(module: Callable[[str], str
 def test_secrets_are_not_handed_to_the_child(
     module: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("HUGGINGFACE_TOKEN", "canary")
-    monkeypatch.setenv("HF_TOKEN", "canary")
+    for name in ("HUGGINGFACE_TOKEN", "HF_TOKEN", "MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_PASSWORD"):
+        monkeypatch.setenv(name, "canary")
     result = run_child(module("import os, sys; sys.exit('canary' in os.environ.values())"), tmp_path)
     assert result.success
 
