@@ -13,6 +13,7 @@ ERRORS = {
     "AdapterError",
     "BaseModelError",
     "CorpusError",
+    "Failure",
     "LineageError",
     "RecipeError",
     "ReleaseError",
@@ -65,13 +66,18 @@ def test_a_message_that_is_explained_is_said(message: str) -> None:
     assert not missing, "the message was reworded: say it so on the page, too"
 
 
-def test_no_kind_of_error_is_left_out() -> None:
-    pieces = [piece.strip() for message in explained() for piece in message.split(GAP) if len(piece.strip()) > 8]
-    found = set()
+def test_no_message_is_left_out() -> None:
+    known = [[piece.strip() for piece in message.split(GAP) if piece.strip()] for message in explained()]
+    unexplained = [text for text in messages() if not any(all(p in text for p in pieces) for pieces in known)]
+    assert not unexplained, "say on the page why it comes and what to do"
+
+
+def messages() -> Iterator[str]:
+    """What errors that people can mend say; those that only pass on another message are left out."""
     for tree in trees():
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and node.args:
                 name = getattr(node.func, "id", getattr(node.func, "attr", ""))
-                if name in ERRORS and any(piece in text_of(node.args[0]) for piece in pieces):
-                    found.add(name)
-    assert found == ERRORS
+                text = text_of(node.args[0])
+                if name in ERRORS and len(text.replace(GAP, "").strip()) > 8:
+                    yield text
