@@ -47,7 +47,7 @@ bench: $(READY) ## The benchmarks, as tables in benchmarks/results/ (about an ho
 	PYTHONPATH=. $(BIN)/python benchmarks/incremental.py --reports $(REPORTS) $(SIZES)
 	PYTHONPATH=. $(BIN)/python benchmarks/training.py --chapters $(REPORTS)
 
-screenshots: $(READY) ## The pictures in docs/images/, taken of the UI by its tests (needs Chromium; about ten minutes)
+screenshots: $(READY) ## The pictures in docs/images/, taken of the UI by its tests (needs Chromium; 5 to 11 minutes on 2 cores)
 	CI_BROWSER=required FT_SCREENSHOTS=docs/images $(BIN)/pytest tests/end_to_end/test_browser.py
 
 clean-venv: ## Remove .venv

@@ -150,7 +150,7 @@ def test_the_adapters_page_shows_its_loss_curve_its_chapters_its_checks_and_its_
 def test_the_evaluations_page_shows_a_table_of_chapters_the_rules_and_the_checks(
     ui: UserInterface, first_run: Run
 ) -> None:
-    ui.open_asset("adapter_evaluation")
+    ui.open_asset("adapter_evaluation", width=1900)  # the table of rules is wide
     by_chapter = ui.row("bits per byte by chapter")
     expect(by_chapter.get_by_role("columnheader")).to_have_text(["chapter", "bytes", "base", "new"])
     expect(by_chapter.get_by_role("cell", name="chapter_6", exact=True)).to_be_visible()
@@ -177,16 +177,18 @@ def test_an_edit_is_marked_in_the_graph_until_a_run_has_learned_it(ui: UserInter
     ui.dev.until_skipped(HELD_BACK)
     expect(ui.node("raw_chapters")).to_contain_text(UNSYNCED)
     album.take_graph(ui, "lineage-unsynced")
-    before = (ui.dev.workspace / "fine_tuned_model").resolve()
+    ui.node("raw_chapters").get_by_text(UNSYNCED).hover()
+    expect(ui.page.get_by_text("has a new data version")).to_be_visible()
+    before = ui.dev.made().adapters
     assert ui.end_of(ui.materialize_all()).status == "SUCCESS"
     for asset in ASSETS:
         expect(ui.node(asset)).not_to_contain_text("Unsynced")
-    assert (ui.dev.workspace / "fine_tuned_model").resolve() != before
+    assert len(ui.dev.made().adapters - before) == 1
     assert ui.dev.not_fresh() == set()
 
 
 def test_numbers_are_plotted_over_materializations(ui: UserInterface, first_run: Run) -> None:
-    ui.open_asset("adapter_evaluation")
+    ui.open_asset("adapter_evaluation", height=1600)
     ui.page.get_by_role("button", name="Plots").click()
     for number in ("bits per byte: base", "bits per byte: new", "gain over base"):
         expect(ui.page.get_by_text(number, exact=True)).to_be_visible()

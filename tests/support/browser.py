@@ -72,8 +72,8 @@ class UserInterface:
         self.open(_GROUP, *_SCREEN)
         expect(self.node("report_files")).to_be_visible()
 
-    def open_asset(self, name: str) -> None:
-        self.open(f"/assets/{name}")
+    def open_asset(self, name: str, width: int = 1400, height: int = 1000) -> None:
+        self.open(f"/assets/{name}", width, height)
         expect(self.page.get_by_role("button", name="Plots")).to_be_visible()
 
     # The graph
@@ -131,12 +131,13 @@ class Album:
         page.mouse.move(0, 0)  # nothing under the pointer is highlighted
         taken = Image.open(io.BytesIO(page.screenshot(clip=clip, animations="disabled"))).convert("RGB")
         self.folder.mkdir(parents=True, exist_ok=True)
-        taken.quantize(128, dither=Image.Dither.NONE).save(self.folder / f"{name}.png", optimize=True)
+        few = taken.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+        few.save(self.folder / f"{name}.png", optimize=True)
 
     def take_graph(self, shown: UserInterface, name: str) -> None:
         """A picture of the graph without the empty space around it."""
         boxes = [box for node in shown.page.locator("foreignObject").all() if (box := node.bounding_box())]
-        left, top = (min(box[side] for box in boxes) - 24 for side in ("x", "y"))
-        right = max(box["x"] + box["width"] for box in boxes) + 24
-        bottom = max(box["y"] + box["height"] for box in boxes) + 40
+        left, top = (min(box[side] for box in boxes) - 12 for side in ("x", "y"))
+        right = max(box["x"] + box["width"] for box in boxes) + 12
+        bottom = max(box["y"] + box["height"] for box in boxes) + 12
         self.take(shown.page, name, {"x": left, "y": top, "width": right - left, "height": bottom - top})
