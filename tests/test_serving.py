@@ -1,5 +1,6 @@
 """The released adapter behind OpenAI's protocol, asked by OpenAI's own client."""
 
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -93,13 +94,12 @@ def test_a_release_that_cannot_be_loaded_leaves_the_one_before_answering(
 ) -> None:
     client, _ = server
     first = in_use(two_adapters)
-    assert ft_dagster("release", "promote", "second", "--why", "a try").returncode == 0
-    assert ft_dagster("release", "rollback", "--why", "enough").returncode == 0
-    weights = two_adapters / ".ft" / "released" / "second" / "adapter_model.safetensors"
-    weights.write_bytes(b"damaged")
     link = two_adapters / "fine_tuned_model"
+    broken = two_adapters / ".ft" / "released" / "broken"
+    shutil.copytree(link.resolve(), broken)
+    (broken / "adapter_model.safetensors").write_bytes(b"damaged")
     link.unlink()
-    link.symlink_to(weights.parent)
+    link.symlink_to(broken)
     wait_until(lambda: "cannot be loaded" in (tmp_path / "server.log").read_text(), "the damage is said")
     assert client.completions.create(model="released", prompt="The harbour", max_tokens=3).model == first
 
