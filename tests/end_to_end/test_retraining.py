@@ -326,7 +326,7 @@ def test_the_schedule_brings_a_stale_graph_up_to_date_without_the_sensor_and_the
 ) -> None:
     asked = wait_until(
         lambda: [tick for tick in ticks(scheduled.address, SCHEDULE) if tick.runs],
-        "a tick of the schedule starts a run",
+        "a tick starts a run",
     )
     wait_until(
         lambda: [
