@@ -10,7 +10,14 @@ import dagster as dg
 from ft_dagster.base import PreparedBase, chat_template, prepare_base
 from ft_dagster.defs.child_process import ChildProcess
 from ft_dagster.defs.pictures import table
-from ft_dagster.defs.stages import ADAPTER_EVALUATION, LORA_ADAPTER, TOKENIZED_DATASET, describe, input_artifact
+from ft_dagster.defs.stages import (
+    ADAPTER_EVALUATION,
+    LORA_ADAPTER,
+    TOKENIZED_DATASET,
+    as_shown,
+    describe,
+    input_artifact,
+)
 from ft_dagster.defs.workspace import GROUP, OWNERS, Workspace
 from ft_dagster.evaluation.request import (
     BASE,
@@ -29,12 +36,26 @@ from ft_dagster.tokens.dataset import held_out_version
 from ft_dagster.training.manifest import AdapterError, differences, read_manifest
 
 _CHECKS = {
-    "it_beats_base_and_released": ("minimum_gain", "worst_loss"),
-    "general_text_is_not_forgotten": ("general_loss",),
-    "instructions_are_still_followed": ("chat_loss",),
-    "text_is_not_recited": ("recited",),
+    "it_beats_base_and_released": (
+        ("minimum_gain", "worst_loss"),
+        "Held-out chapters are predicted better than by the base, and no worse than by the adapter in use "
+        "(`release.minimum_gain`, `release.worst_loss`).",
+    ),
+    "general_text_is_not_forgotten": (
+        ("general_loss",),
+        "Bits per byte of general text rise by at most `release.general_loss`.",
+    ),
+    "instructions_are_still_followed": (
+        ("chat_loss",),
+        "Bits per byte of answers in conversations rise by at most `release.chat_loss`.",
+    ),
+    "text_is_not_recited": (
+        ("recited",),
+        "Of the passages trained on, at most `release.recited` more than by the base are recited word for word.",
+    ),
 }
-"""Name of a check -> fields of the recipe whose rules it shows. Those that are not met keep the adapter back."""
+"""Name of a check -> fields of the recipe whose rules it shows, and what it says. Those that are not met keep the
+adapter back."""
 
 
 @dg.asset(
@@ -44,8 +65,8 @@ _CHECKS = {
     owners=OWNERS,
     kinds={"pytorch"},
     check_specs=[
-        dg.AssetCheckSpec(name, asset=ADAPTER_EVALUATION.key, description=f"Rules release.{', release.'.join(fields)}.")
-        for name, fields in _CHECKS.items()
+        dg.AssetCheckSpec(name, asset=ADAPTER_EVALUATION.key, description=description)
+        for name, (_, description) in _CHECKS.items()
     ],
     pool="gpu",
 )
@@ -184,7 +205,7 @@ def _describe(artifact: Artifact, recipe: Recipe, adapter: Artifact) -> dg.Mater
         },
         [
             _check(name, [rule for rule in verdict["rules"] if rule["field"] in fields])
-            for name, fields in _CHECKS.items()
+            for name, (fields, _) in _CHECKS.items()
         ],
     )
 
@@ -195,7 +216,8 @@ def _check(name: str, rules: Sequence[Mapping[str, Any]]) -> dg.AssetCheckResult
         asset_key=ADAPTER_EVALUATION.key,
         passed=all(rule["passed"] for rule in rules),
         severity=dg.AssetCheckSeverity.WARN,
-        metadata={f"{rule['name']} ({rule['field']})": rule["measured"] for rule in rules} or {"measured": "nothing"},
+        metadata={f"{rule['name']} ({rule['field']})": as_shown(rule["measured"]) for rule in rules}
+        or {"measured": "nothing"},
     )
 
 

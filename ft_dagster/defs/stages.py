@@ -231,7 +231,7 @@ def _failed(check: dg.AssetCheckResult) -> bool:
     return not check.passed and check.severity == dg.AssetCheckSeverity.ERROR
 
 
-def _as_shown(value: Any) -> Any:
+def as_shown(value: Any) -> Any:
     """A number with the digits that a person reads; the artifact has the others."""
     return float(f"{value:.6g}") if isinstance(value, float) else value
 
@@ -252,7 +252,7 @@ def describe(
         data_version=dg.DataVersion(version),
         tags=read if stage.mirrors_parent else None,
         metadata={
-            **{name: _as_shown(value) for name, value in metadata.items()},
+            **{name: as_shown(value) for name, value in metadata.items()},
             "recipe name": recipe.name,
             ARTIFACT: artifact.key,
             RECIPE: stage.recipe_hash(recipe),
