@@ -1,7 +1,7 @@
 """The code blocks of the documentation do what it says, for a reader who types them in from the top of a page."""
 
 import shutil
-import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -86,7 +86,7 @@ def test_a_block_that_fails_is_named_with_what_it_wrote(recipe: Path, tmp_path: 
         Block("page.md", 15, "sh", "echo never\n"),
     ]
     (tmp_path / "copy" / ".venv").mkdir(parents=True)
-    (tmp_path / "copy" / ".venv" / "bin").symlink_to(Path(subprocess.sys.executable).parent)
+    (tmp_path / "copy" / ".venv" / "bin").symlink_to(Path(sys.executable).parent)
     with pytest.raises(AssertionError, match=r"it is kept\ntoo\nThe block at page\.md:12 ended with 1\.") as caught:
         run_blocks(blocks, tmp_path / "copy", recipe)
     assert "never" not in str(caught.value)

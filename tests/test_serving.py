@@ -2,6 +2,7 @@
 
 import shutil
 import signal
+import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,8 @@ import pytest
 from commands import COMMAND, ft_dagster, on_one_line
 from dagster_dev import wait_until
 from openai import NotFoundError, OpenAI
-from servers import free_port, serving
+from processes import free_port
+from servers import serving
 
 from ft_dagster import load_released
 
@@ -102,6 +104,21 @@ def test_a_release_that_cannot_be_loaded_leaves_the_one_before_answering(
     link.symlink_to(broken)
     wait_until(lambda: "cannot be loaded" in (tmp_path / "server.log").read_text(), "the damage is said")
     assert client.completions.create(model="released", prompt="The harbour", max_tokens=3).model == first
+
+
+def test_a_port_that_is_taken_is_told_with_what_to_do(two_adapters: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        done = ft_dagster("serve", "--port", str(taken.getsockname()[1]))
+    assert done.returncode == 1 and "Name another with --port" in done.stderr
+
+
+def test_ctrl_c_ends_it_without_a_word_of_python(
+    server: tuple[OpenAI, subprocess.Popen[bytes]], tmp_path: Path
+) -> None:
+    _, process = server
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 130
+    assert "Traceback" not in (tmp_path / "server.log").read_text()
 
 
 def test_with_nothing_released_it_says_so(workspace: Path) -> None:

@@ -11,7 +11,8 @@ import pytest
 from commands import ft_dagster, on_one_line
 from graphs import run
 from mlflow import MlflowClient
-from servers import free_port, serving
+from processes import free_port
+from servers import serving
 
 from ft_dagster.release.released import Releases
 from ft_dagster.release.tracking import TrackingError, track

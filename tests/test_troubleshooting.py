@@ -17,6 +17,7 @@ ERRORS = {
     "LineageError",
     "RecipeError",
     "ReleaseError",
+    "ServeError",
     "SettingsError",
     "SkipReason",
     "StoreError",

@@ -62,8 +62,7 @@ def serve(
     The model is called `released`. Ctrl-C ends it once what is being answered is finished.
     """
     with errors_said(Console(stderr=True)):
-        folder = adapter_folder(load_settings(), "")
-        read_manifest(folder)
+        read_manifest(adapter_folder(load_settings(), ""))  # what is missing is told at once
         if missing := [name for name in ("fastapi", "uvicorn", "openai") if find_spec(name) is None]:
             raise SettingsError(f"{', '.join(missing)} is missing. Run `pip install ft_dagster[serve]`.")
         command = [sys.executable, "-m", "ft_dagster.evaluation.serving", "--host", host, "--port", str(port)]

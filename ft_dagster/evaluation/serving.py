@@ -1,5 +1,7 @@
 """`python -m ft_dagster.evaluation.serving`: the released adapter behind OpenAI's protocol, by transformers' server.
 
+Exit codes: 0 ended by a signal, 1 cannot be served, 130 interrupted.
+
 The server of `transformers serve` loads whatever model a request names. This one has one model, the released adapter of
 a workspace, and takes up a new release by itself.
 """
@@ -7,6 +9,8 @@ a workspace, and takes up a new release by itself.
 import argparse
 import asyncio
 import logging
+import socket
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +29,7 @@ from transformers.cli.serving.transcription import TranscriptionHandler
 from transformers.cli.serving.utils import GenerationState
 
 from ft_dagster.base import BaseModelError
+from ft_dagster.recipe import RecipeError
 from ft_dagster.settings import Settings, load_settings
 from ft_dagster.training.adapter import load_released
 from ft_dagster.training.manifest import AdapterError
@@ -112,7 +117,25 @@ async def _as_openai_says_it(_: Request, error: HTTPException) -> JSONResponse:
     return JSONResponse({"error": {"message": error.detail, "code": error.status_code}}, error.status_code)
 
 
-async def serve(settings: Settings, host: str, port: int) -> None:
+class ServeError(Exception):
+    """It cannot be served there; the message says what to do."""
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens; made before the model is loaded, so that a port that is taken is told at once.
+
+    Raises:
+        ServeError: the address is not of this machine, or the port is taken.
+    """
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise ServeError(
+            f"Port {port} of {host} cannot be listened on ({error.strerror}). Name another with --port or --host."
+        ) from error
+
+
+async def serve(settings: Settings, listener: socket.socket) -> None:
     """Answer until SIGINT or SIGTERM; what is being answered then is finished first.
 
     Raises:
@@ -131,7 +154,7 @@ async def serve(settings: Settings, host: str, port: int) -> None:
     app.exception_handler(HTTPException)(_as_openai_says_it)
     following = asyncio.create_task(manager.follow())
     try:
-        await uvicorn.Server(uvicorn.Config(app, host=host, port=port, log_level="info")).serve()
+        await uvicorn.Server(uvicorn.Config(app, log_level="info")).serve([listener])
     finally:
         following.cancel()
 
@@ -143,10 +166,13 @@ def main() -> int:
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     try:
-        asyncio.run(serve(load_settings(), options.host, options.port))
-    except (AdapterError, BaseModelError) as error:
-        print(error)  # noqa: T201
+        with listen(options.host, options.port) as listener:
+            asyncio.run(serve(load_settings(), listener))
+    except (ServeError, AdapterError, BaseModelError, RecipeError) as error:
+        print(error, file=sys.stderr)  # noqa: T201
         return 1
+    except KeyboardInterrupt:  # uvicorn has ended in order, and passes it on
+        return 130
     return 0
 
 

@@ -15,13 +15,11 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-from dagster_dev import inheriting
 from markdown_it import MarkdownIt
+from processes import end_inheriting
 
 from ft_dagster.settings import Settings
 
@@ -135,7 +133,7 @@ def run_blocks(blocks: Sequence[Block], folder: Path, recipe: Path) -> str:
         try:
             code = process.wait(60 * _MINUTES)
         finally:
-            _end_all(folder)
+            end_inheriting(_MARK, str(folder))
             process.wait()
     written = output.read_text("utf-8", errors="replace")
     assert code == 0, "\n".join(["", *written.splitlines()[-60:]])
@@ -180,11 +178,3 @@ def _environment(folder: Path, recipe: Path) -> dict[str, str]:
         "https_proxy": nowhere,
         "no_proxy": "127.0.0.1,localhost",
     }
-
-
-def _end_all(folder: Path) -> None:
-    while left := inheriting(_MARK, str(folder)):
-        for process in left:
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-        psutil.wait_procs(left, timeout=10)

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from typing import Any
 
 import psutil
 from dagster_ui import Asset, Run, Tick, answers, asset, is_running, runs, ticks
+from processes import free_port, heed_ctrl_c, inheriting
 
 from ft_dagster.defs.instance import prepare_home
 from ft_dagster.defs.stages import STAGES
@@ -46,16 +46,6 @@ def wait_until(condition: Callable[[], Any], what: str, seconds: float = _WAIT_S
         assert time.monotonic() < until, f"waited {seconds:g} s in vain until {what}"
         time.sleep(0.25)
     return answer
-
-
-def inheriting(variable: str, value: str) -> list[psutil.Process]:
-    """Every living process with this value in its environment, whoever its parent is now."""
-    found = []
-    for process in psutil.process_iter():
-        with suppress(psutil.Error):
-            if process.environ().get(variable) == value and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-    return found
 
 
 class DagsterDev:
@@ -95,9 +85,7 @@ class DagsterDev:
         if not (self.home / "dagster.yaml").exists():
             config = Path(prepare_home(Settings(workspace=self.workspace, DAGSTER_HOME=self.home))) / "dagster.yaml"
             config.write_text(config.read_text() + _QUICK_QUEUE)
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            port = str(listener.getsockname()[1])
+        port = str(free_port())
         self.address = f"http://127.0.0.1:{port}"
         self._process = subprocess.Popen(
             self._command(),
@@ -106,7 +94,7 @@ class DagsterDev:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+            preexec_fn=heed_ctrl_c,
         )
         try:
             wait_until(lambda: self._process.poll() is not None or answers(self.address), "the UI answers")

@@ -2,14 +2,13 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 from contextlib import suppress
 
-import psutil
-from dagster_dev import inheriting, wait_until
+from dagster_dev import wait_until
 from dagster_ui import answers
+from processes import end_inheriting, free_port, heed_ctrl_c
 
 MARK = "UI_ON_PORT"
 PORT = "DAGSTER_WEBSERVER_PORT"
@@ -17,15 +16,13 @@ PORT = "DAGSTER_WEBSERVER_PORT"
 
 
 def serve(commands: str) -> None:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = str(listener.getsockname()[1])
+    port = str(free_port())
     process = subprocess.Popen(
         ["bash", "-euo", "pipefail", "-c", commands],
         env=os.environ | {PORT: port, MARK: port},
         stdin=subprocess.DEVNULL,
         start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        preexec_fn=heed_ctrl_c,
     )
     try:
         wait_until(
@@ -36,11 +33,7 @@ def serve(commands: str) -> None:
         with suppress(ProcessLookupError, subprocess.TimeoutExpired):
             os.killpg(process.pid, signal.SIGINT)
             process.wait(60)
-        while left := inheriting(MARK, port):
-            for one in left:
-                with suppress(psutil.NoSuchProcess):
-                    one.kill()
-            psutil.wait_procs(left, timeout=10)
+        end_inheriting(MARK, port)
 
 
 if __name__ == "__main__":

@@ -1,21 +1,15 @@
 """Servers on loopback that a test starts and ends."""
 
 import os
-import socket
 import subprocess
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
 from dagster_dev import wait_until
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+from processes import heed_ctrl_c
 
 
 @contextmanager
@@ -23,7 +17,12 @@ def serving(command: Sequence[str], address: str, log: Path, **environment: str)
     """A server while the block lasts, once `address` answers; ended with all that it started."""
     with log.open("wb") as output:
         process = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, env=os.environ | environment, cwd=log.parent
+            command,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=os.environ | environment,
+            cwd=log.parent,
+            preexec_fn=heed_ctrl_c,
         )
     try:
         wait_until(lambda: process.poll() is not None or _answers(address), f"{address} answers")
@@ -32,7 +31,8 @@ def serving(command: Sequence[str], address: str, log: Path, **environment: str)
     finally:
         family = [process, *(psutil.Process(process.pid).children(recursive=True) if process.poll() is None else [])]
         for member in family:
-            member.kill()
+            with suppress(psutil.NoSuchProcess):
+                member.kill()
         process.wait()
 
 

@@ -1,0 +1,38 @@
+"""Processes that a test starts: their ports, and their end."""
+
+import signal
+import socket
+from contextlib import suppress
+
+import psutil
+
+
+def free_port() -> int:
+    """A port of loopback that nobody listens on now."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def heed_ctrl_c() -> None:
+    """For `preexec_fn`: a test run in the background ignores SIGINT, and its children would inherit that."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def inheriting(variable: str, value: str) -> list[psutil.Process]:
+    """Every living process with this value in its environment, whoever its parent is now."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.environ().get(variable) == value and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
+
+
+def end_inheriting(variable: str, value: str) -> None:
+    """Kill them all, and those that they start meanwhile."""
+    while left := inheriting(variable, value):
+        for process in left:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(left, timeout=10)
