@@ -14,7 +14,7 @@ from typing import Any
 from filelock import FileLock
 
 from ft_dagster.recipe import Base
-from ft_dagster.store import digest, file_digest, write_atomically
+from ft_dagster.store import digest, file_digest, with_usual_rights, write_atomically
 
 SECRETS = (
     "HUGGINGFACE_TOKEN",
@@ -164,6 +164,7 @@ def _prepare_embedded(model: str, cache: Path) -> PreparedBase:
         card = _read_card(folder)
         if card is None:
             _convert(known, folder)
+            with_usual_rights(folder)
             card = asdict(_describe(model, folder, weights=True))
             write_atomically(folder / CARD, json.dumps(card, indent=1))
     return PreparedBase(**{**card, "folder": str(folder)})

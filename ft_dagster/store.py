@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import tempfile
 import time
 import uuid
@@ -66,6 +67,20 @@ def write_atomically(path: Path, content: bytes | str) -> None:
     except BaseException:
         fresh.unlink(missing_ok=True)
         raise
+
+
+def with_usual_rights(folder: Path) -> None:
+    """Give the files of a folder the rights that a new file gets here, so that whoever may read the folder can use it.
+
+    safetensors writes files that nobody but the user may read, whatever the umask says.
+    """
+    probe = folder / f".{uuid.uuid4().hex}"
+    probe.touch()
+    rights = stat.S_IMODE(probe.stat().st_mode)
+    probe.unlink()
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            path.chmod(rights)
 
 
 @dataclass(frozen=True)
@@ -290,6 +305,7 @@ class Store:
             for path in sorted(folder.rglob("*"))
             if path.is_file() and path != folder / MANIFEST
         }
+        with_usual_rights(folder)
         plain = json.loads(json.dumps(dict(about)))  # as it will be read back
         content = json.dumps(_manifest(kind, key, plain, files), indent=1, ensure_ascii=False)
         write_atomically(folder / MANIFEST, content)

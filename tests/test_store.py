@@ -104,6 +104,16 @@ def test_a_write_that_fails_half_way_leaves_the_old_file(tmp_path: Path, monkeyp
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_what_is_taken_in_can_be_read_by_whoever_may_read_new_files(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "weights").write_text("1")
+    (tmp_path / "folder" / "weights").chmod(0o600)  # as safetensors leaves it
+    taken = Store(tmp_path / "store").take_in("kind", "key", tmp_path / "folder", {})
+    (tmp_path / "plain").write_text("")
+    assert (taken.path / "weights").stat().st_mode == (tmp_path / "plain").stat().st_mode
+    assert set(taken.files) == {"weights"}
+
+
 def test_a_file_has_the_permissions_of_any_new_file(tmp_path: Path) -> None:
     (tmp_path / "plain").write_text("")
     write_atomically(tmp_path / "ours", "")

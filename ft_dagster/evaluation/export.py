@@ -20,7 +20,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 from ft_dagster.base import BaseModelError
 from ft_dagster.evaluation.request import ExportRequest
 from ft_dagster.recipe import Recipe, resolve_recipe
-from ft_dagster.store import Artifact, StoreError, write_atomically
+from ft_dagster.store import Artifact, StoreError, with_usual_rights, write_atomically
 from ft_dagster.tokens.dataset import load_shards
 from ft_dagster.training.adapter import load_adapter
 from ft_dagster.training.allocator import keep_freed_memory, spin_briefly
@@ -71,6 +71,7 @@ def export(request: ExportRequest) -> dict[str, Any]:
         shutil.rmtree(output / way.replace(" ", "-"))
     tokenizer.save_pretrained(output)
     shutil.copy(Path(request.adapter) / MANIFEST, output / MANIFEST)
+    with_usual_rights(output)
     about = {"merged_into": best, "bits_per_byte": measured}
     write_atomically(output / MERGED, json.dumps(about, indent=1))
     return about

@@ -226,7 +226,7 @@ def _moment(artifact: Artifact) -> int:
 
 def _without_password(text: str) -> str:
     """
-    >>> _without_password("http://name:secret@server/api failed")
+    >>> _without_password("http://name:sec@ret@server/api failed")
     'http://***@server/api failed'
     """
-    return re.sub(r"//[^/@\s]+@", "//***@", text)
+    return re.sub(r"//[^/\s]+@", "//***@", text)
