@@ -1,4 +1,4 @@
-"""The tables of fields in recipes.md and settings.md, made from the models that read them: `make docs`."""
+"""The tables of fields in recipes.md, settings.md and kubernetes.md, made from what reads them: `make docs`."""
 
 import json
 import re
@@ -11,6 +11,7 @@ from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 
+from ft_dagster.defs.k8s_pods import Pods
 from ft_dagster.recipe import Recipe
 from ft_dagster.settings import Settings, variable
 
@@ -27,8 +28,17 @@ def with_tables(page: str) -> str:
 
 def recipe_table() -> str:
     """Every field of a recipe, part by part."""
+    return _fields_table(Recipe)
+
+
+def pods_table() -> str:
+    """Every field of the file that FT_K8S names."""
+    return _fields_table(Pods)
+
+
+def _fields_table(model: type[BaseModel]) -> str:
     rows = [("field", "default", "values", "")]
-    for name, field in Recipe.model_fields.items():
+    for name, field in model.model_fields.items():
         part = field.annotation
         if isinstance(part, type) and issubclass(part, BaseModel):
             rows.append((f"**`{name}`**", "", "", part.__doc__ or ""))
@@ -45,7 +55,7 @@ def settings_table() -> str:
     return _table(rows)
 
 
-_TABLES = {"recipe": recipe_table, "settings": settings_table}
+_TABLES = {"recipe": recipe_table, "settings": settings_table, "pods": pods_table}
 
 
 def _table(rows: list[tuple[str, ...]]) -> str:
@@ -89,7 +99,9 @@ def _kinds(annotation: Any) -> Iterator[str]:
     elif origin is Literal:
         yield from (f"`{value}`" for value in arguments)
     elif origin in (list, tuple):
-        yield "list of texts"
+        yield "list of texts" if arguments[0] is str else "list of maps"
+    elif origin is dict:
+        yield "map"
     elif annotation is not type(None):
         yield _KINDS[annotation]
 

@@ -22,8 +22,10 @@ SECRETS = (
     "MLFLOW_TRACKING_URI",
     "MLFLOW_TRACKING_PASSWORD",
     "MLFLOW_TRACKING_TOKEN",
+    "DAGSTER_POSTGRES_PASSWORD",
 )
-"""Variables that are not handed to child processes: models are downloaded before they start, MLflow is told after."""
+"""Variables that are not handed to child processes: models are downloaded before they start, MLflow is told after, and
+none of them looks into Dagster's history."""
 CARD = "base.json"
 """Written last into a prepared folder: what it was made from, and its hashes."""
 _FORMAT = 2

@@ -12,6 +12,7 @@ from ft_dagster.defs.automation import (
     scheduled_retraining,
 )
 from ft_dagster.defs.child_process import ChildProcess
+from ft_dagster.defs.executors import executor_for
 from ft_dagster.defs.external import base_model, report_files
 from ft_dagster.defs.lag import keeps_up_with_reports
 from ft_dagster.defs.lora_adapter import lora_adapter
@@ -20,6 +21,7 @@ from ft_dagster.defs.released_adapter import released_adapter
 from ft_dagster.defs.sections import sections
 from ft_dagster.defs.tokenized_dataset import tokenized_dataset
 from ft_dagster.defs.workspace import Workspace
+from ft_dagster.settings import load_settings
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", dg.BetaWarning)  # code references are beta: without them nothing else changes
@@ -43,5 +45,5 @@ defs = dg.Definitions(
     sensors=[keep_up_to_date, report_failures],
     schedules=[scheduled_retraining],
     resources={"workspace": Workspace(), "child_process": ChildProcess()},
-    executor=dg.in_process_executor,  # light steps run here; training starts a process of its own
+    executor=executor_for(load_settings()),
 )

@@ -146,7 +146,15 @@ class Training(_Part):
     rows_per_device: int = Field(default=2, ge=1)
     """Packed rows in one forward pass."""
     rows_per_step: int = Field(default=4, ge=1)
-    """Packed rows in one optimizer step, a multiple of `rows_per_device`; gradients are accumulated to reach it."""
+    """Packed rows in one optimizer step, a multiple of `processes` times `rows_per_device`; gradients are accumulated
+    to reach it."""
+    processes: int = Field(default=1, ge=1)
+    """Processes that train together, [one on each GPU](gpus.md), or that many on a CPU."""
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    """How several processes share the work: each holds the whole base, or, on GPUs, a part of it."""
+    mixed_precision: Literal["bf16", "fp16"] | None = None
+    """What matrix products are computed in where weights are held in float32; `null`: in `base.dtype`. `fp16` needs a
+    GPU."""
     optimizer: Literal["adamw_torch", "adamw_bnb_8bit", "paged_adamw_8bit"] = "adamw_torch"
     """AdamW with its state in 32 bits or in 8; `paged`: on a GPU the state may move to the machine's memory."""
     weight_decay: float = Field(default=0.0, ge=0)
@@ -183,12 +191,30 @@ class Training(_Part):
 
     @model_validator(mode="after")
     def _whole_steps(self) -> "Training":
-        if self.rows_per_step % self.rows_per_device:
+        at_once = self.rows_per_device * self.processes
+        if self.rows_per_step % at_once:
+            among = f" times training.processes ({self.processes})" if self.processes > 1 else ""
             raise ValueError(
                 f"training.rows_per_step ({self.rows_per_step}) must be a multiple of "
-                f"training.rows_per_device ({self.rows_per_device})"
+                f"training.rows_per_device ({self.rows_per_device}){among}"
             )
         return self
+
+    @model_validator(mode="after")
+    def _parts_of_the_base(self) -> "Training":
+        if self.strategy == "fsdp" and self.processes == 1:
+            raise ValueError("training.strategy: fsdp shares the base among training.processes, which is 1; set ddp")
+        if self.strategy == "fsdp" and self.evaluate_every is not None:
+            raise ValueError(
+                "training.evaluate_every does not go with training.strategy: fsdp, where no process has a whole model "
+                "to measure; set ddp or leave it out"
+            )
+        return self
+
+    @property
+    def accumulation(self) -> int:
+        """Forward passes of each process in one optimizer step."""
+        return self.rows_per_step // (self.rows_per_device * self.processes)
 
 
 class Evaluation(_Part):
@@ -240,6 +266,23 @@ class Recipe(_Part):
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
     release: Release = Release()
+
+    @property
+    def compute_dtype(self) -> str:
+        """What matrix products are computed in."""
+        mixed = {"bf16": "bfloat16", "fp16": "float16", None: self.base.dtype}
+        return mixed[self.training.mixed_precision]
+
+    @model_validator(mode="after")
+    def _mixed(self) -> "Recipe":
+        if self.training.mixed_precision and self.base.dtype != "float32":
+            raise ValueError(
+                f"training.mixed_precision ({self.training.mixed_precision}) needs base.dtype: float32; with "
+                f"{self.base.dtype} products are computed in that already"
+            )
+        if self.training.strategy == "fsdp" and self.base.quantization == "int8":
+            raise ValueError("training.strategy: fsdp does not go with base.quantization: int8; set nf4, none or ddp")
+        return self
 
     @model_validator(mode="after")
     def _dequantizable(self) -> "Recipe":

@@ -5,7 +5,8 @@ The docstrings of the fields are the descriptions in docs/settings.md: Markdown,
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -30,9 +31,22 @@ class Settings(BaseSettings):
     recipe: str = DEFAULT_RECIPE
     """What to train and how: the name of a shipped [recipe](recipes.md), or a YAML file, relative to the workspace."""
     cache: Path = Path("~/.cache/ft_dagster")
-    """Where base models are kept, shared by all workspaces."""
-    store: Path = Path(".ft/store")
-    """Where artifacts are kept, relative to the workspace."""
+    """Where base models are kept, shared by all workspaces, and copies of what a bucket of FT_STORE holds."""
+    store: str = ".ft/store"
+    """Where artifacts are kept: a folder, relative to the workspace, or a bucket that [many machines
+    share](storage.md), `s3://bucket/prefix`."""
+    executor: Literal["local", "ray", "k8s"] = "local"
+    """Where steps run: on this machine, or on [an engine for many](gpus.md)."""
+    ray_address: str = "http://127.0.0.1:8265"
+    """With `FT_EXECUTOR=ray`: the dashboard of the cluster's head, which takes [Ray's jobs](ray.md)."""
+    ray_gpus: float = Field(default=1.0, ge=0)
+    """GPUs that each process of a training, and an evaluation, asks Ray for; 0: they compute on CPUs."""
+    ray_patience_seconds: float = Field(default=120.0, gt=0)
+    """How long the head may be silent, and a step that has ended may tell nothing, before the step fails; in
+    seconds."""
+    k8s: Path | None = None
+    """With `FT_EXECUTOR=k8s`: a YAML file, relative to the workspace, that says what [pods of steps](kubernetes.md) ask
+    for; defaults when not set."""
     watch_seconds: int = Field(default=15, ge=1)
     """How often the UI's daemon looks at the reports, in seconds. Dagster's daemon ticks every 5 seconds at most."""
     settle_seconds: float = Field(default=10.0, ge=0)
@@ -63,6 +77,20 @@ class Settings(BaseSettings):
     @classmethod
     def _absolute(cls, path: Path) -> Path:
         return Path(os.path.abspath(path.expanduser()))  # noqa: PTH100 - keeps symbolic links as the user wrote them
+
+    @field_validator("store", mode="after")
+    @classmethod
+    def _without_credentials(cls, store: str) -> str:
+        if "://" in store:
+            parts = urlsplit(store)
+            if "@" in parts.netloc or parts.query:
+                raise ValueError(
+                    "a URL holds no credentials: put them into the environment (AWS_ACCESS_KEY_ID, "
+                    "AWS_SECRET_ACCESS_KEY) or into ~/.aws, and write s3://bucket/prefix"
+                )
+            if not parts.netloc:
+                raise ValueError("the URL names no bucket: write s3://bucket/prefix")
+        return store
 
     @property
     def token(self) -> str | None:
@@ -102,8 +130,14 @@ class Settings(BaseSettings):
         return self.state / "speeds"
 
     @property
+    def store_url(self) -> str | None:
+        """Where artifacts are kept, if that is not a folder."""
+        return self.store if "://" in self.store else None
+
+    @property
     def store_root(self) -> Path:
-        return self.workspace / self.store.expanduser()
+        """The folder where artifacts are kept, if there is no `store_url`. `open_store` opens either."""
+        return self.workspace / Path(self.store).expanduser()
 
     @property
     def dagster_home(self) -> Path:

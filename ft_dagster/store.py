@@ -98,7 +98,10 @@ class Artifact:
 
     @classmethod
     def open(cls, folder: Path) -> "Artifact":
-        """The artifact whose folder this is. Raises StoreError if it is none, or damaged."""
+        """The artifact whose folder this is. Raises StoreError if it is none, or damaged.
+
+        Reads from that folder and from the blobs beside it alone, also where these are copies of what a bucket holds.
+        """
         store = Store(folder.parent.parent)
         artifact = store.find(folder.parent.name, folder.name)
         if artifact is None:
@@ -107,25 +110,22 @@ class Artifact:
 
     def read_json(self, name: str) -> Any:
         """A JSON file of the folder, its bytes checked."""
-        try:
-            data = (self.path / name).read_bytes()
-        except FileNotFoundError as error:
-            raise StoreError(f"{self.path / name} is missing from the store. {self._repair}") from error
-        if digest(data) != self.files.get(name):
-            raise StoreError(f"{self.path / name} is damaged: its hash is not the one recorded. {self._repair}")
-        return json.loads(data)
+        return json.loads(self.store.read_file(self, name))
 
     def verify(self) -> None:
-        """Raise StoreError, naming the file, if a byte of the folder is not what was taken in."""
+        """Bring the files here where they are not; raise StoreError, naming the file, if a byte is not what was taken
+        in."""
+        self.store.bring(self)
         for name, expected in self.files.items():
             path = self.path / name
             if not path.is_file():
-                raise StoreError(f"{path} is missing from the store. {self._repair}")
+                raise StoreError(f"{path} is missing from the store. {self.repair}")
             if file_digest(path) != expected:
-                raise StoreError(f"{path} is damaged: its hash is not the one recorded. {self._repair}")
+                raise StoreError(f"{path} is damaged: its hash is not the one recorded. {self.repair}")
 
     @property
-    def _repair(self) -> str:
+    def repair(self) -> str:
+        """What to do where a file of it is damaged or missing."""
         return _REPAIR.format(self.path)
 
 
@@ -139,11 +139,22 @@ def _manifest(kind: str, key: str, about: Mapping[str, Any], files: Mapping[str,
     return content | {"hash": digest(content)}
 
 
+def manifest_text(kind: str, key: str, about: Mapping[str, Any], files: Mapping[str, str]) -> str:
+    """The text of artifact.json."""
+    return json.dumps(_manifest(kind, key, about, files), indent=1, ensure_ascii=False)
+
+
 class Store:
     """A store in a local folder."""
 
+    url: str | None = None
+    """Where it is kept, if that is not the folder."""
+
     def __init__(self, root: Path) -> None:
         self.root = root
+
+    def __str__(self) -> str:
+        return self.url or str(self.root)
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
@@ -235,7 +246,7 @@ class Store:
 
     def _repair_blob(self, also: str) -> str:
         return (
-            f"Delete {also}the folders raw_chapters, sections and tokenized_dataset in {self.root}, and run "
+            f"Delete {also}the folders raw_chapters, sections and tokenized_dataset in {self}, and run "
             "`ft-dagster run`: they are made again from the reports."
         )
 
@@ -243,23 +254,49 @@ class Store:
         """Where the bytes of this SHA-256 are, or would be."""
         return self.root / "blobs" / name[:2] / name
 
+    def bring_blobs(self, names: Iterable[str]) -> None:
+        """Have these at `blob_path`, many at a time: for whoever reads one after the other. Here they always are."""
+
     # Artifacts
 
     def find(self, kind: str, key: str) -> Artifact | None:
         """The artifact of this kind and key, or None. Does not read its files: see Artifact.verify."""
-        folder = self._artifact_path(kind, key)
         try:
-            manifest = json.loads((folder / MANIFEST).read_bytes())
-            expected = _manifest(kind, key, manifest["about"], manifest["files"])
+            content = (self._artifact_path(kind, key) / MANIFEST).read_bytes()
         except (FileNotFoundError, NotADirectoryError):
             return None
+        return self._read_manifest(kind, key, content)
+
+    def _read_manifest(self, kind: str, key: str, content: bytes) -> Artifact:
+        folder = f"{self}/{kind}/{key}"
+        try:
+            manifest = json.loads(content)
+            expected = _manifest(kind, key, manifest["about"], manifest["files"])
         except (ValueError, KeyError, TypeError) as error:
-            raise StoreError(f"{folder / MANIFEST} is damaged ({error!r}). {_REPAIR.format(folder)}") from error
+            raise StoreError(f"{folder}/{MANIFEST} is damaged ({error!r}). {_REPAIR.format(folder)}") from error
         if manifest != expected:
             raise StoreError(
-                f"{folder / MANIFEST} is damaged: its hash is not the one recorded. {_REPAIR.format(folder)}"
+                f"{folder}/{MANIFEST} is damaged: its hash is not the one recorded. {_REPAIR.format(folder)}"
             )
-        return Artifact(kind, key, folder, manifest["about"], manifest["files"], self)
+        return Artifact(kind, key, self._artifact_path(kind, key), manifest["about"], manifest["files"], self)
+
+    def taken_in(self, artifact: Artifact) -> float:
+        """When an artifact was taken in, in seconds since 1970."""
+        return artifact.path.stat().st_mtime
+
+    def read_file(self, artifact: Artifact, name: str) -> bytes:
+        """A file of an artifact, checked. Raises StoreError if it is missing or damaged."""
+        path = artifact.path / name
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError as error:
+            raise StoreError(f"{path} is missing from the store. {artifact.repair}") from error
+        if digest(data) != artifact.files.get(name):
+            raise StoreError(f"{path} is damaged: its hash is not the one recorded. {artifact.repair}")
+        return data
+
+    def bring(self, artifact: Artifact) -> None:
+        """Have an artifact's folder here, with all of its files. Here it always is."""
 
     def newest(self, kind: str, **about: Any) -> Artifact | None:
         """The artifact of this kind that was taken in last, among those that say this of themselves."""
@@ -268,27 +305,31 @@ class Store:
 
     def all(self, kind: str) -> Iterator[Artifact]:
         """The artifacts of this kind, those that were taken in last first."""
+        for key in self.keys(kind):
+            if found := self.find(kind, key):
+                yield found
+
+    def keys(self, kind: str) -> list[str]:
+        """The keys of what is there of this kind, those that were taken in last first."""
         folder = self.root / kind
         present = [path for path in folder.iterdir() if path.name[0] != "."] if folder.is_dir() else []
-        for path in sorted(present, key=lambda path: -path.stat().st_mtime_ns):
-            if found := self.find(kind, path.name):
-                yield found
+        return [path.name for path in sorted(present, key=lambda path: -path.stat().st_mtime_ns)]
 
     def get(self, kind: str, key: str) -> Artifact:
         """The artifact of this kind and key, its bytes checked. Raises StoreError if missing or damaged."""
         artifact = self.find(kind, key)
         if artifact is None:
-            raise StoreError(f"The store {self.root} has no {kind} {key}. Materialize {kind} again.")
+            raise StoreError(f"The store {self} has no {kind} {key}. Materialize {kind} again.")
         artifact.verify()
         return artifact
 
     def match(self, kind: str, beginning: str) -> Artifact:
         """The one artifact whose key begins so. Raises StoreError if there is none, or more than one."""
-        keys = sorted(path.name for path in (self.root / kind).glob("*") if path.name.startswith(beginning))
+        keys = sorted(key for key in self.keys(kind) if key.startswith(beginning))
         if len(keys) == 1:
             return self.get(kind, keys[0])
         found = "several, " + ", ".join(key[:12] for key in keys[:5]) if beginning and keys else "none"
-        raise StoreError(f"There is not one {kind} whose key begins with {beginning!r} in {self.root}, but {found}.")
+        raise StoreError(f"There is not one {kind} whose key begins with {beginning!r} in {self}, but {found}.")
 
     def take_in(self, kind: str, key: str, folder: Path, about: Mapping[str, Any]) -> Artifact:
         """Move a finished folder into the store, whole. What is there already under this key is kept.
@@ -296,10 +337,14 @@ class Store:
         Raises:
             StoreError: what is there is damaged.
         """
-        target = self._artifact_path(kind, key)
         if (existing := self.find(kind, key)) is not None:
             shutil.rmtree(folder)
             return existing
+        sealed = self._seal(kind, key, folder, about)
+        return self._publish(sealed) or self._move_in(sealed)
+
+    def _seal(self, kind: str, key: str, folder: Path, about: Mapping[str, Any]) -> Artifact:
+        """Write the manifest into a finished folder, which then is an artifact that is not in its place yet."""
         files = {
             path.relative_to(folder).as_posix(): file_digest(path)
             for path in sorted(folder.rglob("*"))
@@ -307,28 +352,39 @@ class Store:
         }
         with_usual_rights(folder)
         plain = json.loads(json.dumps(dict(about)))  # as it will be read back
-        content = json.dumps(_manifest(kind, key, plain, files), indent=1, ensure_ascii=False)
-        write_atomically(folder / MANIFEST, content)
+        write_atomically(folder / MANIFEST, manifest_text(kind, key, plain, files))
+        return Artifact(kind, key, folder, plain, files, self)
+
+    def _publish(self, sealed: Artifact) -> Artifact | None:
+        """Show it to others first, where the store has others; gives what they had under this key before."""
+        return None
+
+    def _move_in(self, sealed: Artifact) -> Artifact:
+        target = self._artifact_path(sealed.kind, sealed.key)
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            folder.rename(target)
+            sealed.path.rename(target)
         except OSError as error:
             if error.errno == errno.EXDEV:  # an attempt's folder, and a store on another disk
-                return self._take_in_copy(kind, key, folder, plain)
+                return self._move_in_copy(sealed)
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
-            if (existing := self.find(kind, key)) is None:  # not another process that finished the same work first
-                raise StoreError(f"{target} is in the way, without a manifest. {_REPAIR.format(target)}") from error
-            shutil.rmtree(folder)
-            return existing
-        return Artifact(kind, key, target, plain, files, self)
+            return self._give_way(sealed, target)
+        return replace(sealed, path=target)
 
-    def _take_in_copy(self, kind: str, key: str, folder: Path, about: Mapping[str, Any]) -> Artifact:
+    def _move_in_copy(self, sealed: Artifact) -> Artifact:
         with self.staging() as copy:
-            shutil.copytree(folder, copy, dirs_exist_ok=True)
-            artifact = self.take_in(kind, key, copy, about)
-        shutil.rmtree(folder)
+            shutil.copytree(sealed.path, copy, dirs_exist_ok=True)
+            artifact = self._move_in(replace(sealed, path=copy))
+        shutil.rmtree(sealed.path)
         return artifact
+
+    def _give_way(self, sealed: Artifact, target: Path) -> Artifact:
+        """To another process that finished the same work first, if that is what stands in the way."""
+        if (existing := self.find(sealed.kind, sealed.key)) is None:
+            raise StoreError(f"{target} is in the way, without a manifest. {_REPAIR.format(target)}")
+        shutil.rmtree(sealed.path)
+        return existing
 
     @contextmanager
     def staging(self) -> Iterator[Path]:
@@ -366,6 +422,23 @@ class Overlay(Store):
     def blob_path(self, name: str) -> Path:
         path = self.below.blob_path(name)
         return path if path.exists() else super().blob_path(name)
+
+    def has_blob(self, name: str) -> bool:
+        return super().has_blob(name) or self.below.has_blob(name)
+
+    def get_blob(self, name: str) -> bytes:
+        return super().get_blob(name) if super().has_blob(name) else self.below.get_blob(name)
+
+    def bring_blobs(self, names: Iterable[str]) -> None:
+        self.below.bring_blobs(name for name in names if not super(Overlay, self).has_blob(name))
+
+    def read_file(self, artifact: Artifact, name: str) -> bytes:
+        below = self.root not in artifact.path.parents
+        return self.below.read_file(artifact, name) if below else super().read_file(artifact, name)
+
+    def bring(self, artifact: Artifact) -> None:
+        if self.root not in artifact.path.parents:
+            self.below.bring(artifact)
 
     def find(self, kind: str, key: str) -> Artifact | None:
         return super().find(kind, key) or self._lift(self.below.find(kind, key))

@@ -3,12 +3,14 @@
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from buckets import BUCKET, Server, serving_s3, set_environment
 from reports import PROSE, chapter_text, recipe_for
 
 from ft_dagster.store import Store
@@ -95,6 +97,20 @@ def chapters(workspace: Path) -> list[Path]:
     for number, path in enumerate(paths, start=1):
         path.write_text(chapter_text(number), "utf-8")
     return paths
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A real S3 server on loopback."""
+    with serving_s3(tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+@pytest.fixture
+def s3_url(s3_server: Server, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URL of an empty place on the server, which the environment names."""
+    set_environment(monkeypatch, s3_server)
+    return f"s3://{BUCKET}/{uuid.uuid4().hex[:8]}"
 
 
 @pytest.fixture(scope="session")

@@ -83,7 +83,7 @@ def test_an_interrupted_run_leaves_nothing_behind_and_the_next_one_goes_on(
     recipe.write_text(recipe.read_text().replace("epochs: 3", "epochs: 24"))
     process = subprocess.Popen([*COMMAND, "run"], stderr=subprocess.PIPE, text=True)
     until = time.monotonic() + 120
-    while not list(workspace.glob(".ft/attempts/*/checkpoint-*/complete")):
+    while not list(workspace.glob(".ft/attempts/*/*/checkpoint-*/complete")):
         assert process.poll() is None and time.monotonic() < until
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)

@@ -6,13 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from docs.tables import recipe_table, settings_table, with_tables
+from docs.tables import pods_table, recipe_table, settings_table, with_tables
 from ft_dagster.settings import Settings, variable
 
 PROJECT = Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize(("page", "table"), [("recipes.md", recipe_table), ("settings.md", settings_table)])
+@pytest.mark.parametrize(
+    ("page", "table"),
+    [("recipes.md", recipe_table), ("settings.md", settings_table), ("kubernetes.md", pods_table)],
+)
 def test_a_table_of_fields_is_what_make_docs_writes(page: str, table: Callable[[], str]) -> None:
     text = (PROJECT / "docs" / page).read_text("utf-8")
     assert table() in text, "`make docs` writes it anew"
@@ -20,7 +23,7 @@ def test_a_table_of_fields_is_what_make_docs_writes(page: str, table: Callable[[
 
 
 def test_every_field_has_a_description_and_its_values() -> None:
-    for row in (recipe_table() + settings_table()).splitlines():
+    for row in (recipe_table() + settings_table() + pods_table()).splitlines():
         name, _, values, description = (cell.strip() for cell in row.split("|")[1:-1])
         assert name in ("field", "variable", "---") or description.endswith("."), row
         assert name.startswith("**") or values, row
@@ -36,7 +39,7 @@ def test_a_table_shows_defaults_bounds_and_choices() -> None:
         "| `quantization` | `none` | `none`, `nf4`, `int8` |",
         "| `targets` | `all-linear` | `all-linear`, list of texts |",
         "| `fused` | `true` | `true`, `false` |",
-        "| `FT_STORE` | `.ft/store` | path |",
+        "| `FT_STORE` | `.ft/store` | text |",
         "| `FT_THREADS` | | whole number from 1 |",
         "| `HUGGINGFACE_TOKEN` | | text |",
     ):

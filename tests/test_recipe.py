@@ -133,6 +133,29 @@ def test_an_unknown_field_is_refused_with_the_nearest_name(fields: dict[str, Any
             "training.rows_per_step (6) must be a multiple of training.rows_per_device (4).",
         ),
         (
+            {"training": {"rows_per_step": 4, "rows_per_device": 2, "processes": 3}},
+            "training.rows_per_step (4) must be a multiple of training.rows_per_device (2) times training.processes "
+            "(3).",
+        ),
+        (
+            {"training": {"strategy": "fsdp"}},
+            "training.strategy: fsdp shares the base among training.processes, which is 1; set ddp.",
+        ),
+        (
+            {"training": {"strategy": "fsdp", "processes": 2, "evaluate_every": 5}},
+            "training.evaluate_every does not go with training.strategy: fsdp, where no process has a whole model to "
+            "measure; set ddp or leave it out.",
+        ),
+        (
+            {"training": {"strategy": "fsdp", "processes": 2}, "base": {**EMBEDDED, "quantization": "int8"}},
+            "training.strategy: fsdp does not go with base.quantization: int8; set nf4, none or ddp.",
+        ),
+        (
+            {"training": {"mixed_precision": "bf16"}},
+            "training.mixed_precision (bf16) needs base.dtype: float32; with bfloat16 products are computed in that "
+            "already.",
+        ),
+        (
             {"base": {"source": "hub", "model": "a/b"}},
             "base.revision is needed with base.source: hub, as the full commit hash of the repository "
             "(a branch such as main would let the base change under its adapters).",

@@ -29,6 +29,7 @@ from ft_dagster.tokens.dataset import all_documents, choose_split, make_dataset
 from ft_dagster.tokens.held_out import Pinned
 from ft_dagster.training.manifest import read_manifest
 from ft_dagster.training.model import add_adapter, load_base
+from ft_dagster.training.progress import TrainingError
 from ft_dagster.training.request import TrainingRequest, adapter_to_go_on_from
 from ft_dagster.training.train import train
 
@@ -236,6 +237,14 @@ def measured(lab: Laboratory, recipe: Recipe) -> Any:
     return evaluate(asked)["models"]["new"]
 
 
+def refusal(lab: Laboratory, recipe: Recipe) -> Any:
+    """What one process on a CPU says of a training that it cannot do by itself."""
+    try:
+        return train(lab.request(recipe), lambda _: None)["steps"]
+    except TrainingError as error:
+        return str(error)
+
+
 def verdict(lab: Laboratory, recipe: Recipe) -> Any:
     """How an adapter is judged that is a little better than the one in use, and forgot and recites a little."""
     return _judged(lab, recipe, {"released": 0.901})
@@ -305,6 +314,9 @@ FIELDS: dict[str, tuple[Callable[[Laboratory, Recipe], Any], Any, Fields]] = {
     "training.warmup": (weights, 0.5, {}),
     "training.rows_per_device": (weights, 1, {}),
     "training.rows_per_step": (weights, 2, {}),
+    "training.processes": (refusal, 2, {}),
+    "training.strategy": (refusal, "fsdp", {"training.processes": 2}),
+    "training.mixed_precision": (weights, "bf16", {"base.dtype": "float32"}),
     "training.optimizer": (weights, "adamw_bnb_8bit", {}),
     "training.weight_decay": (weights, 0.1, {}),
     "training.gradient_clip": (weights, 0.01, {}),

@@ -22,7 +22,7 @@ def bare_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_workspace_is_the_current_folder(tmp_path: Path) -> None:
     assert load_settings() == Settings(
-        workspace=tmp_path, recipe="smollm2-135m", cache=tmp_path / "home/.cache/ft_dagster", store=Path(".ft/store")
+        workspace=tmp_path, recipe="smollm2-135m", cache=tmp_path / "home/.cache/ft_dagster", store=".ft/store"
     )
 
 

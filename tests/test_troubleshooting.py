@@ -14,6 +14,7 @@ ERRORS = {
     "BaseModelError",
     "CorpusError",
     "Failure",
+    "LeaseError",
     "LineageError",
     "RecipeError",
     "ReleaseError",
@@ -24,6 +25,7 @@ ERRORS = {
     "TalkError",
     "TrackingError",
     "TrainingError",
+    "_unhealthy",  # why a step on another machine failed
 }
 GAP = "…"
 

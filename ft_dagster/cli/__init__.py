@@ -13,6 +13,7 @@ from rich.console import Console
 
 from ft_dagster import __version__
 from ft_dagster.cli.common import FAILED, SOMETHING_TO_DO, Json, errors_said, print_json
+from ft_dagster.cli.doctor import doctor
 from ft_dagster.cli.lineage import lineage
 from ft_dagster.cli.recipe import recipe
 from ft_dagster.cli.release import release
@@ -23,7 +24,7 @@ from ft_dagster.recipe import load_recipe
 from ft_dagster.release.released import Releases
 from ft_dagster.release.tracking import track
 from ft_dagster.settings import Settings, SettingsError, load_settings
-from ft_dagster.store import Store
+from ft_dagster.shared_store import open_store
 
 if TYPE_CHECKING:
     import dagster as dg
@@ -41,6 +42,7 @@ app.command()(generate)
 app.command()(chat)
 app.command()(serve)
 app.command()(recipe)
+app.command()(doctor)
 
 
 def _print_version(wanted: bool) -> None:
@@ -148,7 +150,7 @@ def tell_mlflow(as_json: Json = False) -> None:
     with errors_said(console):
         settings = load_settings()
         releases = Releases(settings.fine_tuned_model, settings.state)
-        told = track(settings, Store(settings.store_root), releases)
+        told = track(settings, open_store(settings), releases)
         if told is None:
             raise SettingsError("MLFLOW_TRACKING_URI is not set. Name an MLflow server there, or in .env.")
     if as_json:

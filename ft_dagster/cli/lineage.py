@@ -13,7 +13,7 @@ from ft_dagster.cli.common import FAILED, Json, errors_said, print_json
 from ft_dagster.release import lineage as room
 from ft_dagster.release.released import adapter_folder
 from ft_dagster.settings import Settings, load_settings
-from ft_dagster.store import Store
+from ft_dagster.shared_store import open_store
 from ft_dagster.training.manifest import Manifest, read_manifest
 
 lineage = typer.Typer(help="What adapters were made from. Without a command: what the released one was made from.")
@@ -64,7 +64,7 @@ def diff(
     """What changed from one adapter to another, and what it did to each held-out chapter."""
     with errors_said(Console(stderr=True)):
         settings = load_settings()
-        store = Store(settings.store_root)
+        store = open_store(settings)
         old, new = _manifest(settings, before), _manifest(settings, after)
         found = room.compare(old, new)
         scores = [(room.measured(store, manifest.key) or {}).get("chapters", {}) for manifest in (old, new)]
@@ -103,7 +103,7 @@ def find(
     """Which adapters were trained on a text, or on a chapter. Exit codes: 0 some were, 1 none was."""
     with errors_said(Console(stderr=True)):
         settings = load_settings()
-        store = Store(settings.store_root)
+        store = open_store(settings)
         if bool(text) == bool(chapter):
             raise room.LineageError("Name a text, or a chapter with --chapter.")
         if chapter:
@@ -138,7 +138,7 @@ def restore(
     with errors_said(console):
         settings = load_settings()
         manifest = _manifest(settings, adapter)
-        files = room.restore(Store(settings.store_root), manifest, folder)
+        files = room.restore(open_store(settings), manifest, folder)
         console.print(
             f"{len(files)} files of {manifest.key[:_SHOWN]} are in {folder}.", highlight=False, soft_wrap=True
         )

@@ -17,7 +17,7 @@ from ft_dagster.release.publish import CARD, model_card, publish, published_file
 from ft_dagster.release.released import Releases, adapter_folder
 from ft_dagster.release.tracking import TrackingError, track
 from ft_dagster.settings import SettingsError, load_settings
-from ft_dagster.store import Store
+from ft_dagster.shared_store import open_store
 from ft_dagster.training.manifest import read_manifest
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def list_releases(as_json: Json = False) -> None:
     console = Console(stderr=True)
     with errors_said(console):
         settings = load_settings()
-        rows = release_history(Releases(settings.fine_tuned_model, settings.state), Store(settings.store_root))
+        rows = release_history(Releases(settings.fine_tuned_model, settings.state), open_store(settings))
     if as_json:
         print_json(rows)
     else:
@@ -104,7 +104,7 @@ def push(
         settings = load_settings()
         folder = adapter_folder(settings, adapter)
         manifest = read_manifest(folder)
-        evaluation = Store(settings.store_root).newest(EVALUATION, adapter=manifest.key)
+        evaluation = open_store(settings).newest(EVALUATION, adapter=manifest.key)
         card = model_card(manifest, evaluation.about if evaluation else None)
         address = None
         if yes:

@@ -10,6 +10,7 @@ from bisect import bisect_left, bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from itertools import accumulate
 from typing import Any
 
@@ -19,7 +20,7 @@ from ft_dagster.corpus.chapter import Chapter, Section, natural_key, read_chapte
 from ft_dagster.corpus.files import SourceFile
 from ft_dagster.corpus.ledger import FileLedger
 from ft_dagster.corpus.pairs import Pair
-from ft_dagster.corpus.shards import overlap
+from ft_dagster.corpus.shards import Each, overlap
 from ft_dagster.corpus.snapshot import KIND as SNAPSHOT
 from ft_dagster.corpus.snapshot import SnapshotShard, shard_files, snapshot_shards, unreadable_files
 from ft_dagster.recipe import Corpus
@@ -73,11 +74,16 @@ class Figures:
     unreadable: list[dict[str, Any]] = field(default_factory=list)
 
 
-def make_sections(snapshot: Artifact, options: Corpus) -> Artifact:
+def make_sections(snapshot: Artifact, options: Corpus, each: Each = map) -> Artifact:
     """The sections of a snapshot: from the store if they are there, else made from what is there.
 
     A chapter is read again only if its files changed since the sections that were stored last; a group of chapters
     is written again only if one of them did.
+
+    Args:
+        snapshot: of the reports.
+        options: the recipe's part for the corpus.
+        each: applies a function to each group that is written, in their order: `map`, or what does so elsewhere.
 
     Raises:
         LedgerError: bytes do not add up.
@@ -89,9 +95,13 @@ def make_sections(snapshot: Artifact, options: Corpus) -> Artifact:
     if found := store.find(KIND, key):
         return found
     earlier = _Earlier(store, store.newest(KIND, made_by=made_by))
-    groups = [
-        earlier.same(shard) or _write_group(store, shard, options, earlier) for shard in snapshot_shards(snapshot)
-    ]
+    wanted = snapshot_shards(snapshot)
+    same = {shard.group: known for shard in wanted if (known := earlier.same(shard))}
+    changed = [shard for shard in wanted if shard.group not in same]
+    written = each(partial(_write_group, store, options, earlier), changed)
+    made = same | {shard.group: group for shard, group in zip(changed, written, strict=True)}
+    groups = [made[shard.group] for shard in wanted]
+    store.bring_blobs(group.figures for group in groups)
     figures = [Figures(**json.loads(store.get_blob(group.figures))) for group in groups]
     shards = [
         earlier.with_duplicates(group, duplicates)
@@ -129,14 +139,18 @@ def stored_chapters(store: Store, shard: Shard) -> Iterator[Chapter]:
 
 def all_chapters(sections: Artifact) -> Iterator[Chapter]:
     """All chapters, group by group."""
-    for shard in stored_shards(sections):
+    shards = stored_shards(sections)
+    sections.store.bring_blobs(shard.lines for shard in shards)
+    for shard in shards:
         yield from stored_chapters(sections.store, shard)
 
 
 def chapter_sizes(sections: Artifact, in_pairs: bool = False) -> dict[str, int]:
     """Bytes used of each chapter that has any; with `in_pairs`, only of sections that belong to a whole pair."""
     sizes: dict[str, int] = {}
-    for shard in stored_shards(sections):
+    shards = stored_shards(sections)
+    sections.store.bring_blobs(shard.figures for shard in shards)
+    for shard in shards:
         figures = Figures(**json.loads(sections.store.get_blob(shard.figures)))
         out = set(shard.duplicates)
         if in_pairs:
@@ -193,14 +207,16 @@ class _Earlier:
         return replace(marked, versions=tuple((c.name, _chapter_version(c)) for c in chapters))
 
 
-def _write_group(store: Store, shard: SnapshotShard, options: Corpus, earlier: _Earlier) -> Shard:
+def _write_group(store: Store, options: Corpus, earlier: _Earlier, shard: SnapshotShard) -> Shard:
     files: dict[str, list[SourceFile]] = defaultdict(list)
     for file in shard_files(store, shard):
         files[file.chapter].append(file)
     known = earlier.lines(shard.group)
+    keys = {name: digest([name, [[f.kind, f.path, f.sha256] for f in members]]) for name, members in files.items()}
+    store.bring_blobs(file.sha256 for name, key in keys.items() if key not in known for file in files[name])
     lines, chapters = [], []
     for name, members in sorted(files.items(), key=lambda item: natural_key(item[0])):
-        key = digest([name, [[file.kind, file.path, file.sha256] for file in members]])
+        key = keys[name]
         line = known.get(key)
         if line is None:
             line = _line(key, read_chapter(name, members, lambda file: store.get_blob(file.sha256), options))

@@ -6,11 +6,14 @@ one group, or two when it divides one or joins two.
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 LIMIT = 256
 """Chapters in a group, at most: small enough to be rewritten in a fraction of a second, few enough to count."""
 _BITS = 64
+Each = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
+"""Applies a function to things, in their order: `map`, or what spreads them over machines."""
 
 
 def group_names(names: Iterable[str], limit: int = LIMIT) -> dict[str, list[str]]:

@@ -115,5 +115,7 @@ def shard_files(store: Store, shard: SnapshotShard) -> list[SourceFile]:
 
 def snapshot_files(snapshot: Artifact) -> Iterator[SourceFile]:
     """All files of a snapshot, group by group; their bytes are blobs of the store."""
-    for shard in snapshot_shards(snapshot):
+    shards = snapshot_shards(snapshot)
+    snapshot.store.bring_blobs(shard.blob for shard in shards)
+    for shard in shards:
         yield from shard_files(snapshot.store, shard)

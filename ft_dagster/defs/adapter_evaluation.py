@@ -32,7 +32,7 @@ from ft_dagster.evaluation.slices import load_slices
 from ft_dagster.evaluation.verdict import judge
 from ft_dagster.recipe import Recipe
 from ft_dagster.store import Artifact, Store, digest
-from ft_dagster.tokens.dataset import held_out_version
+from ft_dagster.tokens.dataset import folder_with_rows, held_out_version
 from ft_dagster.training.manifest import AdapterError, differences, read_manifest
 
 _CHECKS = {
@@ -94,7 +94,7 @@ def adapter_evaluation(
             adapters = {"new": str(adapter.path)} | ({"released": str(unknown)} if unknown else {})
             request = EvaluationRequest(
                 base=base.to_json(),
-                dataset=str(dataset.path),
+                dataset=str(folder_with_rows(dataset)),
                 recipe=recipe.model_dump(mode="json"),
                 adapters=adapters,
                 known=known,

@@ -5,7 +5,6 @@ is killed. Here the child leads a process group, dies with its parent, and its g
 SIGKILL, in that order, whenever the step ends without it.
 """
 
-import ctypes
 import os
 import signal
 import subprocess
@@ -18,9 +17,11 @@ from typing import IO
 import dagster as dg
 
 from ft_dagster.base import SECRETS
+from ft_dagster.defs.runs import has_ended
+from ft_dagster.training.processes import dying_with
 
-_PR_SET_PDEATHSIG = 1
 _POLL_SECONDS = 0.25
+_ASK_SECONDS = 5.0
 _TAIL = 2000
 
 
@@ -42,7 +43,7 @@ class ChildProcess(dg.ConfigurableResource):
             log_path: takes the child's output; the end of it goes into the error if the child fails.
 
         Raises:
-            Failure: the child ended with another exit code than 0.
+            Failure: the child ended with another exit code than 0, or the run was ended from elsewhere.
         """
         log_path.parent.mkdir(parents=True, exist_ok=True)
         with (
@@ -57,9 +58,13 @@ class ChildProcess(dg.ConfigurableResource):
             process = self._start(module, request, session.get_bootstrap_env_vars(), output)
             context.log.info(f"{module} runs as process {process.pid}; its output goes to {log_path}")
             told = 0
+            asked = time.monotonic()
             try:
                 while process.poll() is None:
                     time.sleep(_POLL_SECONDS)
+                    if time.monotonic() - asked > _ASK_SECONDS:
+                        self._require_under_way(context, process)
+                        asked = time.monotonic()
                     messages = session.get_custom_messages()
                     for message in messages[told:]:
                         yield dg.AssetObservation(context.asset_key, metadata=_numbers(message))
@@ -85,8 +90,16 @@ class ChildProcess(dg.ConfigurableResource):
             stderr=subprocess.STDOUT,
             env=environment,
             start_new_session=True,
-            preexec_fn=_die_with(os.getpid()),  # the only way to set it before the child runs
+            preexec_fn=dying_with(os.getpid()),  # the only way to set it before the child runs
         )
+
+    def _require_under_way(self, context: dg.AssetExecutionContext, process: subprocess.Popen[bytes]) -> None:
+        """A machine that was cut off and comes back must write nothing where another has taken over."""
+        if has_ended(context.instance, context.run.run_id):
+            os.killpg(process.pid, signal.SIGKILL)
+            raise dg.Failure(
+                "This run was ended from elsewhere, so its process stops. Another one goes on with its work."
+            )
 
     def _end_group(self, process: subprocess.Popen[bytes], log: Callable[[str], None]) -> None:
         """Leave no process of the child's group behind."""
@@ -103,19 +116,6 @@ class ChildProcess(dg.ConfigurableResource):
             until = time.monotonic() + wait
             while _alive(process) and time.monotonic() < until:
                 time.sleep(0.1)
-
-
-def _die_with(parent: int) -> Callable[[], None]:
-    library = ctypes.CDLL(None, use_errno=True)
-
-    def set_up() -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # a parent in the background may ignore it
-        if hasattr(library, "prctl"):
-            library.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # the parent died before the line above
-            os._exit(1)
-
-    return set_up
 
 
 def _alive(process: subprocess.Popen[bytes]) -> bool:

@@ -25,7 +25,7 @@ from ft_dagster.defs.stages import (
     artifact_kind,
 )
 from ft_dagster.defs.workspace import Workspace
-from ft_dagster.store import Artifact, Store
+from ft_dagster.store import Artifact, Store, StoreError
 from ft_dagster.tokens.dataset import dataset_shards
 from ft_dagster.training.manifest import MANIFEST
 from ft_dagster.training.request import RESULT
@@ -71,9 +71,15 @@ def find_removable(instance: dg.DagsterInstance, workspace: Workspace) -> Remova
     one and the current one; of each the chapters, sections, dataset and evaluations; and what the assets hold now.
 
     Raises:
-        StoreError: what is kept is damaged, so that it cannot be told what belongs to it.
+        StoreError: what is kept is damaged, so that it cannot be told what belongs to it; or the store is a bucket.
     """
     store, settings = workspace.store, workspace.settings
+    if store.url:
+        raise StoreError(
+            f"{store} is not cleaned: other machines and workspaces may use what is in it, and their history is not "
+            "here. To begin anew, name another prefix in FT_STORE, and remove the old one with the tools of your "
+            "object store once nothing uses it."
+        )
     keep = _Kept(store)
     materializations = all_materializations(instance)
     for stage in STAGES:
@@ -161,12 +167,13 @@ def _blobs(artifact: Artifact) -> Iterator[str]:
             yield from rows.blobs
 
 
-def _is_given_up(attempt: Path, datasets: set[str]) -> bool:
+def _is_given_up(attempts: Path, datasets: set[str]) -> bool:
     """Whether a training has neither ended nor gone on for long, and is not of a dataset that is kept."""
-    if (attempt / RESULT).exists() or time.time() - _newest_change(attempt) < _ATTEMPT_SECONDS:
+    if any(attempts.glob(f"*/{RESULT}")) or time.time() - _newest_change(attempts) < _ATTEMPT_SECONDS:
         return False
     try:
-        return Path(json.loads((attempt / "request.json").read_bytes())["dataset"]).name not in datasets
+        requests = [json.loads(path.read_bytes()) for path in attempts.glob("*/request.json")]
+        return not any(Path(request["dataset"]).name in datasets for request in requests)
     except (OSError, ValueError, KeyError):
         return True
 

@@ -18,7 +18,7 @@ class TrainingCost:
     """Time and peak memory of one training."""
 
     memory_bytes: int | None = None
-    """By the formula; None where it does not know the model, or the model is not on this machine."""
+    """Of each process, by the formula; None where it does not know the model, or the model is not on this machine."""
     memory_parts: dict[str, int] = field(default_factory=dict)
     measured_memory_bytes: int | None = None
     """Of the last training of the same shape here."""
@@ -57,7 +57,7 @@ def training_cost(settings: Settings, recipe: Recipe, tokens: float) -> Training
         cost.problem = str(error)
         return cost
     cost.memory_bytes, cost.memory_parts = estimate.total, asdict(estimate)
-    if not on_gpu and estimate.total > (room := memory_for_process()):
+    if not on_gpu and estimate.total > (room := memory_for_process() // recipe.training.processes):
         verdict = "will be refused" if estimate.total > MARGIN * room else "may fail"
         cost.problem = f"{room / 2**30:.2f} GiB are there, so it {verdict}. {advice(config, recipe, on_gpu, room)}"
     return cost

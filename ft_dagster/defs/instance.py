@@ -1,52 +1,107 @@
 """The Dagster instance of a workspace: the same one for the UI, the daemon and the command line."""
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import resources
+from pathlib import Path
 
 import dagster as dg
 
-from ft_dagster.settings import Settings
+from ft_dagster.settings import Settings, SettingsError
 from ft_dagster.store import write_atomically
+from ft_dagster.training.lease import visible_devices
+
+_HOST = "DAGSTER_POSTGRES_HOST"
+_POSTGRES = (_HOST, *(f"DAGSTER_POSTGRES_{name}" for name in ("PORT", "DB", "USER", "PASSWORD")))
+_ONE_SLOT = "default_limit: 1"
 
 
 def open_instance(settings: Settings) -> dg.DagsterInstance:
     """The instance in DAGSTER_HOME (the workspace's `.dagster/` unless set), configured on first use."""
-    home = prepare_home(settings)
-    os.environ["DAGSTER_HOME"] = home
-    return dg.DagsterInstance.get()
+    os.environ["DAGSTER_HOME"] = prepare_home(settings)
+    return _instance()
 
 
 def has_instance(settings: Settings) -> bool:
-    """Whether Dagster was started on this workspace before."""
-    return any((settings.dagster_home / name).exists() for name in ("dagster.yaml", "history", "storage"))
+    """Whether Dagster was started on this workspace before; with PostgreSQL, perhaps from another machine."""
+    home = settings.dagster_home
+    return _HOST in os.environ or any((home / name).exists() for name in ("dagster.yaml", "history", "storage"))
 
 
 @contextmanager
 def instance_to_read(settings: Settings) -> Iterator[dg.DagsterInstance]:
-    """The instance as it is; an empty one where there is none yet. Makes nothing."""
+    """The instance as it is; an empty one where there is none yet. Makes nothing, beside the file in DAGSTER_HOME that
+    says that it is in PostgreSQL."""
     if not has_instance(settings):
         with dg.DagsterInstance.ephemeral() as empty:
             yield empty
         return
-    os.environ["DAGSTER_HOME"] = str(settings.dagster_home.absolute())
-    with dg.DagsterInstance.get() as instance:
+    os.environ["DAGSTER_HOME"] = (
+        prepare_home(settings) if _HOST in os.environ else str(settings.dagster_home.absolute())
+    )
+    with _instance() as instance:
         yield instance
 
 
 def prepare_home(settings: Settings) -> str:
-    """Make DAGSTER_HOME, with the shipped dagster.yaml where there is none. Returns its path."""
+    """Make DAGSTER_HOME, with the shipped dagster.yaml where there is none. Returns its path.
+
+    The pool `gpu` gets as many slots as there are devices here now. The history is in PostgreSQL where the environment
+    names a server.
+
+    Raises:
+        SettingsError: the environment and the dagster.yaml that is there do not agree on that.
+    """
     home = settings.dagster_home.absolute()
     home.mkdir(parents=True, exist_ok=True)
     config = home / "dagster.yaml"
     if not config.exists():
-        shipped = resources.files("ft_dagster.defs") / "dagster.yaml"
-        write_atomically(config, shipped.read_bytes())
+        shipped = _shipped("dagster.yaml") + (_shipped("postgres.yaml") if _HOST in os.environ else "")
+        write_atomically(config, shipped.replace(_ONE_SLOT, f"default_limit: {len(visible_devices())}"))
+    _require_agreement(config)
     return str(home)
+
+
+def _shipped(name: str) -> str:
+    return (resources.files("ft_dagster.defs") / name).read_text("utf-8")
+
+
+def _require_agreement(config: Path) -> None:
+    text = config.read_text("utf-8")
+    if _HOST in os.environ and "postgres" not in text:
+        raise SettingsError(
+            f"{_HOST} is set, and {config} keeps the history in a folder. Unset it, or name another DAGSTER_HOME: the "
+            "history in PostgreSQL begins anew."
+        )
+    if missing := [name for name in _POSTGRES if name in text and name not in os.environ]:
+        raise SettingsError(f"{config} keeps the history in PostgreSQL, and {', '.join(missing)} is not set.")
+
+
+def _instance() -> dg.DagsterInstance:
+    try:
+        return dg.DagsterInstance.get()
+    except Exception as error:  # PostgreSQL's client is not installed everywhere, so its errors have no names here
+        if _HOST not in os.environ:
+            raise
+        said = " ".join(str(_first_cause(error)).split())
+        raise SettingsError(
+            f"The history in PostgreSQL cannot be opened: {said}. Check the server and "
+            f"{_HOST}, _PORT, _DB, _USER and _PASSWORD; the extra ft_dagster[postgres] must be installed."
+        ) from None
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    while cause := error.__cause__ or error.__context__:
+        error = cause
+    return error
 
 
 if __name__ == "__main__":  # `make dev`: prepare DAGSTER_HOME and print it
     from ft_dagster.settings import load_settings
 
-    print(prepare_home(load_settings()))  # noqa: T201
+    try:
+        print(prepare_home(load_settings()))  # noqa: T201
+    except SettingsError as error:
+        sys.exit(str(error))

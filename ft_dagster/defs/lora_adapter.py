@@ -30,8 +30,9 @@ from ft_dagster.recipe import Recipe
 from ft_dagster.release.lineage import compare
 from ft_dagster.settings import Settings
 from ft_dagster.store import Artifact, Store
-from ft_dagster.tokens.dataset import all_documents
-from ft_dagster.training.manifest import AdapterError, read_manifest
+from ft_dagster.tokens.dataset import all_documents, folder_with_rows
+from ft_dagster.training.attempts import next_attempt
+from ft_dagster.training.manifest import AdapterError, read_manifest, stored_manifest
 from ft_dagster.training.request import (
     RESULT,
     WEIGHTS,
@@ -40,6 +41,7 @@ from ft_dagster.training.request import (
     adapter_to_go_on_from,
     training_key,
 )
+from ft_dagster.training.shared_checkpoints import SharedCheckpoints
 
 FINITE = dg.AssetCheckSpec(
     "loss_is_finite",
@@ -87,11 +89,20 @@ def lora_adapter(
     if artifact is None:
         start = _start(workspace, dataset, base)
         key = adapter_key(made_for, start)
-        attempt = settings.state / "attempts" / key
-        if not (attempt / RESULT).exists():  # a finished attempt is only waiting to be taken in
-            request = _request(key, dataset, base, recipe, settings, attempt, start).write(attempt / "request.json")
-            yield from child_process.run(context, "ft_dagster.training", request, settings.logs / f"{key[:12]}.log")
-        artifact = _take_in(store, key, attempt, made_for)
+        attempt = next_attempt(settings.state / "attempts" / key)
+        try:
+            if not (attempt / RESULT).exists():  # a finished attempt is only waiting to be taken in
+                request = _request(key, dataset, base, recipe, settings, attempt, start).write(attempt / "request.json")
+                on_hosts = settings.executor == "ray" and recipe.training.processes > 1
+                module = "ft_dagster.training.on_ray" if on_hosts else "ft_dagster.training"
+                yield from child_process.run(context, module, request, settings.logs / f"{key[:12]}.log")
+                attempt = next_attempt(attempt.parent)  # the one that has ended
+            artifact = _take_in(store, key, attempt, made_for)
+        except (dg.Failure, FileNotFoundError):
+            artifact = made_before(store, made_for)
+            if artifact is None:
+                raise
+            context.log.info("another attempt came first, and its adapter is used: folders of attempts went with it")
     else:
         context.log.info(f"adapter {artifact.key[:12]} was made before; used again")
     artifact.verify()
@@ -136,7 +147,7 @@ def _request(
     return TrainingRequest(
         key=key,
         base=base.to_json(),
-        dataset=str(dataset.path),
+        dataset=str(folder_with_rows(dataset)),
         recipe=recipe.model_dump(mode="json"),
         attempt=str(attempt),
         logs=str(settings.logs),
@@ -151,6 +162,7 @@ def _request(
             "trained_on": trained_on,
         },
         start=str(start) if start else None,
+        checkpoints=_checkpoints(dataset.store, key),
         threads=settings.threads,
     )
 
@@ -158,8 +170,14 @@ def _request(
 def _take_in(store: Store, key: str, attempt: Path, made_for: str) -> Artifact:
     result = json.loads((attempt / RESULT).read_bytes()) | {"made_for": made_for}
     artifact = store.take_in(LORA_ADAPTER.name, key, attempt / "adapter", result)
-    shutil.rmtree(attempt)  # its checkpoints are of no use any more
+    shutil.rmtree(attempt.parent, ignore_errors=True)  # checkpoints are of no use any more
+    if url := _checkpoints(store, key):
+        SharedCheckpoints(url).forget()
     return artifact
+
+
+def _checkpoints(store: Store, key: str) -> str | None:
+    return f"{store.url}/attempts/{key}" if store.url else None
 
 
 def _estimated(estimate: dict[str, float | None]) -> dict[str, float]:
@@ -178,7 +196,7 @@ def _since(before: dg.AssetMaterialization | None, artifact: Artifact, store: St
     )
     if earlier is None:
         return {"since the one before": "there was none"}
-    found = compare(read_manifest(earlier.path), read_manifest(artifact.path))
+    found = compare(stored_manifest(earlier), stored_manifest(artifact))
     changes = {name: ", ".join(getattr(found, name)) or "none" for name in ("added", "edited", "removed")}
     fields = [*found.recipe, *found.base, *found.made_by]
     return {

@@ -6,8 +6,12 @@ import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
+from dagster._core.definitions.reconstruct import ReconstructableRepository
+from dagster._core.execution.api import execute_run
+from dagster._core.execution.execution_result import ExecutionResult
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -20,8 +24,9 @@ from rich.progress import (
 )
 
 from ft_dagster.defs.external import look, record
+from ft_dagster.defs.places import PLACE_TAG, here
 from ft_dagster.defs.plan import Plan, make_plan
-from ft_dagster.defs.runs import REASON_TAG, failure_message
+from ft_dagster.defs.runs import REASON_TAG, fail_abandoned, failure_message
 from ft_dagster.defs.summary import print_plan
 from ft_dagster.defs.workspace import Workspace
 from ft_dagster.settings import Settings
@@ -49,6 +54,7 @@ def bring_up_to_date(
     Raises:
         KeyboardInterrupt: a signal ended the run; its children have been stopped.
     """
+    fail_abandoned(instance)  # one that was killed would keep the device's slot
     scan = look(workspace.settings)
     record(instance, scan, workspace.recipe)
     plan = make_plan(instance, workspace, scan)
@@ -77,13 +83,14 @@ def _run(
 ) -> bool:
     run_id = str(uuid.uuid4())
     with _Follower(instance, run_id, settings, console):
-        result = job.execute_in_process(
-            instance=instance,
+        result = _execute(
+            job,
+            instance,
+            settings,
             run_id=run_id,
             asset_selection=[dg.AssetKey(stage.stage) for stage in plan.stages],
-            tags={REASON_TAG: f"{plan.stages[0].stage}: {plan.stages[0].reason}"},
+            tags={REASON_TAG: f"{plan.stages[0].stage}: {plan.stages[0].reason}", PLACE_TAG: str(here())},
             run_config=_QUIET,
-            raise_on_error=False,
         )
     if not result.success:
         if _was_interrupted(result):
@@ -92,12 +99,44 @@ def _run(
     return bool(result.success)
 
 
-def _was_interrupted(result: dg.ExecuteInProcessResult) -> bool:
-    errors = [event.step_failure_data.error for event in result.get_step_failure_events()]
+def _execute(
+    job: dg.JobDefinition,
+    instance: dg.DagsterInstance,
+    settings: Settings,
+    *,
+    run_id: str,
+    asset_selection: list[dg.AssetKey],
+    tags: dict[str, str],
+    run_config: dict[str, Any],
+) -> ExecutionResult:
+    """One run: in this process, or steps wherever FT_EXECUTOR says, followed from here."""
+    if settings.executor == "local":
+        return job.execute_in_process(
+            instance=instance,
+            run_id=run_id,
+            asset_selection=asset_selection,
+            tags=tags,
+            run_config=run_config,
+            raise_on_error=False,
+        )
+    here = ReconstructableRepository.for_module("ft_dagster.definitions", "defs").get_reconstructable_job(job.name)
+    run = instance.create_run_for_job(
+        here.get_definition(),
+        run_id=run_id,
+        asset_selection=frozenset(asset_selection),
+        tags={**job.run_tags, **tags},
+        run_config=run_config,
+        job_code_origin=here.get_python_origin(),
+    )
+    return execute_run(here, run, instance)
+
+
+def _was_interrupted(result: ExecutionResult) -> bool:
+    errors = [event.job_failure_data.error for event in result.all_events if event.is_job_failure]
     return any(error is not None and error.cls_name == "DagsterExecutionInterruptedError" for error in errors)
 
 
-def _print_failures(result: dg.ExecuteInProcessResult, console: Console) -> None:
+def _print_failures(result: ExecutionResult, console: Console) -> None:
     for check in result.get_asset_check_evaluations():
         if not check.passed:
             console.print(f"[bold red]{check.asset_key.to_user_string()}: {check.check_name} failed.[/]")
@@ -149,8 +188,12 @@ class _Follower:
                 if event is None or event.step_key is None:
                     continue
                 step = event.step_key
-                if event.is_step_start:
+                if event.event_type == dg.DagsterEventType.STEP_WORKER_STARTING and step not in tasks:
+                    tasks[step] = self._progress.add_task(step, total=None, note="waits for a place")
+                elif event.is_step_start and step not in tasks:
                     tasks[step] = self._progress.add_task(step, total=None, note="")
+                elif event.is_step_start:
+                    self._progress.update(tasks[step], note="")
                 elif step in tasks and (event.is_step_success or event.is_step_failure):
                     mark = "[green]✓[/]" if event.is_step_success else "[red]✗[/]"
                     self._progress.update(tasks[step], total=1, completed=1, description=f"{mark} {step}")
@@ -160,7 +203,7 @@ class _Follower:
                 return
 
     def _show_training(self, task: TaskID) -> None:
-        for path in self._attempts.glob(f"*/{PROGRESS}"):
+        for path in self._attempts.glob(f"*/*/{PROGRESS}"):
             content = _read(path)
             if content and content["at"] >= self._began and content["step"] < content["steps"]:
                 loss = f"loss {content['loss']:.3f}" if "loss" in content else ""

@@ -7,6 +7,8 @@ import time
 import dagster as dg
 import psutil
 
+from ft_dagster.defs.places import here, place_of
+
 BRING_UP_TO_DATE = "bring_up_to_date"
 """The job of all stages."""
 CAUSE_TAG = "ft_dagster/cause"
@@ -33,19 +35,39 @@ def under_way(instance: dg.DagsterInstance) -> list[dg.DagsterRun]:
 def fail_abandoned(instance: dg.DagsterInstance) -> list[str]:
     """Fail the runs whose processes are gone (a power cut, the OOM killer): they would block others for ever.
 
-    Only for runs on this machine. Returns their ids.
+    What cannot be told from here is left alone: a process on another machine, unless Slurm gave it up for this one,
+    and one whose launcher looks after it. Returns the ids of those that failed.
     """
     abandoned = []
     for record in instance.get_run_records(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED])):
         run, started = record.dagster_run, record.start_time or 0.0
-        events = instance.all_logs(run.run_id, of_type=dg.DagsterEventType.ENGINE_EVENT)
-        found = [match for event in events if (match := _PROCESS.search(event.user_message or event.message or ""))]
-        if found and not any(_is_alive(int(match[1]), started) for match in found):
+        if reason := _why_gone(instance, run, started):
             if started < psutil.Process(os.getpid()).create_time():
                 instance.add_run_tags(run.run_id, {_RESTART_TAG: "yes"})
-            instance.report_run_failed(run, "The process of this run is gone; it was killed, or the machine stopped.")
+            instance.report_run_failed(run, reason)
+            if instance.event_log_storage.supports_global_concurrency_limits:  # no daemon may be there to do it
+                instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
             abandoned.append(run.run_id)
     return abandoned
+
+
+def _why_gone(instance: dg.DagsterInstance, run: dg.DagsterRun, started: float) -> str | None:
+    place = place_of(run)
+    if place and place.was_given_up_for(here()):
+        return f"Slurm has given up this run on {place.host} and started job {place.job} anew."
+    if place.host != here().host if place else instance.run_launcher.supports_check_run_worker_health:
+        return None
+    events = instance.all_logs(run.run_id, of_type=dg.DagsterEventType.ENGINE_EVENT)
+    found = [match for event in events if (match := _PROCESS.search(event.user_message or event.message or ""))]
+    if found and not any(_is_alive(int(match[1]), started) for match in found):
+        return "The process of this run is gone; it was killed, or the machine stopped."
+    return None
+
+
+def has_ended(instance: dg.DagsterInstance, run_id: str) -> bool:
+    """Whether a run has ended by what the instance says, such as one that another machine has given up."""
+    run = instance.get_run_by_id(run_id)
+    return run is not None and run.is_finished
 
 
 def _is_alive(pid: int, run_started: float) -> bool:

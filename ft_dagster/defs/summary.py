@@ -21,12 +21,13 @@ from ft_dagster.defs.stages import (
     latest_materialization,
 )
 from ft_dagster.settings import Settings
+from ft_dagster.shared_store import open_store
 from ft_dagster.store import Artifact, Store
 
 
 def summarize(instance: dg.DagsterInstance, settings: Settings) -> dict[str, Any]:
     """The state of the workspace as plain data."""
-    store = Store(settings.store_root)
+    store = open_store(settings)
     dataset = _latest(instance, store, TOKENIZED_DATASET).about
     evaluation = _latest(instance, store, ADAPTER_EVALUATION).about
     sections = latest_materialization(instance, SECTIONS.key)

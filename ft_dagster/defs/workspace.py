@@ -5,9 +5,11 @@ from contextlib import contextmanager
 
 import dagster as dg
 
+from ft_dagster.defs.places import note_place
 from ft_dagster.recipe import Recipe, load_recipe
 from ft_dagster.release.released import Releases
 from ft_dagster.settings import Settings, load_settings
+from ft_dagster.shared_store import open_store
 from ft_dagster.store import Store
 
 GROUP = "ft_dagster"
@@ -21,6 +23,8 @@ class Workspace(dg.ConfigurableResource):
     @contextmanager
     def yield_for_execution(self, context: dg.InitResourceContext) -> Iterator["Workspace"]:
         """For the time of a run's steps, nobody cleans the store."""
+        if context.instance and context.run and self.settings.executor == "local":  # else steps are at other places
+            note_place(context.instance, context.run)
         with self.store.in_use():
             yield self
 
@@ -35,7 +39,7 @@ class Workspace(dg.ConfigurableResource):
 
     @property
     def store(self) -> Store:
-        return Store(self.settings.store_root)
+        return open_store(self.settings)
 
     @property
     def releases(self) -> Releases:

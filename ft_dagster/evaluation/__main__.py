@@ -16,11 +16,14 @@ def main(request_path: Path) -> int:
     from ft_dagster.corpus.files import CorpusError
     from ft_dagster.evaluation.evaluate import evaluate
     from ft_dagster.recipe import RecipeError
+    from ft_dagster.training.lease import leased
     from ft_dagster.training.manifest import AdapterError
     from ft_dagster.training.progress import TrainingError
 
+    request = EvaluationRequest.read(request_path)
     try:
-        evaluate(EvaluationRequest.read(request_path))
+        with leased(Path(request.locks)):
+            evaluate(request)
     except (AdapterError, BaseModelError, TrainingError, RecipeError, CorpusError) as error:
         print(error, file=sys.stderr)  # noqa: T201
         return 1

@@ -20,7 +20,6 @@ from ft_dagster.recipe import RecipeError
 from ft_dagster.store import Artifact, write_atomically
 from ft_dagster.tokens.dataset import load_shards
 from ft_dagster.training.adapter import load_adapter
-from ft_dagster.training.device import one_process_a_device
 from ft_dagster.training.model import load_base
 from ft_dagster.training.packed_model import PackedModel
 from ft_dagster.training.scoring import score
@@ -38,11 +37,6 @@ def evaluate(request: EvaluationRequest) -> dict[str, Any]:
     """
     if request.threads:
         torch.set_num_threads(request.threads)
-    with one_process_a_device(Path(request.locks)):
-        return _evaluate(request)
-
-
-def _evaluate(request: EvaluationRequest) -> dict[str, Any]:
     began = time.monotonic()
     recipe = request.resolved_recipe()
     base = request.prepared_base()

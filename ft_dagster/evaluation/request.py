@@ -52,7 +52,7 @@ def _options(recipe: Recipe, slices: Mapping[str, Slice]) -> list[Any]:
 def measured_by(held_out_version: str, base: Mapping[str, str], recipe: Recipe, slices: Mapping[str, Slice]) -> str:
     """What decides the measurements of a model: two evaluations that agree in this need not measure it twice."""
     part = recipe.base.model_dump(mode="json", include={"quantization", "dtype"})
-    options = recipe.training.model_dump(mode="json", include={"attention", "fused"})
+    options = recipe.training.model_dump(mode="json", include={"attention", "fused", "mixed_precision"})
     length = recipe.tokens.block_length  # texts beside the reports are cut to it, too
     return digest([held_out_version, dict(base), part, options, length, _options(recipe, slices), CODE_VERSION])
 

@@ -16,8 +16,10 @@ from ft_dagster.base import SECRETS
 from ft_dagster.evaluation.request import ExportRequest
 from ft_dagster.release.released import ReleaseError, adapter_folder
 from ft_dagster.settings import Settings
-from ft_dagster.store import Store, StoreError
+from ft_dagster.shared_store import open_store
+from ft_dagster.store import StoreError
 from ft_dagster.tokens.dataset import KIND as DATASET
+from ft_dagster.tokens.dataset import folder_with_rows
 from ft_dagster.training.manifest import Manifest, made_on, read_manifest
 
 GGUF_TYPES = ("f32", "f16", "bf16", "q8_0")
@@ -82,7 +84,7 @@ def export_merged(settings: Settings, beginning: str, folder: Path, gguf: str, c
 
 def _dataset(settings: Settings, manifest: Manifest) -> str | None:
     try:
-        return str(Store(settings.store_root).get(DATASET, manifest.made_from[DATASET]).path)
+        return str(folder_with_rows(open_store(settings).get(DATASET, manifest.made_from[DATASET])))
     except (StoreError, KeyError):  # cleaned away since
         return None
 

@@ -25,7 +25,7 @@ from ft_dagster.release.released import Releases
 from ft_dagster.settings import Settings
 from ft_dagster.store import Artifact, Store, write_atomically
 from ft_dagster.tokens.held_out import Pinned, section_unit, write_pinned
-from ft_dagster.training.manifest import Manifest, read_manifest
+from ft_dagster.training.manifest import Manifest, stored_manifest
 from ft_dagster.training.request import KIND as ADAPTER
 
 
@@ -143,7 +143,7 @@ def release_history(releases: Releases, store: Store) -> list[dict[str, Any]]:
 def adapters(store: Store) -> Iterator[Manifest]:
     """The manifests of all adapters in the store, oldest first."""
     for artifact in reversed(list(store.all(ADAPTER))):
-        yield read_manifest(artifact.path)
+        yield stored_manifest(artifact)
 
 
 def trained_on_chapter(store: Store, chapter: str) -> list[str]:
@@ -172,7 +172,9 @@ def trained_on_text(store: Store, text: str) -> dict[str, list[tuple[str, str]]]
     searched: set[tuple[str, tuple[int, ...]]] = set()
     holding: set[str] = set()
     for key in dict.fromkeys(manifest.made_from[SECTIONS] for manifest in manifests):
-        for shard in stored_shards(store.get(SECTIONS, key)):
+        shards = stored_shards(store.get(SECTIONS, key))
+        store.bring_blobs(shard.lines for shard in shards)
+        for shard in shards:
             if (shard.lines, shard.duplicates) in searched:
                 continue
             searched.add((shard.lines, shard.duplicates))
@@ -207,7 +209,9 @@ def restore(store: Store, manifest: Manifest, folder: Path) -> list[str]:
             "make it again. Restore that one first, train it, then put these reports in its place."
         )
     written = []
-    for file in snapshot_files(store.get(SNAPSHOT, manifest.made_from[SNAPSHOT])):
+    files = list(snapshot_files(store.get(SNAPSHOT, manifest.made_from[SNAPSHOT])))
+    store.bring_blobs(file.sha256 for file in files)
+    for file in files:
         write_atomically(folder / file.path, store.get_blob(file.sha256))
         written.append(file.path)
     elsewhere = {name: SHIPPED for name in ("general", "chat") if manifest.recipe["evaluation"].get(name)}

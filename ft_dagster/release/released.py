@@ -17,7 +17,8 @@ from typing import Any
 from filelock import FileLock
 
 from ft_dagster.settings import Settings
-from ft_dagster.store import Artifact, Store, write_atomically
+from ft_dagster.shared_store import open_store
+from ft_dagster.store import Artifact, write_atomically
 from ft_dagster.training.manifest import AdapterError, check_files, read_manifest
 from ft_dagster.training.request import KIND as ADAPTER
 
@@ -210,7 +211,7 @@ def adapter_folder(settings: Settings, beginning: str) -> Path:
         StoreError: there is not one adapter of that name.
     """
     if beginning:
-        return Store(settings.store_root).match(ADAPTER, beginning).path
+        return open_store(settings).match(ADAPTER, beginning).path
     if not settings.fine_tuned_model.exists():
         raise ReleaseError(f"Nothing is released in {settings.workspace}. Run `ft-dagster run` first.")
     return settings.fine_tuned_model.resolve()

@@ -15,7 +15,7 @@ from ft_dagster.release.lineage import flat, last_evaluations
 from ft_dagster.release.released import Releases
 from ft_dagster.settings import Settings
 from ft_dagster.store import Artifact, Store
-from ft_dagster.training.manifest import Manifest, read_manifest
+from ft_dagster.training.manifest import Manifest, stored_manifest
 from ft_dagster.training.request import KIND as ADAPTER
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ class _Server:
         )
 
     def _tell_training(self, run: "Run", adapter: Artifact) -> None:
-        manifest, about = read_manifest(adapter.path), adapter.about
+        manifest, about = stored_manifest(adapter), adapter.about
         by_step = [(row["step"], row) for row in (*about["history"], *about["held_out"])]
         once = ("final_loss", "peak_memory_bytes", "seconds_since_resume", "trainable_parameters", "supervised_tokens")
         numbers = [
@@ -189,6 +189,7 @@ class _Server:
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
+        adapter.verify()
         self.client.log_artifacts(run.info.run_id, str(adapter.path), _FOLDER)
         version = self.client.create_model_version(
             self.name, f"{run.info.artifact_uri}/{_FOLDER}", run.info.run_id, tags={_ADAPTER: adapter.key}
@@ -221,7 +222,7 @@ def _name(name: str) -> str:
 
 def _moment(artifact: Artifact) -> int:
     """When it was taken in, milliseconds since 1970."""
-    return int(artifact.path.stat().st_mtime * 1000)
+    return int(artifact.store.taken_in(artifact) * 1000)
 
 
 def _without_password(text: str) -> str:

@@ -18,7 +18,7 @@ from ft_dagster.corpus.files import CorpusError
 from ft_dagster.corpus.sections import KIND as SECTIONS
 from ft_dagster.corpus.sections import Shard as SectionsShard
 from ft_dagster.corpus.sections import all_chapters, chapter_sizes, stored_chapters, stored_shards
-from ft_dagster.corpus.shards import overlap
+from ft_dagster.corpus.shards import Each, overlap
 from ft_dagster.corpus.snapshot import KIND as SNAPSHOT
 from ft_dagster.recipe import Objectives, Tokens
 from ft_dagster.store import Artifact, Store, canonical_json, digest
@@ -116,6 +116,7 @@ def make_dataset(
     options: Tokens,
     split: Split,
     objectives: Objectives = TEXT,
+    each: Each = map,
 ) -> Artifact:
     """The dataset of these sections: from the store if it is there, else made from what is there.
 
@@ -129,6 +130,7 @@ def make_dataset(
         options: the recipe's part for tokens.
         split: from `choose_split`.
         objectives: the recipe's; which have a weight counts here, not how much.
+        each: applies a function to each group that is written, in their order: `map`, or what does so elsewhere.
 
     Returns:
         An artifact whose `about` has `version` (hash of token ids and boundaries), `splits`, `held_out`, `usable`
@@ -147,7 +149,14 @@ def make_dataset(
     chat = ChatTokenizer(folder) if objectives.rewrite else None
     teaching = Teaching(DocumentTokenizer(folder), options.block_length, bool(objectives.text), chat)
     writer = _Writer(store, teaching, split, made_by)
-    shards = [shard for source in stored_shards(sections) if (shard := writer.write(source))]
+    wanted = [(source, writer.key(source)) for source in stored_shards(sections)]
+    same = {key: known for source, key in wanted if (known := writer.same(source, key))}
+    changed = [(source, key) for source, key in wanted if key not in same]
+    made: dict[str, DatasetShard | None] = same | {
+        key: shard for (_, key), shard in zip(changed, each(writer.write, changed), strict=True)
+    }
+    shards = [replace(shard, group=source.group) for source, key in wanted if (shard := made[key])]
+    store.bring_blobs(shard.figures for shard in shards)
     figures = [json.loads(store.get_blob(shard.figures)) for shard in shards]
     splits = {name: count_split(name, figures, options.block_length) for name in SPLITS}
     pairs = count_pairs(figures)
@@ -184,21 +193,31 @@ def shard_documents(store: Store, shard: DatasetShard) -> list[Document]:
     return [Document(**json.loads(line)) for line in lines if line]
 
 
+def folder_with_rows(dataset: Artifact) -> Path:
+    """Folder of a dataset for a process that opens it there: all that it names is beside it."""
+    dataset.store.bring(dataset)
+    dataset.store.bring_blobs(blob for shard in dataset_shards(dataset) for blob in shard.blobs)
+    return dataset.path
+
+
 def all_documents(dataset: Artifact) -> Iterator[Document]:
     """All documents, group by group."""
-    for shard in dataset_shards(dataset):
+    shards = dataset_shards(dataset)
+    dataset.store.bring_blobs(shard.documents for shard in shards)
+    for shard in shards:
         yield from shard_documents(dataset.store, shard)
 
 
 def held_out_version(dataset: Artifact) -> str:
     """Hash of what adapters are measured on: it stays while only the train side changes."""
     content = []
-    for shard in dataset_shards(dataset):
-        if "held_out" in shard.rows:
-            version = json.loads(dataset.store.get_blob(shard.figures))["versions"][SPLITS.index("held_out")]
-            documents = shard_documents(dataset.store, shard)
-            held_out = [[d.chapter, d.section, d.scored_bytes] for d in documents if d.split == "held_out"]
-            content.append([version, held_out])
+    shards = [shard for shard in dataset_shards(dataset) if "held_out" in shard.rows]
+    dataset.store.bring_blobs(blob for shard in shards for blob in (shard.figures, shard.documents))
+    for shard in shards:
+        version = json.loads(dataset.store.get_blob(shard.figures))["versions"][SPLITS.index("held_out")]
+        documents = shard_documents(dataset.store, shard)
+        held_out = [[d.chapter, d.section, d.scored_bytes] for d in documents if d.split == "held_out"]
+        content.append([version, held_out])
     return digest(content)
 
 
@@ -233,14 +252,20 @@ class _Writer:
         self.earlier = dataset_shards(before) if before else []
         self.by_key = {shard.key: shard for shard in self.earlier}
 
-    def write(self, source: SectionsShard) -> DatasetShard | None:
-        """The group of these sections; None if it has no text."""
+    def key(self, source: SectionsShard) -> str:
+        """What decides the group of these sections."""
         members = json.loads(self.store.get_blob(source.figures))["chapters"]
         units = sorted(self.split.units_of({name for name, *_ in members}))
-        key = digest([source.lines, source.duplicates, units, self.made_by])
-        same = self.by_key.get(key)
-        if same and all(self.store.has_blob(blob) for blob in same.blobs):
-            return replace(same, group=source.group)
+        return digest([source.lines, source.duplicates, units, self.made_by])
+
+    def same(self, source: SectionsShard, key: str) -> DatasetShard | None:
+        """The group as it is, if it was made before and its blobs are there."""
+        found = self.by_key.get(key)
+        return found if found and all(self.store.has_blob(blob) for blob in found.blobs) else None
+
+    def write(self, asked: tuple[SectionsShard, str]) -> DatasetShard | None:
+        """The group of these sections, with its key; None if it has no text."""
+        source, key = asked
         chapters = [chapter for chapter in stored_chapters(self.store, source) if chapter.sections]
         if not chapters:
             return None

@@ -1,4 +1,8 @@
-"""`python -m ft_dagster.training REQUEST.json`: make one adapter. Exit codes: 0 made, 1 failed, 130 interrupted."""
+"""`python -m ft_dagster.training REQUEST.json`: make one adapter. Exit codes: 0 made, 1 failed, 130 interrupted.
+
+It takes the devices that it needs and trains. Where the recipe asks for several processes it starts them, each of
+which comes through here again, and waits for them.
+"""
 
 import logging
 import os
@@ -10,23 +14,45 @@ from typing import Any
 from dagster_pipes import PipesContext, open_dagster_pipes  # the protocol alone: it does not import Dagster
 
 from ft_dagster.training.allocator import keep_freed_memory, spin_briefly
-from ft_dagster.training.request import TrainingRequest
-
-FAILED, INTERRUPTED = 1, 130
+from ft_dagster.training.lease import LeaseError, leased
+from ft_dagster.training.processes import FAILED, INTERRUPTED, die_with_parent, run_together
+from ft_dagster.training.request import RENDEZVOUS, TrainingRequest
 
 
 def main(request_path: Path) -> int:
+    one_of_several = RENDEZVOUS in os.environ
+    first = os.environ.get("RANK", "0") == "0" or not one_of_several
+    logging.basicConfig(level=logging.INFO if first else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    request = TrainingRequest.read(request_path)
+    if one_of_several:
+        die_with_parent()
+        return _make(request, reports=first)
+    processes = request.resolved_recipe().training.processes
+    try:
+        with leased(Path(request.locks), processes):
+            if processes == 1:
+                return _make(request, reports=True)
+            return run_together("ft_dagster.training", request_path, processes, _threads(request) // processes)
+    except LeaseError as error:
+        print(error, file=sys.stderr)  # noqa: T201
+        return FAILED
+
+
+def _threads(request: TrainingRequest) -> int:
+    return request.threads or os.cpu_count() or 1
+
+
+def _make(request: TrainingRequest, reports: bool) -> int:
     spin_briefly()
     keep_freed_memory()
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    request = TrainingRequest.read(request_path)
-    started_by_a_run = "DAGSTER_PIPES_CONTEXT" in os.environ
+    started_by_a_run = reports and "DAGSTER_PIPES_CONTEXT" in os.environ
     with open_dagster_pipes() if started_by_a_run else nullcontext() as pipes:
         import torch
 
         from ft_dagster.base import BaseModelError
         from ft_dagster.training.manifest import AdapterError
         from ft_dagster.training.progress import TrainingError
+        from ft_dagster.training.ranks import joined
         from ft_dagster.training.train import InterruptedTrainingError, train
 
         def tell(metrics: dict[str, Any]) -> None:
@@ -34,9 +60,11 @@ def main(request_path: Path) -> int:
                 pipes.report_custom_message(metrics)
 
         try:
-            train(request, tell)
+            with joined():
+                train(request, tell)
         except InterruptedTrainingError as stopped:
-            print(f"Training {stopped}; the next run goes on from there.", file=sys.stderr)  # noqa: T201
+            if reports:
+                print(f"Training {stopped}; the next run goes on from there.", file=sys.stderr)  # noqa: T201
             return INTERRUPTED
         except (TrainingError, AdapterError, BaseModelError) as error:
             print(error, file=sys.stderr)  # noqa: T201

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ft_dagster.store import write_atomically
+from ft_dagster.training import ranks
 from ft_dagster.training.progress import TrainingError
 
 _MEASURED = "held_out.json"
@@ -79,13 +80,15 @@ class EarlyStopping(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         checkpoint = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+        if not ranks.is_first():
+            return
         if self.measured:
             save_file(self.weights, checkpoint / _BEST)
         write_atomically(checkpoint / _MEASURED, json.dumps(self.measured))
 
     def _look(self, model: PeftModel, step: int) -> None:
         began = time.monotonic()
-        row = {"step": step, "bits_per_byte": self.measure()}
+        row = {"step": step, "bits_per_byte": ranks.first_says(self.measure())}  # so that all stop at the same step
         model.train()
         self.seconds += time.monotonic() - began
         if not math.isfinite(row["bits_per_byte"]):

@@ -149,6 +149,7 @@ def _loss_bytes(shape: Shape, recipe: Recipe, tokens: int, held: Held) -> float:
 def is_fused(shape: Shape, recipe: Recipe, on_gpu: bool) -> bool:
     """Whether layers are computed by training/fused_layer.py, as far as config and recipe say."""
     plain = shape.of_llama and not (shape.attention_biases or recipe.lora.dropout or recipe.lora.dora)
+    plain = plain and recipe.training.mixed_precision is None
     return recipe.training.fused and plain and not on_gpu and recipe.base.quantization == "none"
 
 

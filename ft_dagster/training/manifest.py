@@ -12,7 +12,7 @@ from ft_dagster import __version__
 from ft_dagster.base import PreparedBase, base_version, prepare_base
 from ft_dagster.recipe import Base, Recipe, resolve_recipe
 from ft_dagster.settings import Settings
-from ft_dagster.store import file_digest, write_atomically
+from ft_dagster.store import Artifact, file_digest, write_atomically
 
 MANIFEST = "manifest.json"
 _LIBRARIES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "datasets", "tokenizers")
@@ -108,10 +108,7 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     try:
-        content = json.loads(path.read_bytes())
-        manifest = Manifest(**{item.name: content[item.name] for item in fields(Manifest) if item.name in content})
-        if missing := [name for name in _BOUND_TO if not isinstance(manifest.base.get(name), str)]:
-            raise ValueError(f"base has no {' and no '.join(missing)}")
+        return _manifest(json.loads(path.read_bytes()))
     except FileNotFoundError as error:
         raise AdapterError(
             f"{folder} has no {MANIFEST}, so nothing says which base model it belongs to. Use an adapter that "
@@ -121,6 +118,17 @@ def read_manifest(folder: Path) -> Manifest:
         raise AdapterError(
             f"{path} is damaged ({error}). Take the adapter from the store or release it anew."
         ) from error
+
+
+def stored_manifest(adapter: Artifact) -> Manifest:
+    """The manifest of an adapter of the store, whose weights need not be here. Raises StoreError if it is damaged."""
+    return _manifest(adapter.read_json(MANIFEST))
+
+
+def _manifest(content: Mapping[str, Any]) -> Manifest:
+    manifest = Manifest(**{item.name: content[item.name] for item in fields(Manifest) if item.name in content})
+    if missing := [name for name in _BOUND_TO if not isinstance(manifest.base.get(name), str)]:
+        raise ValueError(f"base has no {' and no '.join(missing)}")
     return manifest
 
 

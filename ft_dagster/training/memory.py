@@ -7,6 +7,7 @@ import torch
 
 from ft_dagster.base import PreparedBase, model_config
 from ft_dagster.recipe import Recipe
+from ft_dagster.training import ranks
 from ft_dagster.training.device import device
 from ft_dagster.training.estimate import CUDA_CONTEXT, MemoryEstimate, memory_estimate
 from ft_dagster.training.fitting import MARGIN, advice
@@ -22,7 +23,7 @@ def available_memory() -> int:
     if device().type == "cuda":
         free, _ = torch.cuda.mem_get_info(device())
         return free + CUDA_CONTEXT  # asking has made the context
-    return memory_for_process()
+    return memory_for_process() // ranks.count()
 
 
 def require_memory(base: PreparedBase, recipe: Recipe) -> MemoryEstimate | None:

@@ -13,6 +13,8 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedMod
 
 from ft_dagster.base import PreparedBase, verify_base
 from ft_dagster.recipe import Lora, Recipe
+from ft_dagster.training import ranks
+from ft_dagster.training.device import device
 from ft_dagster.training.pissa import start_from_principal_components
 from ft_dagster.training.progress import TrainingError
 
@@ -24,7 +26,9 @@ def quantization_config(recipe: Recipe) -> BitsAndBytesConfig | None:
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=getattr(torch, recipe.base.dtype),
+            bnb_4bit_compute_dtype=getattr(torch, recipe.compute_dtype),
+            # FSDP shares out only numbers of one type.
+            bnb_4bit_quant_storage=getattr(torch, recipe.base.dtype if recipe.training.strategy == "fsdp" else "uint8"),
         )
     if recipe.base.quantization == "int8":
         # Its products are computed in float16 whatever they are given, and it says so at every layer of every step.
@@ -38,12 +42,16 @@ def load_base(base: PreparedBase, recipe: Recipe, offload: Path) -> PreTrainedMo
 
     Training and evaluation both load it here: a k-bit model that is prepared differently computes differently.
     """
-    if recipe.base.dtype == "float16" and not torch.cuda.is_available():
-        raise TrainingError("base.dtype: float16 needs a GPU. Set it to bfloat16 or float32 in the recipe.")
-    verify_base(base)
+    if recipe.compute_dtype == "float16" and not torch.cuda.is_available():
+        named = "training.mixed_precision: fp16" if recipe.training.mixed_precision else "base.dtype: float16"
+        raise TrainingError(f"{named} needs a GPU. Compute in bfloat16 or float32 instead.")
+    if ranks.is_first():
+        verify_base(base)
     quantized = recipe.base.quantization != "none"
     placement: dict[str, Any] = {"device_map": {"": "cpu"}}
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() and ranks.count() > 1:  # a whole one for each process; FSDP shares it out itself
+        placement = {"device_map": {"": device() if recipe.training.strategy == "ddp" else "cpu"}}
+    elif torch.cuda.is_available():
         offload.mkdir(parents=True, exist_ok=True)
         free, _ = torch.cuda.mem_get_info(0)
         room = {0: int(free * 0.95), "cpu": psutil.virtual_memory().available}  # what fits in neither goes to disk

@@ -33,10 +33,10 @@ class PackedModel:
         """
         self.model = model
         self.base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-        self.dtype = getattr(torch, recipe.base.dtype)
+        self.dtype = getattr(torch, recipe.compute_dtype)
         head = self.base.get_output_embeddings()
         plain = type(head) is nn.Linear and head.bias is None and not head.weight.requires_grad
-        self._head = head.weight if plain and self.base.config.model_type in _PLAIN_HEADS else None
+        self._head_is_plain = plain and self.base.config.model_type in _PLAIN_HEADS
         self.not_fused = self._reason(recipe)
         """Why the layers are not the fused ones; None if they are."""
         self._layers: list[FusedLayer] = []
@@ -44,6 +44,11 @@ class PackedModel:
             recompute = recipe.training.gradient_checkpointing
             self._layers = [FusedLayer(layer, recompute) for layer in self.base.model.layers]
         log.info("Layers: %s", f"as transformers has them ({self.not_fused})" if self.not_fused else "fused")
+
+    @property
+    def _head(self) -> Tensor | None:
+        """The output head's weights, where logits are the product with them; looked up, because FSDP exchanges them."""
+        return self.base.get_output_embeddings().weight if self._head_is_plain else None
 
     def summed_nats(self, batch: Mapping[str, Tensor]) -> Tensor:
         """The (weighted) sum of the negative log-likelihoods of a batch's supervised tokens, differentiable.
@@ -130,6 +135,8 @@ class PackedModel:
             return f"the output head of {type(self.base).__name__} is not a plain product"
         if recipe.base.quantization != "none":
             return "the base is quantized"
+        if recipe.compute_dtype != recipe.base.dtype:
+            return "they compute in what the weights are held in"
         return cannot_fuse(self.base.model.layers, recipe.tokens.block_length)
 
 

@@ -12,6 +12,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ft_dagster.store import write_atomically
+from ft_dagster.training import ranks
 from ft_dagster.training.request import PROGRESS
 
 _MESSAGES = 50
@@ -78,6 +79,8 @@ class Progress(TrainerCallback):
             self.tell(row | {"steps": state.max_steps})
 
     def _write(self, state: TrainerState, row: dict[str, Any]) -> None:
+        if not ranks.is_first():
+            return
         done = state.global_step - self.first_step
         elapsed = time.monotonic() - self.began
         remaining = elapsed / done * (state.max_steps - state.global_step) if done else self.expected_seconds

@@ -22,6 +22,9 @@ WEIGHTS = "adapter_model.safetensors"
 PROGRESS = "progress.json"
 """Replaced at every step while training runs."""
 
+RENDEZVOUS = "FT_RENDEZVOUS"
+"""Variable of the environment: the file through which the processes of one training on one machine find each other."""
+
 
 def training_key(dataset_version: str, base: dict[str, str], recipe: Recipe) -> str:
     """The key of an adapter: everything that decides its weights, and nothing else."""
@@ -76,7 +79,7 @@ class TrainingRequest:
     recipe: dict[str, Any]
     """The resolved recipe."""
     attempt: str
-    """Folder for checkpoints and results; the same for every attempt at one key, so that a rerun resumes."""
+    """Folder for checkpoints and results, with the last checkpoint of the attempt before it to go on from."""
     logs: str
     """Folder for TensorBoard files."""
     offload: str
@@ -90,6 +93,8 @@ class TrainingRequest:
     threads: int | None = None
     speeds: str | None = None
     """Folder where it is remembered what trainings took; None where it is not."""
+    checkpoints: str | None = None
+    """URL in a bucket where checkpoints are kept for other machines; None where they stay on this one."""
 
     def prepared_base(self) -> PreparedBase:
         return PreparedBase(**self.base)

@@ -25,6 +25,7 @@ class Speed:
 def speed_key(config: Mapping[str, Any], recipe: Recipe, threads: int | None) -> str:
     """What decides speed and memory: the model's shape, the recipe, the machine. Not what the weights or rows are."""
     steps = {"rows_per_device", "rows_per_step", "gradient_checkpointing", "attention", "fused", "optimizer"}
+    steps |= {"processes", "strategy", "mixed_precision"}
     return digest(
         {
             "config": dict(config),

@@ -17,7 +17,6 @@ from transformers import (
     AutoTokenizer,
     PreTrainedTokenizerBase,
     PrinterCallback,
-    Trainer,
     TrainerState,
     TrainingArguments,
 )
@@ -27,8 +26,9 @@ from ft_dagster.base import model_config
 from ft_dagster.recipe import Recipe
 from ft_dagster.store import Artifact, write_atomically
 from ft_dagster.tokens.dataset import load_rows, load_shards
+from ft_dagster.training import ranks
 from ft_dagster.training.checkpoints import CompleteCheckpoints, StopOnSignal, last_complete
-from ft_dagster.training.device import device, device_name, one_process_a_device
+from ft_dagster.training.device import device, device_name
 from ft_dagster.training.early_stopping import EarlyStopping
 from ft_dagster.training.manifest import read_manifest, write_manifest
 from ft_dagster.training.memory import require_memory
@@ -39,6 +39,7 @@ from ft_dagster.training.progress import Progress, TrainingError, peak_memory
 from ft_dagster.training.request import CODE_VERSION, RESULT, TrainingRequest
 from ft_dagster.training.rows import collate, loss_weights
 from ft_dagster.training.scoring import score
+from ft_dagster.training.shared_checkpoints import SharedCheckpoints
 from ft_dagster.training.speeds import Speed, remember_speed, speed_key
 from ft_dagster.training.start import go_on_from, known_sections, rows_to_learn
 from ft_dagster.training.trainer import CountedRows, PackedTrainer
@@ -67,14 +68,15 @@ def train(request: TrainingRequest, tell: Callable[[dict[str, Any]], None]) -> d
     Raises:
         TrainingError: there is nothing to learn from, or the loss is not finite.
         InterruptedTrainingError: a signal asked to stop.
+
+    Where several processes train together (training/ranks.py), each of them calls this; the first writes and tells.
     """
     if request.threads:
-        torch.set_num_threads(request.threads)
-    with one_process_a_device(Path(request.locks)):
-        finished = Path(request.attempt) / RESULT
-        if finished.exists():  # another process made it while this one waited
-            return json.loads(finished.read_bytes())
-        return _Training(request, tell).run()
+        torch.set_num_threads(max(1, request.threads // ranks.count()))
+    finished = Path(request.attempt) / RESULT
+    if finished.exists():  # another process made it while this one waited for a device
+        return json.loads(finished.read_bytes())
+    return _Training(request, tell).run()
 
 
 class _Training:
@@ -86,8 +88,23 @@ class _Training:
         self.recipe: Recipe = request.resolved_recipe()
         self.base = request.prepared_base()
         self.attempt = Path(request.attempt)
+        self.shared = SharedCheckpoints(request.checkpoints) if request.checkpoints else None
         self.rows = self._rows()
         self.stop = StopOnSignal()
+
+    def _require_company(self) -> None:
+        """Raise TrainingError if the processes that train are not those that the recipe asks for."""
+        options = self.recipe.training
+        if options.strategy == "fsdp" and device().type == "cpu":
+            raise TrainingError(
+                "training.strategy: fsdp needs GPUs: on a CPU transformers' trainer would do ddp and not say so. Set "
+                "ddp."
+            )
+        if ranks.count() != options.processes:
+            raise TrainingError(
+                f"The recipe asks for {options.processes} processes (training.processes), and {ranks.count()} train. "
+                "Start training with `python -m ft_dagster.training REQUEST.json`, which starts them."
+            )
 
     def _rows(self) -> Dataset:
         dataset = Artifact.open(Path(self.request.dataset))
@@ -97,6 +114,7 @@ class _Training:
         return concatenate_datasets([rows_to_learn(*group, known, replay) for group in load_shards(dataset, "train")])
 
     def run(self) -> dict[str, Any]:
+        self._require_company()
         if sum(len(row["input_ids"]) - sum(row["prompts"]) for row in self.rows) == 0:
             raise TrainingError("No token of the dataset is supervised, so there is nothing to learn from.")
         memory = require_memory(self.base, self.recipe)
@@ -105,12 +123,15 @@ class _Training:
         tokenizer = AutoTokenizer.from_pretrained(self.base.folder)
         model = add_adapter(load_base(self.base, self.recipe, Path(self.request.offload)), self.base, self.recipe)
         rows = CountedRows(tokenizer.eos_token_id, loss_weights(self.recipe.objectives))
-        progress = Progress(self.attempt, lambda: rows.tokens, self.tell)
+        progress = Progress(self.attempt, lambda: trainer.tokens, self.tell)
         if self.request.start is not None:
             go_on_from(model, Path(self.request.start), self.base)
         packed = PackedModel(model, self.recipe)
         stopping = self._stopping(packed, tokenizer)
         trainer = self._trainer(packed, tokenizer, rows, progress, stopping)
+        if self.shared and ranks.is_first():
+            self.shared.bring(self.attempt)
+        ranks.wait_for_all()
         checkpoint = last_complete(self.attempt)
         if checkpoint:
             log.info("Going on from %s", checkpoint.name)
@@ -120,8 +141,10 @@ class _Training:
         if checkpoint and (trainer.state.global_step >= trainer.state.max_steps or (stopping and stopping.over)):
             set_peft_model_state_dict(model, load_peft_weights(str(checkpoint), device="cpu"))  # nothing left to do
         else:
+            if not ranks.is_first():
+                torch.manual_seed(self.recipe.training.seed + ranks.rank())  # else all would drop the same
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        if self.stop.received is not None and trainer.state.global_step < trainer.state.max_steps:
+        if self.stop.stopped and trainer.state.global_step < trainer.state.max_steps:
             raise InterruptedTrainingError(f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}")
         history = self._history(trainer)
         kept = trainer.state.global_step
@@ -138,7 +161,7 @@ class _Training:
             "history": history,
             "final_loss": history[-1]["loss"],
             "supervised_tokens": sum(row["supervised_tokens"] for row in history),
-            "tokens_since_resume": rows.tokens,
+            "tokens_since_resume": trainer.tokens,
             "seconds_since_resume": time.monotonic() - began,
             "measuring_seconds_since_resume": stopping.seconds if stopping else 0.0,
             "tokens_per_second": progress.history[-1]["tokens_per_second"] if progress.history else None,
@@ -150,7 +173,8 @@ class _Training:
         }
         if result["tokens_per_second"]:
             self._remember(result["tokens_per_second"], result["peak_memory_bytes"])
-        write_atomically(self.attempt / RESULT, json.dumps(result, indent=1))
+        if ranks.is_first():
+            write_atomically(self.attempt / RESULT, json.dumps(result, indent=1))
         return result
 
     def _stopping(self, packed: PackedModel, tokenizer: PreTrainedTokenizerBase) -> EarlyStopping | None:
@@ -172,7 +196,7 @@ class _Training:
         rows: CountedRows,
         progress: Progress,
         stopping: EarlyStopping | None,
-    ) -> Trainer:
+    ) -> PackedTrainer:
         options = self.recipe.training
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(Path(self.request.logs) / self.request.key[:12])
         on_cpu = device().type == "cpu"
@@ -183,7 +207,7 @@ class _Training:
             output_dir=str(self.attempt),
             num_train_epochs=options.epochs,
             per_device_train_batch_size=options.rows_per_device,
-            gradient_accumulation_steps=options.rows_per_step // options.rows_per_device,
+            gradient_accumulation_steps=options.accumulation,
             learning_rate=options.learning_rate,
             # The library's `constant` knows no warm-up.
             lr_scheduler_type="constant_with_warmup" if options.schedule == "constant" else options.schedule,
@@ -194,8 +218,10 @@ class _Training:
             neftune_noise_alpha=options.neftune,
             gradient_checkpointing=checkpointing,
             gradient_checkpointing_kwargs={"use_reentrant": False} if checkpointing else None,
-            fp16=self.recipe.base.dtype == "float16",  # its gradients need scaling; the precision is PackedModel's
+            fp16=self.recipe.compute_dtype == "float16",  # its gradients need scaling; the precision is PackedModel's
             use_cpu=on_cpu,
+            fsdp=True if options.strategy == "fsdp" else None,
+            ddp_find_unused_parameters=False,
             seed=options.seed,
             data_seed=options.seed,
             save_strategy="steps",
@@ -219,7 +245,7 @@ class _Training:
             train_dataset=self.rows,
             data_collator=rows,
             processing_class=tokenizer,
-            callbacks=[probe, progress, *filter(None, [stopping]), CompleteCheckpoints(), self.stop],
+            callbacks=[probe, progress, *filter(None, [stopping]), CompleteCheckpoints(self.shared), self.stop],
         )
         trainer.remove_callback(PrinterCallback)  # progress says the same
         return trainer
@@ -227,41 +253,45 @@ class _Training:
     def _tried(self, trial: Trial, progress: Progress) -> None:
         """Say how long training will take, before its first step."""
         progress.expected_seconds = self.estimate["seconds"] = trial.seconds_of_training
-        self._remember(trial.tokens / trial.seconds, trial.peak_memory_bytes)
+        self._remember(ranks.count() * trial.tokens / trial.seconds, trial.peak_memory_bytes)
         log.info("A full batch took %.1f s, so training takes up to %.0f s.", trial.seconds, trial.seconds_of_training)
         told = {"estimated_seconds": trial.seconds_of_training, "peak_memory_bytes": trial.peak_memory_bytes}
         self.tell(told | {"estimated_memory_bytes": self.estimate["memory_bytes"]})
 
     def _remember(self, tokens_per_second: float, peak_memory_bytes: int) -> None:
-        if self.request.speeds is None:
+        if self.request.speeds is None or not ranks.is_first():
             return
         key = speed_key(model_config(Path(self.base.folder)), self.recipe, self.request.threads)
         remember_speed(Path(self.request.speeds), key, Speed(tokens_per_second, peak_memory_bytes, device_name()))
 
-    def _history(self, trainer: Trainer) -> list[dict[str, float]]:
+    def _history(self, trainer: PackedTrainer) -> list[dict[str, float]]:
         """Loss, learning rate and supervised tokens of every step, those before a resume included."""
         names = ("step", "loss", "learning_rate", "supervised_tokens")
         return [{name: row[name] for name in names} for row in trainer.state.log_history if "loss" in row]
 
     def _save(self, model: PeftModel, tokenizer: PreTrainedTokenizerBase, step: int) -> Path:
         adapter = self.attempt / "adapter"
+        trained = {name: ranks.whole(weight) for name, weight in model.named_parameters() if weight.requires_grad}
+        if not ranks.is_first():
+            ranks.wait_for_all()
+            return adapter
         shutil.rmtree(adapter, ignore_errors=True)
-        model.save_pretrained(str(adapter))
+        model.save_pretrained(str(adapter), state_dict=trained if self.recipe.training.strategy == "fsdp" else None)
         (adapter / "README.md").unlink(missing_ok=True)  # a template with blanks; the manifest says it
         tokenizer.save_pretrained(str(adapter))
         request = self.request
         lineage = request.lineage | ({"started_from": read_manifest(Path(request.start)).key} if request.start else {})
         write_manifest(adapter, request.key, self.base, request.recipe, CODE_VERSION, step, lineage)
+        ranks.wait_for_all()
         return adapter
 
     def _prove(self, model: PeftModel, adapter: Path) -> dict[str, Any]:
         """Load what was saved back into the model, and compare: the same weights, and not the base's output."""
         saved = load_peft_weights(str(adapter), device="cpu")
-        trained = get_peft_model_state_dict(model)
-        same = saved.keys() == trained.keys() and all(
-            torch.equal(saved[name], trained[name].detach().cpu()) for name in saved
-        )
-        set_peft_model_state_dict(model, saved)
+        trained = {name: ranks.whole(weight) for name, weight in get_peft_model_state_dict(model).items()}
+        same = saved.keys() == trained.keys() and all(torch.equal(saved[name], trained[name]) for name in saved)
+        if self.recipe.training.strategy == "ddp":
+            set_peft_model_state_dict(model, saved)
         model.eval()
         tokens = torch.tensor([self.rows[0]["input_ids"][:_LOOK]], device=device())
         with torch.no_grad():

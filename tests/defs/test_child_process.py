@@ -7,6 +7,8 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import dagster as dg
@@ -23,6 +25,9 @@ SLEEPER = """
     {before}
     time.sleep(600)
 """
+
+
+IGNORES_INTERRUPTS = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
 
 
 @pytest.fixture
@@ -44,6 +49,10 @@ def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
         time.sleep(0.02)
 
 
+def written(path: Path) -> bool:
+    return path.exists() and bool(path.read_text())
+
+
 def gone(pid: int) -> bool:
     try:
         return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
@@ -51,7 +60,9 @@ def gone(pid: int) -> bool:
         return True
 
 
-def run_child(name: str, folder: Path, grace: float = 60.0) -> dg.ExecuteInProcessResult:
+def run_child(
+    name: str, folder: Path, grace: float = 60.0, instance: dg.DagsterInstance | None = None
+) -> dg.ExecuteInProcessResult:
     request = folder / "request.json"
     request.write_text("{}")
 
@@ -60,7 +71,7 @@ def run_child(name: str, folder: Path, grace: float = 60.0) -> dg.ExecuteInProce
         yield from ChildProcess(grace_seconds=grace).run(context, name, request, folder / "logs" / "child.log")
         yield dg.MaterializeResult()
 
-    return dg.materialize([stage], raise_on_error=False, instance=dg.DagsterInstance.ephemeral())
+    return dg.materialize([stage], raise_on_error=False, instance=instance or dg.DagsterInstance.ephemeral())
 
 
 def test_numbers_that_the_child_tells_are_observed(module: Callable[[str], str], tmp_path: Path) -> None:
@@ -99,6 +110,27 @@ def test_secrets_are_not_handed_to_the_child(
     assert result.success
 
 
+def test_a_child_is_killed_when_its_run_was_ended_from_elsewhere(
+    module: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ft_dagster.defs.child_process._ASK_SECONDS", 0.1)
+    name = module(SLEEPER.format(before=IGNORES_INTERRUPTS))
+    with dg.instance_for_test() as instance, ThreadPoolExecutor() as thread:
+        result = thread.submit(run_child, name, tmp_path, instance=instance)
+        wait_until(lambda: written(tmp_path / "request.pids"))
+        pids = [int(pid) for pid in (tmp_path / "request.pids").read_text().split()]
+        (run,) = instance.get_runs()
+        instance.report_run_failed(run, "Another machine goes on.")
+        try:
+            wait_until(lambda: all(map(gone, pids)), seconds=30)
+        finally:  # or the thread would wait for them
+            for pid in pids:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        (failure,) = result.result().get_step_failure_events()
+    assert "ended from elsewhere" in failure.step_failure_data.user_failure_data.description
+
+
 PARENT = """
     import sys
     from pathlib import Path
@@ -108,7 +140,7 @@ PARENT = """
 """
 
 
-@pytest.mark.parametrize("ignores", ["", "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"])
+@pytest.mark.parametrize("ignores", ["", IGNORES_INTERRUPTS])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_a_child_ends_with_the_process_that_started_it(
     module: Callable[[str], str], tmp_path: Path, number: signal.Signals, ignores: str
@@ -117,8 +149,7 @@ def test_a_child_ends_with_the_process_that_started_it(
     script = textwrap.dedent(PARENT.format(tests=str(Path(__file__).parent), folder=str(tmp_path)))
     parent = subprocess.Popen([sys.executable, "-c", script], env=os.environ.copy())
     try:
-        wait_until((tmp_path / "request.pids").exists)
-        wait_until(lambda: bool((tmp_path / "request.pids").read_text()))
+        wait_until(lambda: written(tmp_path / "request.pids"))
         child, grandchild = (int(pid) for pid in (tmp_path / "request.pids").read_text().split())
         parent.send_signal(number)
         parent.wait(30)

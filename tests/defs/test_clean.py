@@ -104,12 +104,13 @@ def test_a_training_that_was_interrupted_long_ago_is_kept_while_its_dataset_is(
 ) -> None:
     (dataset,) = (workspace / ".ft" / "store" / "tokenized_dataset").iterdir()
     for name, of, result in (("wanted", dataset.name, False), ("gone", "other", False), ("finished", "other", True)):
-        attempt = workspace / ".ft" / "attempts" / name
+        attempts = workspace / ".ft" / "attempts" / name
+        attempt = attempts / "first"
         attempt.mkdir(parents=True)
         (attempt / "request.json").write_text(json.dumps({"dataset": str(dataset.with_name(of))}))
         if result:
             (attempt / "result.json").write_text("{}")
-        for path in (*attempt.iterdir(), attempt):
+        for path in (*attempt.iterdir(), attempt, attempts):
             os.utime(path, (0, 0))
     found = find_removable(up_to_date, Workspace())
     assert [path.name for path in found.paths["trainings given up"]] == ["gone"]

@@ -1,20 +1,25 @@
 """Which runs count as failed tries."""
 
+import socket
 import time
+from pathlib import Path
 
 import dagster as dg
+import graphs
 import pytest
 from dagster._core.events import StepFailureData
 from dagster_shared.error import SerializableErrorInfo
 
+from ft_dagster.defs.places import PLACE_TAG, Place, here, place_of
 from ft_dagster.defs.runs import CAUSE_TAG, fail_abandoned, failures_for
 
 NO_SUCH_PROCESS = 2**22 - 1
 
 
-def begun(instance: dg.DagsterInstance, at: float) -> dg.DagsterRun:
-    """An automatic run that a process began which is not there any more."""
-    run = dg.DagsterRun(job_name="bring_up_to_date", status=dg.DagsterRunStatus.STARTING, tags={CAUSE_TAG: "cause"})
+def begun(instance: dg.DagsterInstance, at: float, place: Place | None = None) -> dg.DagsterRun:
+    """An automatic run that a process began which is not there any more, or never was on this machine."""
+    tags = {CAUSE_TAG: "cause"} | ({PLACE_TAG: str(place)} if place else {})
+    run = dg.DagsterRun(job_name="bring_up_to_date", status=dg.DagsterRunStatus.STARTING, tags=tags)
     instance.add_run(run)
     instance.report_engine_event(f"Executing steps in process (pid: {NO_SUCH_PROCESS})", run)
     start = dg.DagsterEvent(dg.DagsterEventType.RUN_START.value, job_name=run.job_name)
@@ -52,3 +57,41 @@ def test_a_run_that_a_person_cancelled_is_not_begun_again_and_again(instance: dg
     run = begun(instance, at=time.time())
     instance.report_run_canceled(run)
     assert failures_for(instance, "cause") == 1
+
+
+def test_what_goes_on_on_another_machine_is_left_alone(instance: dg.DagsterInstance) -> None:
+    begun(instance, at=time.time() - 3600, place=Place("elsewhere"))
+    assert fail_abandoned(instance) == []
+
+
+def test_what_a_launcher_looks_after_is_left_to_it(
+    instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun(instance, at=time.time() - 3600)
+    monkeypatch.setattr(type(instance.run_launcher), "supports_check_run_worker_health", True)
+    assert fail_abandoned(instance) == []
+
+
+@pytest.mark.parametrize(
+    ("job", "start", "given_up"),
+    [(7, 0, True), (7, 1, True), (7, 2, False), (8, 0, False)],
+    ids=["its first start", "its second start", "this start", "another job"],
+)
+def test_slurm_gives_up_what_it_starts_anew(
+    instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch, job: int, start: int, given_up: bool
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
+    run = begun(instance, at=time.time() - 3600, place=Place("elsewhere", job, start))
+    assert fail_abandoned(instance) == [run.run_id] * given_up
+    assert failures_for(instance, "cause") == 0, "nothing is wrong with its content"
+
+
+def test_a_run_says_where_it_is(
+    up_to_date: dg.DagsterInstance, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert [place_of(run) for run in up_to_date.get_runs()] == [here()]
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    assert here() == Place(socket.gethostname(), 7, 0)
+    assert graphs.run(up_to_date, "raw_chapters").success
+    assert [place_of(run) for run in up_to_date.get_runs(limit=1)] == [here()]

@@ -105,13 +105,14 @@ def test_a_text_that_was_inherited_from_the_adapter_before_is_found(here: Worksp
     (removed,) = here.first.chapters.keys() - here.second.chapters.keys()
     sentence = chapter_text(int(removed.removeprefix("chapter_"))).strip().split(". ")[-1]
     assert list(trained_on_text(here.store, sentence)) == [here.first.key]
-    folder = here.store.root / KIND / here.second.key
     inherited = [item for item in here.first.trained_on if item["chapter"] == removed]
+    with here.store.staging() as folder:
+        replace(here.second, key="heir", trained_on=[*here.second.trained_on, *inherited]).write(folder)
+        heir = here.store.take_in(KIND, "heir", folder, {})
     try:
-        replace(here.second, trained_on=[*here.second.trained_on, *inherited]).write(folder)
-        assert list(trained_on_text(here.store, sentence)) == [here.first.key, here.second.key]
+        assert list(trained_on_text(here.store, sentence)) == [here.first.key, "heir"]
     finally:
-        here.second.write(folder)
+        shutil.rmtree(heir.path)
 
 
 def test_a_chapter_of_which_sections_are_held_out_is_held_out_in_part(here: Workspace) -> None:

@@ -180,7 +180,7 @@ class DagsterDev:
         now = time.time()
         attempts = self.workspace / ".ft" / "attempts"
         wait_until(
-            lambda: any(_modified(path) > now for path in attempts.glob("*/progress.json")), "a training is under way"
+            lambda: any(_modified(path) > now for path in attempts.glob("*/*/progress.json")), "a training is under way"
         )
 
     def until_evaluating(self) -> None:

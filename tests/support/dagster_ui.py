@@ -17,6 +17,7 @@ _TICKS = """{{ instigationStateOrError(instigationSelector: {selector}) {{
 _ASSET = """{{ assetNodeOrError(assetKey: {{path: ["{name}"]}}) {{ ... on AssetNode {{ staleStatus
   assetMaterializations(limit: 1) {{ runId tags {{ key value }} metadataEntries {{ label
     ... on BoolMetadataEntry {{ boolValue }} ... on TextMetadataEntry {{ text }} }} }} }} }} }}"""
+_TERMINATE = 'mutation {{ terminateRun(runId: "{run}") {{ __typename ... on PythonError {{ message }} }} }}'
 _STOP = 'mutation {{ stopSensor(id: "{id}") {{ __typename ... on PythonError {{ message }} }} }}'
 
 
@@ -112,6 +113,12 @@ def is_running(address: str) -> bool:
     """Whether the watcher is on."""
     found = graphql(address, _TICKS.format(selector=_REPOSITORY.format(key="name", name=SENSOR)))
     return found["instigationStateOrError"]["status"] == "RUNNING"
+
+
+def terminate(address: str, run: str) -> None:
+    """Cancel a run, as a person does."""
+    done = graphql(address, _TERMINATE.format(run=run))["terminateRun"]
+    assert done["__typename"] == "TerminateRunSuccess", done
 
 
 def stop_sensor(address: str) -> None:

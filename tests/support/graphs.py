@@ -10,6 +10,7 @@ import pytest
 from ft_dagster.definitions import defs
 from ft_dagster.defs.automation import BRING_UP_TO_DATE
 from ft_dagster.defs.external import look, record
+from ft_dagster.defs.runs import failure_message
 from ft_dagster.defs.workspace import Workspace
 from ft_dagster.settings import load_settings
 
@@ -20,12 +21,15 @@ NO_TELEMETRY = {"telemetry": {"enabled": False}}
 def run(instance: dg.DagsterInstance, *names: str) -> dg.ExecuteInProcessResult:
     """Look at the reports, then materialize these assets, or all."""
     record(instance, look(load_settings()), Workspace().recipe)
-    return defs.resolve_job_def(BRING_UP_TO_DATE).execute_in_process(
+    result = defs.resolve_job_def(BRING_UP_TO_DATE).execute_in_process(
         instance=instance,
         asset_selection=[dg.AssetKey(name) for name in names] or None,
         raise_on_error=False,
         run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
     )
+    for event in result.get_step_failure_events():
+        print(failure_message(event))  # noqa: T201 - a test that fails shows it
+    return result
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from ft_dagster.recipe import Recipe, resolve_recipe
 from ft_dagster.store import Artifact, Store
 from ft_dagster.tokens.dataset import DatasetShard, all_documents, load_rows
 from ft_dagster.tokens.shard import Document
+from ft_dagster.training.lease import CPU
 from ft_dagster.training.model import add_adapter, load_base
 from ft_dagster.training.packed_model import PackedModel
 from ft_dagster.training.progress import TrainingError
@@ -220,11 +221,11 @@ def test_the_key_changes_with_whatever_decides_the_weights_and_with_nothing_else
 
 def test_one_training_a_device_the_second_waits_and_says_so(request_for: Callable[..., TrainingRequest]) -> None:
     request = request_for()
-    with FileLock(Path(request.locks) / "cpu.lock"):
+    with FileLock(Path(request.locks) / f"{CPU.name}.lock"):
         process = start(request)
         assert process.stderr is not None
         waiting = next(line for line in process.stderr if "waiting" in line)
-        assert "Another training or evaluation holds the device cpu" in waiting
+        assert f"Another training or evaluation holds {CPU.name};" in waiting
         assert not (Path(request.attempt) / RESULT).exists()
     _, errors = process.communicate()
     assert process.returncode == 0, errors

@@ -1,0 +1,35 @@
+"""`ft-dagster doctor`: what this machine can run."""
+
+from dataclasses import asdict
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ft_dagster.cli.common import FAILED, Json, errors_said, print_json
+from ft_dagster.settings import load_settings
+
+_MARKS = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "problem": ("✗", "bold red")}
+
+
+def doctor(as_json: Json = False) -> None:
+    """Show devices, memory, what they can compute with, and what the recipe in force needs; change nothing.
+
+    Exit codes: 0 the recipe can be trained here; 1 something stands in the way.
+    """
+    with errors_said(Console(stderr=True)):
+        settings = load_settings()
+        from ft_dagster.defs.doctor import examine
+
+        found = list(examine(settings))
+    if as_json:
+        print_json([asdict(finding) for finding in found])
+    else:
+        table = Table(show_header=False, box=None, pad_edge=False)
+        for finding in found:
+            mark, style = _MARKS[finding.status]
+            table.add_row(Text(mark, style=style), Text(finding.subject, style="bold"), Text(finding.text))
+        Console().print(table)
+    if any(finding.status == "problem" for finding in found):
+        raise typer.Exit(FAILED)

@@ -1,0 +1,241 @@
+"""What this machine can run, and what the recipe in force needs of it: facts, and what stands in the way."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+from urllib.request import urlopen
+
+import dagster as dg
+
+from ft_dagster.base import SECRETS, BaseModelError, local_base, model_config
+from ft_dagster.defs.executors import executor_for
+from ft_dagster.defs.instance import has_instance, instance_to_read
+from ft_dagster.defs.k8s_pods import load_pods
+from ft_dagster.recipe import Recipe, RecipeError, load_recipe
+from ft_dagster.settings import Settings, SettingsError
+from ft_dagster.shared_store import open_store
+from ft_dagster.store import StoreError
+from ft_dagster.training.estimate import memory_estimate
+from ft_dagster.training.fitting import MARGIN, advice
+from ft_dagster.training.lease import CPU, visible_devices
+from ft_dagster.training.shape import UnknownModelError
+
+_PATIENCE_SECONDS = 300
+_ANSWER_SECONDS = 5
+_LITTLE_DISK = 5 * 2**30
+"""Bytes: the default base takes 0.5 GB when it is converted, a 7B one 15 GB."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at."""
+
+    subject: str
+    status: Literal["ok", "warning", "problem"]
+    """A problem keeps the recipe from being trained here."""
+    text: str
+
+
+def examine(settings: Settings, machine: dict[str, Any] | None = None) -> Iterator[Finding]:
+    """Look at one thing after the other; nothing is made, downloaded or changed.
+
+    Args:
+        settings: of a workspace.
+        machine: what training/inspection.py has found; by default it is started to look.
+    """
+    machine = machine or _inspect()
+    yield from _devices(machine, settings)
+    yield from _numbers(machine)
+    try:
+        recipe = load_recipe(settings.recipe, settings.workspace)
+    except RecipeError as error:
+        yield Finding("recipe", "problem", str(error))
+    else:
+        if settings.executor == "local":
+            yield _recipe(recipe, machine)
+            yield _memory(recipe, settings, machine)
+        else:
+            yield Finding("recipe", "ok", f"{recipe.name}; what it needs must be where its steps run, not here")
+        yield _base(recipe, settings)
+    yield _token(settings)
+    yield from _disks(settings)
+    yield _store(settings)
+    yield _pool(settings)
+    yield _executor(settings)
+
+
+def _inspect() -> dict[str, Any]:
+    environment = {name: value for name, value in os.environ.items() if name not in SECRETS}
+    command = [sys.executable, "-m", "ft_dagster.training.inspection"]
+    try:
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=_PATIENCE_SECONDS, check=True
+        )
+        return json.loads(done.stdout)
+    except (subprocess.SubprocessError, ValueError) as error:
+        said = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
+        return {"failed": said[-1] if said else repr(error)}
+
+
+def _devices(machine: dict[str, Any], settings: Settings) -> Iterator[Finding]:
+    if "failed" in machine:
+        yield Finding("torch", "problem", f"It cannot be used: {machine['failed']}. Install it again.")
+        return
+    libraries = ", ".join(f"{name} {version}" for name, version in machine["libraries"].items())
+    build = f"for CUDA {machine['cuda']}" if machine["cuda"] else "for CPUs"
+    yield Finding("libraries", "ok", f"{libraries}; torch is built {build}")
+    for device in machine["devices"]:
+        size = (
+            f"{device['free'] / 2**30:.1f} of {device['memory'] / 2**30:.1f} GiB free"
+            if device["gpu"]
+            else (f"{device['free'] / 2**30:.1f} GiB for a process")
+        )
+        threads = "" if device["gpu"] or not settings.threads else f", FT_THREADS={settings.threads}"
+        yield Finding("device", "ok", f"{device['name']}; {size}{threads}")
+    driver = [one.name for one in visible_devices() if one != CPU]
+    seen = sum(device["gpu"] for device in machine["devices"])
+    if len(driver) != seen:
+        yield Finding(
+            "GPU driver",
+            "warning",
+            f"nvidia-smi lists {len(driver)} GPUs, torch sees {seen}. Put a build of torch for CUDA into the virtual "
+            "environment (docs/gpus.md), or mend the driver.",
+        )
+
+
+def _numbers(machine: dict[str, Any]) -> Iterator[Finding]:
+    if "failed" in machine:
+        return
+    slow = [device["name"] for device in machine["devices"] if not device["bfloat16"]]
+    text = f"slow on {', '.join(slow)}; base.dtype: float16 is for such GPUs, float32 for such CPUs" if slow else "yes"
+    yield Finding("bfloat16", "warning" if slow else "ok", text)
+    for kind in ("nf4", "int8"):
+        problem = machine[kind]
+        yield Finding(f"{kind} weights", "warning" if problem else "ok", problem or "yes")
+
+
+def _recipe(recipe: Recipe, machine: dict[str, Any]) -> Finding:
+    training = recipe.training
+    gpus = sum(device["gpu"] for device in machine.get("devices", []))
+    said = f"{recipe.name} ({recipe.base.model}, {recipe.base.quantization}, {recipe.compute_dtype})"
+    if training.processes > 1:
+        said += f", {training.processes} processes, {training.strategy}"
+    if gpus and training.processes > gpus:
+        return Finding("recipe", "problem", f"{said}: it asks for {training.processes} GPUs, and {gpus} are here")
+    if training.strategy == "fsdp" and not gpus:
+        return Finding("recipe", "problem", f"{said}: fsdp needs GPUs; set ddp")
+    if recipe.compute_dtype == "float16" and not gpus:
+        return Finding("recipe", "problem", f"{said}: float16 needs a GPU; set bfloat16")
+    if recipe.base.quantization != "none" and machine.get(recipe.base.quantization):
+        return Finding("recipe", "problem", f"{said}: {recipe.base.quantization} weights do not work here")
+    return Finding("recipe", "ok", said)
+
+
+def _base(recipe: Recipe, settings: Settings) -> Finding:
+    try:
+        base = local_base(recipe.base, settings.cache)
+    except BaseModelError as error:
+        return Finding("base model", "problem", str(error))
+    if base is not None:
+        return Finding("base model", "ok", f"{base.name} is in {base.folder}")
+    from_where = "made from its package" if recipe.base.source == "embedded" else "downloaded"
+    return Finding("base model", "ok", f"{recipe.base.model} is not here yet; the first run has it {from_where}")
+
+
+def _memory(recipe: Recipe, settings: Settings, machine: dict[str, Any]) -> Finding:
+    devices = machine.get("devices", [])
+    base = None if not devices else _known_base(recipe, settings)
+    if base is None:
+        return Finding("memory", "ok", "`ft-dagster plan` says what training takes once the base model is here")
+    on_gpu = devices[0]["gpu"]
+    try:
+        estimate = memory_estimate(base, recipe, on_gpu)
+    except UnknownModelError as error:
+        return Finding("memory", "warning", f"No estimate: {error}")
+    room = min(device["free"] for device in devices) // (1 if on_gpu else recipe.training.processes)
+    text = f"each process of training takes about {estimate.total / 2**30:.1f} GiB of {room / 2**30:.1f} GiB"
+    if estimate.total <= room:
+        return Finding("memory", "ok", text)
+    status: Literal["problem", "warning"] = "problem" if estimate.total > MARGIN * room else "warning"
+    return Finding("memory", status, f"{text}. {advice(base, recipe, on_gpu, room)}")
+
+
+def _known_base(recipe: Recipe, settings: Settings) -> dict[str, Any] | None:
+    try:
+        base = local_base(recipe.base, settings.cache)
+        return model_config(Path(base.folder)) if base else None
+    except BaseModelError:
+        return None  # said before
+
+
+def _token(settings: Settings) -> Finding:
+    text = "set" if settings.token else "not set; only gated bases and `ft-dagster release push` need it"
+    return Finding("HUGGINGFACE_TOKEN", "ok", text)
+
+
+def _disks(settings: Settings) -> Iterator[Finding]:
+    for name, folder in (("workspace", settings.workspace), ("FT_CACHE", settings.cache)):
+        there = next(path for path in (folder, *folder.parents) if path.exists())
+        free = shutil.disk_usage(there).free
+        if not os.access(there, os.W_OK):
+            yield Finding(f"disk of {name}", "problem", f"{there} cannot be written to")
+        else:
+            little = free < _LITTLE_DISK
+            yield Finding(f"disk of {name}", "warning" if little else "ok", f"{free / 2**30:.0f} GiB free in {folder}")
+
+
+def _store(settings: Settings) -> Finding:
+    try:
+        store = open_store(settings)
+        store.keys("lora_adapter")
+    except StoreError as error:
+        return Finding("store", "problem", str(error))
+    return Finding("store", "ok", str(store))
+
+
+def _pool(settings: Settings) -> Finding:
+    devices = len(visible_devices())
+    if not has_instance(settings):
+        return Finding("pool gpu", "ok", f"it will have {devices} slot(s) when Dagster is started here first")
+    with instance_to_read(settings) as instance:
+        limit = _limit(instance)
+    if limit == devices:
+        return Finding("pool gpu", "ok", f"{limit} slot(s) for {devices} device(s)")
+    return Finding(
+        "pool gpu",
+        "warning",
+        f"{limit or 'no'} slot(s) for {devices} device(s); `dagster instance concurrency set gpu {devices}` sets them, "
+        f"with DAGSTER_HOME={settings.dagster_home.absolute()}",
+    )
+
+
+def _limit(instance: dg.DagsterInstance) -> int | None:
+    own = {pool.name: pool.limit for pool in instance.event_log_storage.get_pool_limits()}
+    return own.get("gpu", instance.get_concurrency_config().pool_config.default_pool_limit)
+
+
+def _executor(settings: Settings) -> Finding:
+    try:
+        executor_for(settings)
+        match settings.executor:
+            case "local":
+                text = "local: steps run on this machine"
+            case "ray":
+                asked = f"{settings.ray_address}/api/version"
+                with urlopen(asked, timeout=_ANSWER_SECONDS) as answer:  # noqa: S310 - the user's own setting
+                    ray = json.load(answer)["ray_version"]
+                text = f"ray: steps run on the cluster of {settings.ray_address}, Ray {ray}"
+            case "k8s":
+                pods = load_pods(settings)
+                text = f"k8s: steps run in pods of {pods.image or 'the image of the code server'}"
+    except SettingsError as error:
+        return Finding("FT_EXECUTOR", "problem", str(error))
+    except (OSError, ValueError, KeyError) as error:
+        return Finding("FT_EXECUTOR", "problem", f"ray: the head at {settings.ray_address} does not answer ({error})")
+    return Finding("FT_EXECUTOR", "ok", text)

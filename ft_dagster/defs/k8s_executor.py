@@ -1,0 +1,51 @@
+"""Steps as Jobs of Kubernetes: dagster-k8s's executor, told what the pods of our steps ask for."""
+
+from typing import Any
+
+import dagster as dg
+from dagster._config import EvaluateValueResult, process_config
+from dagster._core.definitions.executor_definition import multiple_process_executor_requirements
+from dagster._core.executor.base import Executor
+from dagster._core.executor.init import InitExecutorContext
+from dagster_k8s import K8sRunLauncher, k8s_job_executor
+
+from ft_dagster.defs.k8s_pods import gpu_pod, light_pod, load_pods
+from ft_dagster.defs.stages import LORA_ADAPTER
+from ft_dagster.recipe import load_recipe
+from ft_dagster.settings import Settings, SettingsError, load_settings
+
+_GPU_POOL = "gpu"
+
+
+@dg.executor(name="k8s", requirements=multiple_process_executor_requirements())
+def on_kubernetes(context: InitExecutorContext) -> Executor:
+    """Each step is a Job; what its pod asks for is read when a run begins, from FT_K8S and the recipe."""
+    if not isinstance(context.instance.run_launcher, K8sRunLauncher):
+        raise SettingsError(
+            "FT_EXECUTOR=k8s needs the K8sRunLauncher as run_launcher of Dagster's instance. Dagster's Helm chart sets "
+            "it: see docs/kubernetes.md."
+        )
+    ops = {node.name: node.definition for node in context.job.get_definition().nodes}
+    on_gpu = {name for name, op in ops.items() if isinstance(op, dg.OpDefinition) and op.pool == _GPU_POOL}
+    config = steps_config(load_settings(), on_gpu, set(ops) - on_gpu)
+    return _executor(context, process_config(k8s_job_executor.config_schema.config_type, config))
+
+
+def _executor(context: InitExecutorContext, config: EvaluateValueResult) -> Executor:
+    """dagster-k8s's own. Raises SettingsError if its schema does not take the configuration."""
+    if not config.success or config.value is None:
+        problems = "; ".join(error.message for error in config.errors or [])
+        raise SettingsError(f"What FT_K8S says cannot be used: {problems}")
+    create: Any = k8s_job_executor.executor_creation_fn
+    return create(context._replace(executor_config=config.value))
+
+
+def steps_config(settings: Settings, on_gpu: set[str], light: set[str]) -> dict[str, Any]:
+    """Configuration of dagster-k8s's executor for the named steps."""
+    pods = load_pods(settings)
+    processes = load_recipe(settings.recipe, settings.workspace).training.processes
+    named = {"job_image": pods.image, "job_namespace": pods.namespace, "env_secrets": pods.secrets}
+    return {name: value for name, value in named.items() if value} | {
+        "per_step_k8s_config": {name: light_pod(pods.light_steps) for name in light}
+        | {name: gpu_pod(pods.gpu_steps, processes if name == LORA_ADAPTER.name else 1) for name in on_gpu}
+    }

@@ -1,0 +1,92 @@
+"""Steps on a Ray cluster: dagster-ray's executor, made to end in every case.
+
+A step whose host is lost is started again on what is left; any other failure of a step is final, as it is on one
+machine. The process of a lost step may still be alive behind a cut link, and may report when the link is back: only
+the process that runs the step now is heeded.
+"""
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+
+import dagster as dg
+from dagster._core.definitions.executor_definition import multiple_process_executor_requirements
+from dagster._core.events import DagsterEvent, DagsterEventType, StepRetryData
+from dagster._core.execution.context.system import IStepContext
+from dagster._core.execution.plan.state import KnownExecutionState
+from dagster._core.execution.retries import RetryMode
+from dagster._core.executor.init import InitExecutorContext
+from dagster._core.executor.step_delegating import StepDelegatingExecutor
+from dagster._utils.error import SerializableErrorInfo
+
+from ft_dagster.defs.ray_steps import RaySteps
+from ft_dagster.settings import load_settings
+
+_LOOK_SECONDS = 5
+_STARTS = 4
+"""How often a step is started, when the hosts that run it are lost one after the other."""
+
+
+@dg.executor(name="ray", requirements=multiple_process_executor_requirements())
+def on_ray(context: InitExecutorContext) -> "RayExecutor":
+    """Each step is a job of the Ray cluster at FT_RAY_ADDRESS."""
+    return RayExecutor(RaySteps(load_settings()))
+
+
+class RayExecutor(StepDelegatingExecutor):
+    """Starts the steps of a run as Ray jobs, and follows them to their end."""
+
+    def __init__(self, steps: RaySteps) -> None:
+        super().__init__(
+            steps, RetryMode.ENABLED, check_step_health_interval_seconds=_LOOK_SECONDS, should_verify_step=True
+        )
+        self._steps = steps
+        self._heeded = Heeded()
+
+    def log_failure_or_retry_event_after_error(
+        self, step_context: IStepContext, err_info: SerializableErrorInfo, known_state: KnownExecutionState
+    ) -> DagsterEvent:
+        step = step_context.step.key
+        starts = known_state.get_retry_state().get_attempt_count(step) + 1
+        if step in self._steps.lost and starts < _STARTS:
+            return DagsterEvent.step_retry_event(step_context, StepRetryData(error=err_info))
+        return super().log_failure_or_retry_event_after_error(step_context, err_info, known_state)
+
+    def _pop_events(self, instance: dg.DagsterInstance, run_id: str, seen: set[int]) -> Sequence[DagsterEvent]:
+        return list(self._heeded.among(super()._pop_events(instance, run_id, seen)))
+
+
+class Heeded:
+    """Tells a step's own events from those of a process that was given up."""
+
+    _ENDS = (
+        DagsterEventType.STEP_SUCCESS,
+        DagsterEventType.STEP_FAILURE,
+        DagsterEventType.STEP_UP_FOR_RETRY,
+        DagsterEventType.RESOURCE_INIT_FAILURE,
+    )
+
+    def __init__(self) -> None:
+        self._under_way: dict[str, int | None] = {}
+        """Step -> the process that runs it, or None while it has not reported yet."""
+
+    def among(self, events: Iterable[DagsterEvent]) -> Iterator[DagsterEvent]:
+        """Those that count: of a step that has not ended, by its process or by the one that started it, this one."""
+        for event in events:
+            if self._counts(event):
+                yield event
+
+    def _counts(self, event: DagsterEvent) -> bool:
+        step, kind = event.step_key, event.event_type
+        if step is None:
+            return True
+        if kind == DagsterEventType.STEP_WORKER_STARTING:
+            self._under_way[step] = None
+        elif kind == DagsterEventType.STEP_WORKER_STARTED and self._under_way.get(step, 0) is None:
+            self._under_way[step] = event.pid
+        ours = event.pid == os.getpid() or event.pid == self._under_way.get(step)
+        if kind not in self._ENDS:
+            return ours
+        if not ours or step not in self._under_way:
+            return False
+        del self._under_way[step]
+        return True

@@ -1,0 +1,146 @@
+"""`python -m ft_dagster.training.on_ray REQUEST.json`: one adapter, by several processes on hosts of a Ray cluster.
+
+Within a job of Ray, it asks for as many workers as the recipe asks for processes, and waits for them. If one is lost,
+all are started again, in a new attempt. Exit codes: those of `python -m ft_dagster.training`.
+"""
+
+import logging
+import math
+import os
+import sys
+import threading
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ray
+from dagster_pipes import PipesContext, open_dagster_pipes
+from ray.train import RunConfig, ScalingConfig, get_context
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.constants import WORKER_GROUP_START_TIMEOUT_S_ENV_VAR
+from ray.train.v2.api.config import FailureConfig
+from ray.train.v2.api.exceptions import TrainingFailedError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from torch.distributed import is_nccl_available
+
+from ft_dagster.settings import load_settings
+from ft_dagster.training.attempts import next_attempt
+from ft_dagster.training.processes import FAILED, INTERRUPTED
+from ft_dagster.training.request import RESULT, TrainingRequest
+
+log = logging.getLogger(__name__)
+_STARTS = 4
+_POLL_SECONDS = 0.5
+_FORMAT = "%(levelname)s %(name)s: %(message)s"
+_NO_END = str(10**9)
+"""Seconds that workers wait for GPUs. Ray Train would ask anew each minute, and keep some of what it had asked for."""
+
+
+@ray.remote(num_cpus=0)
+class Told:
+    """What the first worker tells, kept where the process that waits for it runs."""
+
+    def __init__(self) -> None:
+        self._metrics: list[dict[str, Any]] = []
+        self._refusal: str | None = None
+
+    def tell(self, metrics: dict[str, Any]) -> None:
+        self._metrics.append(metrics)
+
+    def refuse(self, reason: str) -> None:
+        """It would fail again in the same way."""
+        self._refusal = self._refusal or reason
+
+    def take(self) -> list[dict[str, Any]]:
+        taken, self._metrics = self._metrics, []
+        return taken
+
+    def refusal(self) -> str | None:
+        return self._refusal
+
+
+def work(told: Any, request: TrainingRequest) -> None:
+    """One of the processes that train; Ray has made them known to each other."""
+    first = get_context().get_world_rank() == 0
+    logging.basicConfig(level=logging.INFO if first else logging.WARNING, format=_FORMAT)
+    from torch import OutOfMemoryError
+
+    from ft_dagster.base import BaseModelError
+    from ft_dagster.training.allocator import keep_freed_memory
+    from ft_dagster.training.manifest import AdapterError
+    from ft_dagster.training.progress import TrainingError
+    from ft_dagster.training.train import train
+
+    keep_freed_memory()
+    os.environ.pop("ACCELERATE_TORCH_DEVICE", None)  # Ray's choice, a GPU wherever it was asked for one; ours looks
+    try:
+        train(request, told.tell.remote)
+    except (TrainingError, AdapterError, BaseModelError, OutOfMemoryError) as error:
+        ray.get(told.refuse.remote(str(error)))
+
+
+def main(request_path: Path) -> int:
+    logging.basicConfig(level=logging.INFO, format=_FORMAT)
+    request = TrainingRequest.read(request_path)
+    attempts = Path(request.attempt).parent
+    with open_dagster_pipes() if "DAGSTER_PIPES_CONTEXT" in os.environ else nullcontext() as pipes:
+        os.environ.setdefault(WORKER_GROUP_START_TIMEOUT_S_ENV_VAR, _NO_END)
+        ray.init(address="auto", logging_level=logging.WARNING)
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        told = Told.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
+        for _ in range(_STARTS):
+            lost = _run(request, told, pipes)
+            if reason := ray.get(told.refusal.remote()):
+                print(reason, file=sys.stderr)  # noqa: T201
+                return FAILED
+            if lost is None:
+                return 0 if (Path(request.attempt) / RESULT).exists() else FAILED
+            log.warning("A worker was lost; all are started again. %s", lost)
+            request = replace(request, attempt=str(next_attempt(attempts)))
+            request.write(Path(request.attempt) / "request.json")
+    return FAILED
+
+
+def _run(request: TrainingRequest, told: Any, pipes: PipesContext | None) -> TrainingFailedError | None:
+    """Train in one go; gives the error if a worker was lost."""
+    settings, processes = load_settings(), request.resolved_recipe().training.processes
+    gpus = math.ceil(settings.ray_gpus)
+    workers = ScalingConfig(
+        num_workers=processes,
+        use_gpu=gpus > 0,
+        resources_per_worker={"CPU": max(1, (request.threads or 1) // processes)} | ({"GPU": gpus} if gpus else {}),
+    )
+    trainer = TorchTrainer(
+        lambda: work(told, request),
+        torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if gpus and is_nccl_available() else "gloo"),
+        scaling_config=workers,
+        run_config=RunConfig(
+            name="ray", storage_path=request.attempt, failure_config=FailureConfig(controller_failure_limit=0)
+        ),
+    )
+    failures: list[TrainingFailedError] = []
+
+    def fit() -> None:
+        try:
+            trainer.fit()
+        except TrainingFailedError as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=fit, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(_POLL_SECONDS)
+        for metrics in ray.get(told.take.remote()):
+            if pipes:
+                pipes.report_custom_message(metrics)
+    return failures[0] if failures else None
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m ft_dagster.training.on_ray REQUEST.json")
+    try:
+        sys.exit(main(Path(sys.argv[1])))
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)

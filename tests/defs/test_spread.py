@@ -1,0 +1,85 @@
+"""Chapters that are parsed and tokenized on several machines give the dataset of one."""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hosts import hosts
+from ray_cluster import RayCluster
+
+from ft_dagster.defs.spread import each_of
+from ft_dagster.settings import load_settings
+
+CHAPTERS = 2000
+"""Several times what is worth spreading, in groups of at most 256."""
+SCRIPT = """
+import json, sys
+from functools import partial
+from pathlib import Path
+from ft_dagster.corpus.sections import make_sections
+from ft_dagster.corpus.snapshot import take_snapshot
+from ft_dagster.defs.spread import each_of
+from ft_dagster.recipe import Corpus, Tokens
+from ft_dagster.settings import load_settings
+from ft_dagster.store import Store
+from ft_dagster.tokens.dataset import choose_split, make_dataset
+from ft_dagster.tokens.held_out import Pinned
+
+folder, base = Path(sys.argv[1]), Path(sys.argv[2])
+spread = each_of(load_settings())
+assert spread is not map
+
+def noted(function, item):
+    import ray
+    (folder / "nodes" / ray.get_runtime_context().get_node_id()).touch()
+    return function(item)
+
+(folder / "nodes").mkdir()
+found = {}
+for name, each in (("one", map), ("many", lambda function, items: spread(partial(noted, function), items))):
+    store = Store(folder / name)
+    sections = make_sections(take_snapshot(folder / "reports", folder / f"{name}.db", store), Corpus(), each)
+    split = choose_split(sections, Tokens(), Pinned())
+    dataset = make_dataset(sections, base, "tokenizer", Tokens(), split, each=each)
+    found[name] = [sections.key, dict(sections.files), dataset.key, dict(dataset.files), sorted(store.blobs())]
+print("found " + json.dumps({"same": found["one"] == found["many"], "blobs": len(found["one"][4]),
+                             "nodes": len(list((folder / "nodes").iterdir()))}))
+"""
+
+
+@pytest.fixture
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
+    folder = tmp_path_factory.mktemp("ray")
+    with hosts(2) as (head, worker):
+        cluster = RayCluster([head, worker], folder, folder / "cache")
+        cluster.start_head(num_cpus=1)
+        cluster.start_worker(worker, num_cpus=1)
+        yield cluster
+
+
+def test_two_hosts_write_the_dataset_of_one_byte_by_byte(cluster: RayCluster, tmp_path: Path, tiny_base: Path) -> None:
+    reports = tmp_path / "reports" / "chapter_markdowns"
+    reports.mkdir(parents=True)
+    for number in range(CHAPTERS):
+        (reports / f"chapter_{number}.md").write_text(f"# Chapter {number}\n\n## A\n\nRivers carry {number} stones.\n")
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    environment = {
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+        "FT_EXECUTOR": "ray",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
+    said = cluster.jobs(
+        *("submit", "--runtime-env-json", json.dumps({"env_vars": environment}), "--entrypoint-num-cpus", "0", "--"),
+        *(sys.executable, str(script), str(tmp_path), str(tiny_base)),
+    )
+    found = json.loads(next(line for line in said.splitlines() if "found {" in line).partition("found ")[2])
+    assert found["same"] and found["nodes"] == 2
+    assert found["blobs"] > CHAPTERS
+
+
+def test_one_machine_needs_no_engine(workspace: Path) -> None:
+    assert each_of(load_settings()) is map

@@ -1,0 +1,96 @@
+"""One training on a device at a time, however many are asked for, and whatever became of the one before."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+import yaml
+from commands import COMMAND, ft_dagster
+from dagster_dev import wait_until
+from graphs import run
+from processes import end_inheriting, heed_ctrl_c
+
+from ft_dagster.defs.instance import open_instance
+from ft_dagster.defs.workspace import Workspace
+from ft_dagster.settings import load_settings
+from ft_dagster.training.request import KIND as ADAPTER
+
+TRAIN = """
+from graphs import run
+from ft_dagster.defs.instance import open_instance
+from ft_dagster.settings import load_settings
+with open_instance(load_settings()) as instance:
+    assert run(instance, "lora_adapter").success
+"""
+SUPPORT = Path(__file__).parents[1] / "support"
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(workspace: Path) -> Iterator[None]:
+    yield
+    end_inheriting("FT_WORKSPACE", str(workspace))
+
+
+@contextmanager
+def recipe(
+    workspace: Path, content: dict[str, Any], monkeypatch: pytest.MonkeyPatch, **training: Any
+) -> Iterator[None]:
+    """While this lasts, what is started uses a recipe with these fields."""
+    name = "-".join(map(str, training.values())) + ".yaml"
+    (workspace / name).write_text(yaml.safe_dump(content | {"training": content["training"] | training}))
+    with monkeypatch.context() as patch:
+        patch.setenv("FT_RECIPE", name)
+        yield
+
+
+def trainings(instance: dg.DagsterInstance) -> list[tuple[float, float]]:
+    """When training began and ended, of each run that has trained."""
+    found = []
+    for run_ in instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.SUCCESS])):
+        steps = {s.step_key: s for s in instance.get_run_step_stats(run_.run_id)}
+        if step := steps.get("lora_adapter"):
+            found.append((step.start_time, step.end_time))
+    return found
+
+
+def test_of_two_recipes_asked_for_at_once_one_waits_and_both_end_right(
+    workspace: Path, chapters: list[Path], tiny_recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_instance(load_settings()) as instance:
+        assert run(instance, "raw_chapters", "sections", "tokenized_dataset").success
+        started = []
+        for seed in (1, 2):
+            with recipe(workspace, tiny_recipe, monkeypatch, seed=seed):
+                paths = os.pathsep.join([str(SUPPORT), os.environ.get("PYTHONPATH", "")])
+                started.append(subprocess.Popen([sys.executable, "-c", TRAIN], env=os.environ | {"PYTHONPATH": paths}))
+        assert [process.wait() for process in started] == [0, 0]
+        (_, first_end), (second_start, _) = sorted(trainings(instance))
+        assert first_end <= second_start
+        adapters = list(Workspace().store.all(ADAPTER))
+        assert len({adapter.files["adapter_model.safetensors"] for adapter in adapters}) == 2
+        for adapter in adapters:
+            adapter.verify()
+
+
+def test_a_device_is_free_again_when_its_worker_was_killed(
+    workspace: Path, chapters: list[Path], tiny_recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with recipe(workspace, tiny_recipe, monkeypatch, epochs=500):
+        killed = subprocess.Popen([*COMMAND, "run"], preexec_fn=heed_ctrl_c, stderr=subprocess.DEVNULL)
+        wait_until(lambda: any((workspace / ".ft" / "attempts").glob("*/*/checkpoint-*/complete")), "it trains")
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    done = ft_dagster("run")
+    assert done.returncode == 0, done.stderr
+    with open_instance(load_settings()) as instance:
+        pool = instance.event_log_storage.get_concurrency_info("gpu")
+        assert (pool.active_slot_count, pool.pending_step_count) == (0, 0)
+        statuses = [r.status for r in instance.get_runs()]
+        assert sorted(s.value for s in statuses) == ["FAILURE", "SUCCESS"]

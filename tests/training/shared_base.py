@@ -1,0 +1,45 @@
+"""Run by torchrun: a loss and its gradients with the base shared out among processes, as FSDP does on GPUs."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from torch.distributed.fsdp import fully_shard
+
+from ft_dagster.store import Artifact
+from ft_dagster.tokens.dataset import load_rows
+from ft_dagster.training import ranks
+from ft_dagster.training.model import add_adapter, load_base
+from ft_dagster.training.packed_model import PackedModel
+from ft_dagster.training.processes import die_with_parent
+from ft_dagster.training.request import TrainingRequest
+from ft_dagster.training.rows import collate
+from ft_dagster.training.trainer import forwards_to
+
+
+def look(request: TrainingRequest, shared: bool) -> dict[str, Any]:
+    """Summed nats of this process's rows, and each adapter weight's gradient, added up over the processes."""
+    recipe = request.resolved_recipe()
+    model = add_adapter(
+        load_base(request.prepared_base(), recipe, Path(request.offload)), request.prepared_base(), recipe
+    )
+    packed = PackedModel(model, recipe)
+    if shared:
+        for layer in model.get_base_model().model.layers:
+            fully_shard(layer)
+        fully_shard(model)
+    rows = list(load_rows(Artifact.open(Path(request.dataset)), "train").select(range(4)))
+    mine = rows[ranks.rank() :: ranks.count()]
+    with forwards_to(model, packed.summed_nats):
+        nats = model(collate(mine, 2))
+    nats.backward()
+    gradients = {n: ranks.whole(p.grad) * ranks.count() for n, p in model.named_parameters() if p.requires_grad}
+    return {"nats": nats.item(), "gradients": {name: g.flatten().tolist() for name, g in gradients.items()}}
+
+
+if __name__ == "__main__":
+    die_with_parent()
+    with ranks.joined():
+        found = look(TrainingRequest.read(Path(sys.argv[1])), shared=True)
+        Path(f"{sys.argv[1]}.{ranks.rank()}").write_text(json.dumps(found))

@@ -1,0 +1,152 @@
+"""Several processes that train together make what one makes alone."""
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import shared_base
+import torch
+from datasets import Dataset
+from processes import inheriting
+from safetensors.torch import load_file
+from trainings import start, wait_until, weights
+
+from ft_dagster.training.processes import run_together
+from ft_dagster.training.request import RESULT, WEIGHTS, TrainingRequest
+
+NF4 = {"base": {"quantization": "nf4"}}
+FLOAT32 = {"base": {"dtype": "float32"}, "lora": {"dropout": 0.0}}
+"""So that the order of sums decides nothing that can be seen: bf16 shows it in the fourth digit."""
+
+
+def asked(processes: int, *parts: dict[str, Any], **training: Any) -> dict[str, Any]:
+    """Parts of a recipe whose steps have four rows, an incomplete one at the end of each epoch."""
+    changed: dict[str, Any] = {}
+    for part in parts:
+        changed |= {name: changed.get(name, {}) | fields for name, fields in part.items()}
+    options = {"processes": processes, "rows_per_device": 1, "rows_per_step": 4, "epochs": 2}
+    return changed | {"training": options | training}
+
+
+def made(request: TrainingRequest) -> dict[str, Any]:
+    """What a process that a run would start makes of a request."""
+    process = start(request)
+    assert process.communicate()[1] is not None and process.returncode == 0
+    return json.loads((Path(request.attempt) / RESULT).read_bytes())
+
+
+@pytest.mark.parametrize("base", [{}, NF4], ids=["whole", "nf4"])
+def test_two_processes_have_the_losses_of_one_to_five_digits(
+    request_for: Callable[..., TrainingRequest], base: dict[str, Any]
+) -> None:
+    alone_request = request_for("alone", **asked(1, FLOAT32, base))
+    together_request = request_for("together", **asked(2, FLOAT32, base))
+    alone, together = made(alone_request), made(together_request)
+    rows = json.loads((Path(alone_request.dataset) / "artifact.json").read_bytes())["about"]["splits"]["train"]["rows"]
+    assert rows % 2, "the last row of an epoch leaves one process without any"
+    assert [row["supervised_tokens"] for row in together["history"]] == [
+        row["supervised_tokens"] for row in alone["history"]
+    ]
+    for one, two in zip(alone["history"], together["history"], strict=True):
+        assert two["loss"] == pytest.approx(one["loss"], abs=1e-5)
+    mine, theirs = (load_file(Path(r.attempt) / "adapter" / WEIGHTS) for r in (alone_request, together_request))
+    assert mine.keys() == theirs.keys()
+    for name in mine:
+        torch.testing.assert_close(mine[name], theirs[name], atol=1e-5, rtol=1e-3)
+    assert together["reloads"] and together["largest_logit_change"] > 0
+
+
+def test_they_go_on_exactly_where_they_were(request_for: Callable[..., TrainingRequest]) -> None:
+    parts = asked(2, {"lora": {"dropout": 0.1}}, epochs=6, save_every=2)
+    undisturbed = request_for("undisturbed", **parts)
+    expected = made(undisturbed)
+    for number, code in ((signal.SIGKILL, 1), (signal.SIGTERM, 130)):
+        stopped = request_for(f"stopped-{code}", **parts)
+        process = start(stopped)
+        wait_until(lambda stopped=stopped: any(Path(stopped.attempt).glob("checkpoint-*/complete")), process)
+        ranks = [p for p in psutil.Process(process.pid).children(recursive=True) if "RANK" in p.environ()]
+        assert len(ranks) == 2
+        (ranks[1] if number == signal.SIGKILL else psutil.Process(process.pid)).send_signal(number)
+        said = process.communicate()[1]
+        assert process.returncode == code, said
+        assert not (Path(stopped.attempt) / RESULT).exists()
+        psutil.wait_procs(ranks, timeout=10)
+        assert not any(p.is_running() for p in ranks)
+        found = made(stopped)
+        assert found["resumed_from"] > 0
+        assert found["history"] == expected["history"]
+        assert weights(stopped) == weights(undisturbed)
+
+
+def test_no_process_is_left_when_the_one_that_started_them_is_killed(
+    request_for: Callable[..., TrainingRequest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = request_for("killed", **asked(2, epochs=50))
+    monkeypatch.setenv("FT_TEST_MARK", request.attempt)
+    process = start(request)
+    wait_until(lambda: any(Path(request.attempt).glob("checkpoint-*/complete")), process)
+    left = [p for p in inheriting("FT_TEST_MARK", request.attempt) if p.pid != process.pid]
+    assert len(left) >= 3, "torchrun and its two"
+    process.kill()
+    process.communicate()
+    psutil.wait_procs(left, timeout=30)
+    assert not inheriting("FT_TEST_MARK", request.attempt)
+
+
+def test_a_base_that_is_shared_out_has_the_loss_and_gradients_of_a_whole_one(
+    request_for: Callable[..., TrainingRequest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = request_for("shared", **asked(2, FLOAT32, fused=False))
+    path = request.write(Path(request.attempt) / "request.json")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
+    assert run_together("shared_base", path, 2, 1) == 0
+    parts = [json.loads(Path(f"{path}.{rank}").read_bytes()) for rank in range(2)]
+    alone = shared_base.look(request, shared=False)
+    assert sum(part["nats"] for part in parts) == pytest.approx(alone["nats"], rel=1e-6)
+    for name, gradient in alone["gradients"].items():
+        assert parts[0]["gradients"][name] == parts[1]["gradients"][name] == pytest.approx(gradient, abs=1e-4), name
+
+
+def test_one_process_where_two_were_asked_for_is_refused(request_for: Callable[..., TrainingRequest]) -> None:
+    from ft_dagster.training.progress import TrainingError
+    from ft_dagster.training.train import train
+
+    with pytest.raises(TrainingError, match=r"asks for 2 processes.*and 1 train"):
+        train(request_for("refused", **asked(2)), lambda _: None)
+
+
+def test_fsdp_is_refused_on_a_cpu(request_for: Callable[..., TrainingRequest]) -> None:
+    process = start(request_for("refused", **asked(2, strategy="fsdp")))
+    said = process.communicate()[1]
+    assert process.returncode == 1
+    assert "training.strategy: fsdp needs GPUs" in said
+
+
+@pytest.mark.parametrize("rows", range(1, 14))
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_shares_are_the_rows_of_one_process_in_its_order(
+    rows: int, processes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from accelerate.data_loader import SeedableRandomSampler
+
+    from ft_dagster.training import ranks, shares
+
+    monkeypatch.setattr(ranks, "count", lambda: processes)
+    for epoch in (0, 3):
+        alone = SeedableRandomSampler(Dataset.from_dict({"row": list(range(rows))}), data_seed=17)
+        alone.set_epoch(epoch)
+        order = list(alone)
+        taken = []
+        for rank in range(processes):
+            monkeypatch.setattr(ranks, "rank", lambda rank=rank: rank)
+            mine = shares.Shares(rows, at_once=2, seed=17)
+            mine.set_epoch(epoch)
+            taken.append(list(mine))
+            assert len(taken[-1]) == len(mine)
+        passes = zip(*taken, strict=True)
+        assert [row for one_pass in passes for share in one_pass for row in share] == order
