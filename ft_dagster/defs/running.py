@@ -128,7 +128,10 @@ def _execute(
         run_config=run_config,
         job_code_origin=here.get_python_origin(),
     )
-    return execute_run(here, run, instance)
+    try:
+        return execute_run(here, run, instance)
+    finally:  # of the steps that were cut short; the engine itself has the devices, and no daemon may be there
+        instance.event_log_storage.free_concurrency_slots_for_run(run_id)
 
 
 def _was_interrupted(result: ExecutionResult) -> bool:

@@ -15,7 +15,7 @@ from dagster_pipes import PipesContext, open_dagster_pipes  # the protocol alone
 
 from ft_dagster.training.allocator import keep_freed_memory, spin_briefly
 from ft_dagster.training.lease import LeaseError, leased
-from ft_dagster.training.processes import FAILED, INTERRUPTED, die_with_parent, run_together
+from ft_dagster.training.processes import FAILED, INTERRUPTED, die_with_parent, leave, run_together
 from ft_dagster.training.request import RENDEZVOUS, TrainingRequest
 
 
@@ -26,7 +26,7 @@ def main(request_path: Path) -> int:
     request = TrainingRequest.read(request_path)
     if one_of_several:
         die_with_parent()
-        return _make(request, reports=first)
+        leave(_make(request, reports=first))
     processes = request.resolved_recipe().training.processes
     try:
         with leased(Path(request.locks), processes):

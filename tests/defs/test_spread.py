@@ -51,10 +51,9 @@ print("found " + json.dumps({"same": found["one"] == found["many"], "blobs": len
 
 
 @pytest.fixture
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
-    folder = tmp_path_factory.mktemp("ray")
+def cluster(tmp_path: Path) -> Iterator[RayCluster]:
     with hosts(2) as (head, worker):
-        cluster = RayCluster([head, worker], folder, folder / "cache")
+        cluster = RayCluster([head, worker], tmp_path / "cache")
         cluster.start_head(num_cpus=1)
         cluster.start_worker(worker, num_cpus=1)
         yield cluster

@@ -4,7 +4,6 @@ import os
 import shutil
 import signal
 import subprocess
-import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ from processes import heed_ctrl_c
 from ray_cluster import RayCluster, freeze, thaw
 from reports import chapter_text, recipe_for
 
+from ft_dagster.defs.ray_steps import GPU_POOL
 from ft_dagster.defs.stages import STAGES
 from ft_dagster.store import Artifact, Store
 from ft_dagster.training.request import KIND as ADAPTER
@@ -83,6 +83,11 @@ class Deployment:
         """Whether the training of the last run has made a whole one."""
         found = (self.workspace / ".ft" / "attempts").glob("*/*/checkpoint-*/complete")
         return any(modified(path) > self.began for path in found)
+
+    def taken_slots(self) -> int:
+        """Of the pool of the steps that train and measure."""
+        with dg.DagsterInstance.from_config(str(self.workspace / ".dagster")) as instance:
+            return instance.event_log_storage.get_concurrency_info(GPU_POOL).active_slot_count
 
     def adapter(self) -> Artifact:
         return adapter_of(self.workspace)
@@ -147,10 +152,9 @@ def deployment(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Ite
     (workspace / "chapter_markdowns").mkdir(parents=True)
     for number in range(1, 7):
         (workspace / "chapter_markdowns" / f"chapter_{number}.md").write_text(chapter_text(number), "utf-8")
-    short = Path(tempfile.mkdtemp(prefix="ray"))
     settings = {"FT_WORKSPACE": str(workspace), "FT_RECIPE": "recipe.yaml", "FT_CACHE": str(folder / "cache")}
     with pytest.MonkeyPatch.context() as patch, hosts(3) as (head, worker, spare):
-        cluster = RayCluster((head, worker, spare), short, folder / "cache")
+        cluster = RayCluster((head, worker, spare), folder / "cache")
         for name in ("DAGSTER_HOME", "FT_STORE", "FT_THREADS"):
             patch.delenv(name, raising=False)
         ray = {"FT_EXECUTOR": "ray", "FT_RAY_ADDRESS": cluster.address, "PYTHONPATH": str(PROJECT)}
@@ -161,7 +165,6 @@ def deployment(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Ite
         cluster.start_head(num_cpus=2)
         cluster.start_worker(worker, num_cpus=2, num_gpus=1)
         yield deployment
-    shutil.rmtree(short)
 
 
 @dataclass
@@ -293,6 +296,7 @@ def test_ctrl_c_stops_the_job_and_its_training_which_saves_a_checkpoint(job: Job
         wait_until(deployment.has_checkpoint, "training has a checkpoint")
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 130
+    assert not deployment.taken_slots()
     wait_until(lambda: deployment.host_of_training() is None, "the training has ended")
     wait_until(lambda: "STOPPED" in deployment.cluster.jobs("list"), "Ray says so")
 

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import psutil
 from hosts import Host
@@ -26,10 +27,10 @@ _WITH_A_CACHE_OF_ITS_OWN = 'mount --bind "$1" "$2"; shift 2; exec "$@"'
 class RayCluster:
     """A head and workers, each on a host of its own: its processes, its network, its FT_CACHE."""
 
-    def __init__(self, hosts: Sequence[Host], folder: Path, cache: Path, **variables: str) -> None:
-        """`folder` takes what Ray writes: a short name, because of its sockets. `cache` is what FT_CACHE names."""
+    def __init__(self, hosts: Sequence[Host], cache: Path, **variables: str) -> None:
+        """`cache` is what FT_CACHE names on all hosts."""
         self.head, *self.workers = hosts
-        self._folder = folder
+        self._written = TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True)  # a short name: it holds sockets
         self._cache = cache
         ours = ("FT_", "DAGSTER_", "RAY_", "HUGGINGFACE_", "PYTEST_", "PYTHONPATH")
         clean = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
@@ -54,7 +55,7 @@ class RayCluster:
         return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
 
     def _start(self, host: Host, *options: str, **resources: int) -> None:
-        own = self._folder / host.name.rpartition("-")[2]
+        own = Path(self._written.name) / host.name.rpartition("-")[2]
         cache = own / "cache"
         for folder in (cache, self._cache):
             folder.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ from ft_dagster.tokens.dataset import load_rows
 from ft_dagster.training import ranks
 from ft_dagster.training.model import add_adapter, load_base
 from ft_dagster.training.packed_model import PackedModel
-from ft_dagster.training.processes import die_with_parent
+from ft_dagster.training.processes import die_with_parent, leave
 from ft_dagster.training.request import TrainingRequest
 from ft_dagster.training.rows import collate
 from ft_dagster.training.trainer import forwards_to
@@ -43,3 +43,4 @@ if __name__ == "__main__":
     with ranks.joined():
         found = look(TrainingRequest.read(Path(sys.argv[1])), shared=True)
         Path(f"{sys.argv[1]}.{ranks.rank()}").write_text(json.dumps(found))
+    leave(0)
