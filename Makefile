@@ -5,17 +5,18 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export DAGSTER_DISABLE_TELEMETRY := yes
 
-.PHONY: demo test dev check docs bench screenshots clean-venv help
+.PHONY: demo test dev check audit lock docs bench screenshots clean-venv help
 
 help: ## What there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
-$(READY): pyproject.toml
+$(READY): pyproject.toml requirements.lock
 	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "Python 3.11 to 3.13 is needed; name one: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --upgrade 'pip>=25.1'
-	$(BIN)/pip install --quiet --editable . --group dev
-	$(BIN)/pip install --quiet --no-deps --group embedded-base
+	$(BIN)/pip install --quiet --no-deps --require-hashes --requirement requirements.lock
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
+	@# PyPI's torch for Linux asks for NVIDIA's libraries, gigabytes that the lock does not name; a CPU build, for none.
+	$(BIN)/pip install --quiet torch
 	@touch $@
 
 demo: $(READY) ## The whole graph on the example report, in the workspace demo/
@@ -29,12 +30,29 @@ dev: $(READY) ## The Dagster UI on the workspace FT_WORKSPACE (default: this fol
 	@DAGSTER_HOME="$$($(BIN)/python -m ft_dagster.defs.instance)" && export DAGSTER_HOME && \
 	  exec $(BIN)/dagster dev --workspace workspace.yaml --host 127.0.0.1
 
-check: $(READY) ## Style, types, import rules, definitions
+check: $(READY) audit ## Style, types, import rules, definitions, known vulnerabilities
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/dagster definitions validate --workspace workspace.yaml
+
+# PyPI tells known vulnerabilities with the description of each release; a mirror of its files may not have that.
+ADVISORIES := https://pypi.org/pypi/pip/25.0/json
+audit: $(READY) ## Known vulnerabilities of what is in requirements.lock, where PyPI can be asked
+	@if $(BIN)/python -c 'from urllib.request import urlopen; urlopen("$(ADVISORIES)", timeout=20)' 2>/dev/null; \
+	  then $(BIN)/pip-audit --strict --progress-spinner off --disable-pip --require-hashes --requirement requirements.lock; \
+	  else echo 'Not audited: $(ADVISORIES) does not answer here, and it is where known vulnerabilities are looked up.'; fi
+
+# Torch of the lock is PyPI's, or the build for CPUs that the tests ran on, which PyTorch serves itself.
+CPU_TORCH := sha256:6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b
+UV := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-annotate --no-header
+lock: $(READY) ## requirements.lock anew from pyproject.toml; it keeps its versions unless UPGRADE=--upgrade
+	sed -i '/--hash=$(CPU_TORCH)/d' requirements.lock
+	cuda=$$(echo 'torch<2.14' | $(UV) - | grep -oE '^(cuda|nvidia|triton)[a-z0-9-]*' | sed 's/^/--no-emit-package=/') && \
+	$(UV) pyproject.toml --all-extras --group dev --group embedded-base --generate-hashes $$cuda $(UPGRADE) \
+	  --output-file requirements.lock
+	sed -i '/^torch==/a\    --hash=$(CPU_TORCH) \\' requirements.lock
 
 docs: $(READY) ## The tables of fields in docs/, made from the models that read them
 	PYTHONPATH=. $(BIN)/python docs/tables.py

@@ -1,7 +1,9 @@
-"""The tables of fields in recipes.md, settings.md and kubernetes.md, made from what reads them: `make docs`."""
+"""The tables of fields, made from what reads them, and of licences, from what is installed: `make docs`."""
 
 import json
 import re
+import subprocess
+import sys
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,7 +57,30 @@ def settings_table() -> str:
     return _table(rows)
 
 
-_TABLES = {"recipe": recipe_table, "settings": settings_table, "pods": pods_table}
+def licences_table() -> str:
+    """Every package of the lock that this machine has, with the licence that it names."""
+    asked = [sys.executable, "-m", "piplicenses", "--from=mixed", "--format=json", "--with-system", "--with-urls"]
+    said = subprocess.run(asked, check=True, capture_output=True).stdout
+    locked = {_normalized(name) for name in _LOCKED.findall((DOCS.parent / "requirements.lock").read_text())}
+    found = {package["Name"].lower(): package for package in json.loads(said)}
+    rows = [("package", "version", "licence")]
+    for name, package in sorted(found.items()):
+        if _normalized(name) in locked:
+            home = package["URL"]
+            licence = _ONLY_A_TEXT.get(name, package["License"])
+            rows.append((f"[{name}]({home})" if home != "UNKNOWN" else name, package["Version"], licence))
+    return _table(rows)
+
+
+def _normalized(name: str) -> str:
+    """PEP 503."""
+    return re.sub("[-_.]+", "-", name).lower()
+
+
+_ONLY_A_TEXT = {"huey": "MIT", "skops": "MIT"}
+"""Packages whose metadata name no licence, and the one whose text they bring."""
+_LOCKED = re.compile(r"^([\w.-]+)==", re.MULTILINE)
+_TABLES = {"recipe": recipe_table, "settings": settings_table, "pods": pods_table, "licences": licences_table}
 
 
 def _table(rows: list[tuple[str, ...]]) -> str:

@@ -2,11 +2,12 @@
 
 import re
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 
-from docs.tables import pods_table, recipe_table, settings_table, with_tables
+from docs.tables import licences_table, pods_table, recipe_table, settings_table, with_tables
 from ft_dagster.settings import Settings, variable
 
 PROJECT = Path(__file__).parents[1]
@@ -20,6 +21,23 @@ def test_a_table_of_fields_is_what_make_docs_writes(page: str, table: Callable[[
     text = (PROJECT / "docs" / page).read_text("utf-8")
     assert table() in text, "`make docs` writes it anew"
     assert with_tables(text) == text
+
+
+def test_every_package_of_the_lock_names_a_licence() -> None:
+    text = (PROJECT / "docs" / "licences.md").read_text("utf-8")
+    assert licences_table() in text, "`make docs` writes it anew"
+    rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in licences_table().splitlines()[2:]]
+    assert len(rows) > 200
+    assert [name for name, _, licence in rows if "UNKNOWN" in licence or not licence] == []
+
+
+def test_the_lock_has_what_is_tested_and_a_hash_for_each() -> None:
+    lock = (PROJECT / "requirements.lock").read_text()
+    for pinned in re.findall(r"^([\w.-]+)==([\w.+]+)([^\n]*)\n((?:    --hash=sha256:[0-9a-f]{64}.*\n)*)", lock, re.M):
+        name, version, marker, hashes = pinned
+        assert hashes, f"{name} has no hash"
+        if ";" not in marker:
+            assert metadata.version(name).partition("+")[0] == version, f"{name}: `make` installs the lock"
 
 
 def test_every_field_has_a_description_and_its_values() -> None:
