@@ -37,7 +37,7 @@ SECRETS = {
     "MLFLOW_TRACKING_URI": "http://user:canary-of-mlflow@127.0.0.1:9",
     "FT_CANARY": "postgresql://user:canary-of-a-database@127.0.0.1/dagster",
 }
-LONG = 60
+LONG = 30
 """Epochs of a training that is under way long enough to be disturbed."""
 
 
@@ -248,7 +248,7 @@ def test_processes_on_two_hosts_train_as_they_do_on_one_also_when_one_of_them_di
     second_worker: Host, deployment: Deployment, tmp_path: Path
 ) -> None:
     workers = deployment.cluster.workers
-    deployment.train_for(LONG // 6, processes=2, rows_per_device=1)
+    deployment.train_for(LONG // 5, processes=2, rows_per_device=1)
     alone = tmp_path / "workspace"
     shutil.copytree(deployment.workspace, alone, symlinks=True)
     with deployment.run(GLOO_SOCKET_IFNAME=INTERFACE) as process:
@@ -291,7 +291,7 @@ def test_a_lost_host_costs_no_more_than_what_came_after_the_last_checkpoint(
 
 
 def test_ctrl_c_stops_the_job_and_its_training_which_saves_a_checkpoint(job: Job, deployment: Deployment) -> None:
-    deployment.train_for(10 * LONG)
+    deployment.train_for(20 * LONG)
     with deployment.run() as process:
         wait_until(deployment.has_checkpoint, "training has a checkpoint")
         process.send_signal(signal.SIGINT)
@@ -302,7 +302,7 @@ def test_ctrl_c_stops_the_job_and_its_training_which_saves_a_checkpoint(job: Job
 
 
 def test_a_silent_head_fails_the_run_within_the_patience(job: Job, deployment: Deployment) -> None:
-    deployment.train_for(10 * LONG)
+    deployment.train_for(20 * LONG)
     with deployment.run(FT_RAY_PATIENCE_SECONDS="5") as process:
         wait_until(deployment.host_of_training, "training is under way")
         for member in deployment.cluster.head.processes():
