@@ -24,7 +24,7 @@ demo: $(READY) ## The whole graph on the example report, in the workspace demo/
 	@FT_WORKSPACE=demo $(BIN)/ft-dagster run
 
 test: $(READY) ## All tests, two at a time, with coverage
-	$(BIN)/pytest --numprocesses 2 --dist loadfile --cov --cov-report term-missing:skip-covered
+	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --cov --cov-report term-missing:skip-covered
 
 dev: $(READY) ## The Dagster UI on the workspace FT_WORKSPACE (default: this folder), daemon included
 	@DAGSTER_HOME="$$($(BIN)/python -m ft_dagster.defs.instance)" && export DAGSTER_HOME && \

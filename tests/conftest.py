@@ -20,6 +20,11 @@ from ft_dagster.training.request import KIND as ADAPTER
 spin_briefly()  # beside other work, threads that spin for long while they wait make a training take minutes
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The long ones first, so that two workers end together."""
+    items.sort(key=lambda item: "end_to_end" not in item.path.parts)
+
+
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Mistral of about half a million parameters with a byte-level tokenizer of its own, as a folder."""
