@@ -64,6 +64,8 @@ class Corpus(_Part):
 
     unreadable: Literal["fail", "skip"] = "fail"
     """What a file that cannot be read does: it stops the run before training, or it is left out and listed."""
+    secrets: Literal["warn", "block"] = "warn"
+    """What text that [looks like a key or personal data](security.md) does: a check lists it, or stops the run."""
     drafts: bool = False
     """Whether first drafts (JSON sections that are plain strings) are used where no better version exists."""
     bibliographies: bool = False

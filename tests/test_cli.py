@@ -63,8 +63,13 @@ def test_a_file_that_cannot_be_read_is_named_and_the_run_fails(workspace: Path, 
 
 
 def test_a_run_ends_with_a_summary_and_the_next_one_has_nothing_to_do(workspace: Path, chapters: list[Path]) -> None:
+    with chapters[0].open("a") as chapter:
+        chapter.write("\nWrite to ann@reports.org.\n")
     done = ft_dagster("run", "--json")
     assert done.returncode == 0, done.stderr
+    assert "sections: no_keys_or_personal_data warns." in on_one_line(done.stderr)
+    assert f"chapter_markdowns/{chapters[0].name}, BACKGROUND KNOWLEDGE, line 3: E-mail address" in done.stderr
+    assert "ann@" not in done.stderr + done.stdout
     summary = json.loads(done.stdout)
     assert summary["chapters"] == 6 and summary["used_bytes"] == summary["usable_bytes"]
     assert summary["bits_per_byte"]["new"] < summary["bits_per_byte"]["base"]

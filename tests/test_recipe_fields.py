@@ -133,15 +133,25 @@ def text(lab: Laboratory, recipe: Recipe) -> Any:
 
 def unreadable_file(lab: Laboratory, recipe: Recipe) -> Any:
     """Whether a file that cannot be read stops a run."""
-    workspace = lab.folder / f"unreadable-{lab.runs}"
+    return _checked(lab, recipe, b"\xff")
+
+
+def personal_data(lab: Laboratory, recipe: Recipe) -> Any:
+    """Whether an e-mail address stops a run."""
+    return _checked(lab, recipe, b"Write to ann@reports.org.")
+
+
+def _checked(lab: Laboratory, recipe: Recipe, chapter: bytes) -> Any:
+    """Name, outcome and weight of the checks on sections that have this chapter."""
+    workspace = lab.folder / f"checked-{lab.runs}"
     _write(workspace / "chapter_markdowns" / "a.md", "# A\n\nText.\n")
-    (workspace / "chapter_markdowns" / "b.md").write_bytes(b"\xff")
+    (workspace / "chapter_markdowns" / "b.md").write_bytes(chapter)
     _write(workspace / "recipe.yaml", recipe.model_dump_json())
     with pytest.MonkeyPatch.context() as patch, dg.DagsterInstance.ephemeral() as instance:
         patch.setenv("FT_WORKSPACE", str(workspace))
         patch.setenv("FT_RECIPE", "recipe.yaml")
         result = run(instance, "raw_chapters", "sections")
-        return [check.passed for check in result.get_asset_check_evaluations()]
+        return {(c.check_name, c.passed, c.severity.value) for c in result.get_asset_check_evaluations()}
 
 
 def rows(lab: Laboratory, recipe: Recipe) -> Any:
@@ -291,6 +301,7 @@ FIELDS: dict[str, tuple[Callable[[Laboratory, Recipe], Any], Any, Fields]] = {
     "base.quantization": (loaded_base, "nf4", {}),
     "base.dtype": (loaded_base, "float32", {}),
     "corpus.unreadable": (unreadable_file, "skip", {}),
+    "corpus.secrets": (personal_data, "block", {}),
     "corpus.drafts": (text, True, {}),
     "corpus.bibliographies": (text, True, {}),
     "corpus.review_blocks": (text, True, {}),

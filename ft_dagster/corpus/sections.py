@@ -20,19 +20,23 @@ from ft_dagster.corpus.chapter import Chapter, Section, natural_key, read_chapte
 from ft_dagster.corpus.files import SourceFile
 from ft_dagster.corpus.ledger import FileLedger
 from ft_dagster.corpus.pairs import Pair
+from ft_dagster.corpus.secrets import Finding, chapter_findings
 from ft_dagster.corpus.shards import Each, overlap
 from ft_dagster.corpus.snapshot import KIND as SNAPSHOT
 from ft_dagster.corpus.snapshot import SnapshotShard, shard_files, snapshot_shards, unreadable_files
 from ft_dagster.recipe import Corpus
 from ft_dagster.store import Artifact, Store, canonical_json, digest
 
-CODE_VERSION = "3"
-"""Raised by hand when the same files would give other sections."""
+CODE_VERSION = "4"
+"""Raised by hand when the same files would give other sections, or other findings in them."""
 KIND = "sections"
 """What the store calls them."""
 DUPLICATE = "exact duplicate"
 _SHARDS = "shards.json"
 _UNREADABLE = "unreadable.json"
+_FINDINGS = "findings.json"
+_CHECKS_ONLY = {"unreadable", "secrets"}
+"""Fields of the recipe that decide about a check, not about sections."""
 _PRINT = 16
 """Bytes of a text's SHA-256 that it is recognized by."""
 
@@ -72,6 +76,8 @@ class Figures:
     left_out: Counter[str] = field(default_factory=Counter)
     removed: Counter[str] = field(default_factory=Counter)
     unreadable: list[dict[str, Any]] = field(default_factory=list)
+    findings: list[Any] = field(default_factory=list)
+    """What looks like a key or personal data: the fields of each Finding."""
 
 
 def make_sections(snapshot: Artifact, options: Corpus, each: Each = map) -> Artifact:
@@ -90,7 +96,7 @@ def make_sections(snapshot: Artifact, options: Corpus, each: Each = map) -> Arti
         StoreError: a chapter's bytes are missing from the store, or damaged.
     """
     store = snapshot.store
-    made_by = digest([CODE_VERSION, options.model_dump(mode="json")])
+    made_by = digest([CODE_VERSION, options.model_dump(mode="json", exclude=_CHECKS_ONLY)])
     key = digest([snapshot.key, made_by])
     if found := store.find(KIND, key):
         return found
@@ -111,9 +117,11 @@ def make_sections(snapshot: Artifact, options: Corpus, each: Each = map) -> Arti
     about = {"made_by": made_by, SNAPSHOT: snapshot.key, "version": _version(shards, figures)}
     about |= _totals(shards, figures, unreadable)
     unreadable += [item for figure in figures for item in figure.unreadable]
+    findings = [item for figure in figures for item in figure.findings]
     with store.staging() as folder:
         (folder / _SHARDS).write_text(json.dumps([asdict(shard) for shard in shards], indent=1), "utf-8")
         (folder / _UNREADABLE).write_text(json.dumps(unreadable, indent=1, ensure_ascii=False), "utf-8")
+        (folder / _FINDINGS).write_text(json.dumps(findings, ensure_ascii=False), "utf-8")
         return store.take_in(KIND, key, folder, about)
 
 
@@ -172,6 +180,12 @@ def unreadable_rows(sections: Artifact) -> list[dict[str, Any]]:
     return list(sections.read_json(_UNREADABLE))
 
 
+def secret_findings(sections: Artifact) -> list[Finding]:
+    """What looks like a key or like personal data in the chapters, in their natural order."""
+    found = [Finding(*row) for row in sections.read_json(_FINDINGS)]
+    return sorted(found, key=lambda finding: natural_key(finding.chapter))
+
+
 class _Earlier:
     """What is there to take over from the sections that were stored last."""
 
@@ -214,15 +228,17 @@ def _write_group(store: Store, options: Corpus, earlier: _Earlier, shard: Snapsh
     known = earlier.lines(shard.group)
     keys = {name: digest([name, [[f.kind, f.path, f.sha256] for f in members]]) for name, members in files.items()}
     store.bring_blobs(file.sha256 for name, key in keys.items() if key not in known for file in files[name])
-    lines, chapters = [], []
+    lines, chapters, findings = [], [], []
     for name, members in sorted(files.items(), key=lambda item: natural_key(item[0])):
         key = keys[name]
         line = known.get(key)
         if line is None:
             line = _line(key, read_chapter(name, members, lambda file: store.get_blob(file.sha256), options))
         lines.append(line)
-        chapters.append(_chapter(json.loads(line)))
-    figures = canonical_json(vars(_figures(chapters)))
+        content = json.loads(line)
+        chapters.append(_chapter(content))
+        findings += content["findings"]
+    figures = canonical_json(vars(replace(_figures(chapters), findings=findings)))
     lines_blob, figures_blob = store.put_blobs(["\n".join(lines).encode(), figures])
     return Shard(shard.group, shard.blob, lines_blob, figures_blob, (), ())
 
@@ -236,6 +252,7 @@ def _line(key: str, chapter: Chapter) -> str:
         "pairs": [[p.title, p.original, p.brief, p.source, p.sections] for p in chapter.pairs],
         "files": [ledger.row() for ledger in chapter.files],
         "removed": chapter.removed,
+        "findings": chapter_findings(chapter),
     }
     return json.dumps(content, ensure_ascii=False)
 

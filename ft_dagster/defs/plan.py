@@ -20,7 +20,7 @@ from ft_dagster.corpus.chapter import natural_key
 from ft_dagster.corpus.files import CorpusError, SourceFile, require_reports
 from ft_dagster.corpus.index import Scan, scan_reports
 from ft_dagster.corpus.ledger import LedgerError
-from ft_dagster.corpus.sections import make_sections, unreadable_rows
+from ft_dagster.corpus.sections import make_sections, secret_findings, unreadable_rows
 from ft_dagster.corpus.snapshot import is_snapshot, keep_contents, snapshot_files, write_snapshot
 from ft_dagster.defs.cost import TrainingCost, training_cost
 from ft_dagster.defs.lora_adapter import made_before
@@ -81,7 +81,8 @@ class StagePlan:
     reason: str
     outcome: str
     """`runs`, `unchanged` (runs, and its content turns out to be the same), `reused` (the store has what it would
-    make), `blocked` (a file that cannot be read stops the run here), or `if needed` (what comes before it decides)."""
+    make), `blocked` (a file that cannot be read, or what looks like a key, stops the run here), or `if needed` (what
+    comes before it decides)."""
 
 
 @dataclass
@@ -220,7 +221,10 @@ class _Trial:
             sections = make_sections(snapshot, self.recipe.corpus)
             versions = {RAW_CHAPTERS: snapshot.about["version"], SECTIONS: sections.about["version"]}
             self.changes |= {key for key, version in self.now.items() if version_of(self.made.get(key)) != version}
-            if unreadable_rows(sections) and self.recipe.corpus.unreadable == "fail":
+            corpus = self.recipe.corpus
+            if (unreadable_rows(sections) and corpus.unreadable == "fail") or (
+                secret_findings(sections) and corpus.secrets == "block"
+            ):
                 return self._blocked(stale, versions)
             tokens, objectives = self.recipe.tokens, self.recipe.objectives
             split = choose_split(sections, tokens, read_pinned(settings.pins), objectives)

@@ -96,6 +96,8 @@ def _run(
         if _was_interrupted(result):
             raise KeyboardInterrupt
         _print_failures(result, console)
+    else:
+        _print_checks(result, console)
     return bool(result.success)
 
 
@@ -139,11 +141,18 @@ def _was_interrupted(result: ExecutionResult) -> bool:
     return any(error is not None and error.cls_name == "DagsterExecutionInterruptedError" for error in errors)
 
 
-def _print_failures(result: ExecutionResult, console: Console) -> None:
+def _print_checks(result: ExecutionResult, console: Console) -> None:
+    """Checks that did not pass; those that only warn also after a run that went well."""
     for check in result.get_asset_check_evaluations():
         if not check.passed:
-            console.print(f"[bold red]{check.asset_key.to_user_string()}: {check.check_name} failed.[/]")
+            warns = check.severity == dg.AssetCheckSeverity.WARN
+            style, says = ("bold yellow", "warns") if warns else ("bold red", "failed")
+            console.print(f"[{style}]{check.asset_key.to_user_string()}: {check.check_name} {says}.[/]")
             console.print(check.description or "", highlight=False, soft_wrap=True, markup=False)
+
+
+def _print_failures(result: ExecutionResult, console: Console) -> None:
+    _print_checks(result, console)
     for event in result.get_step_failure_events():
         error = event.step_failure_data.error
         if error is None or error.cls_name != "DagsterAssetCheckFailedError":  # said above

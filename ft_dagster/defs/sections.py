@@ -1,11 +1,13 @@
 """The asset sections."""
 
+from collections import Counter
 from typing import Any
 
 import dagster as dg
 
 from ft_dagster.corpus.ledger import FileLedger
-from ft_dagster.corpus.sections import all_chapters, make_sections, unreadable_rows
+from ft_dagster.corpus.secrets import Finding
+from ft_dagster.corpus.sections import all_chapters, make_sections, secret_findings, unreadable_rows
 from ft_dagster.defs.pictures import table
 from ft_dagster.defs.spread import each_of
 from ft_dagster.defs.stages import RAW_CHAPTERS, SECTIONS, describe, input_artifact
@@ -19,6 +21,13 @@ READABLE = dg.AssetCheckSpec(
     description="No report file is left out because it cannot be read (recipe: `corpus.unreadable`).",
 )
 
+SECRETS = dg.AssetCheckSpec(
+    "no_keys_or_personal_data",
+    asset=SECTIONS.key,
+    blocking=True,
+    description="No text looks like a key or like personal data; a warning unless `corpus.secrets` is `block`.",
+)
+
 
 @dg.asset(
     deps=[RAW_CHAPTERS.key],
@@ -26,7 +35,7 @@ READABLE = dg.AssetCheckSpec(
     group_name=GROUP,
     owners=OWNERS,
     kinds={"json"},
-    check_specs=[READABLE],
+    check_specs=[READABLE, SECRETS],
 )
 def sections(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
     """Sections of the reports as JSON Lines: cleaned, one version of each, each text once, every byte accounted for."""
@@ -50,7 +59,7 @@ def sections(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Mate
             "sections removed": table([{"reason": name, "sections": n} for name, n in about["removed"].items()]),
             "files": table(files, snapshot.about["files"]),
         },
-        [_readable(unreadable, workspace.recipe)],
+        [_readable(unreadable, workspace.recipe), _without_secrets(secret_findings(artifact), workspace.recipe)],
     )
 
 
@@ -67,9 +76,7 @@ def _row(ledger: FileLedger) -> dict[str, Any]:
 
 def _readable(unreadable: list[dict[str, Any]], recipe: Recipe) -> dg.AssetCheckResult:
     skip = recipe.corpus.unreadable == "skip"
-    listed = "\n".join(f"{item['path']}: {item['reason']}" for item in unreadable[:_MOST])
-    if len(unreadable) > _MOST:
-        listed += f"\nand {len(unreadable) - _MOST} more"
+    listed = _listed([f"{item['path']}: {item['reason']}" for item in unreadable])
     advice = (
         "Left out, as the recipe says."
         if skip
@@ -85,5 +92,35 @@ def _readable(unreadable: list[dict[str, Any]], recipe: Recipe) -> dg.AssetCheck
     )
 
 
+def _without_secrets(findings: list[Finding], recipe: Recipe) -> dg.AssetCheckResult:
+    block = recipe.corpus.secrets == "block"
+    advice = (
+        "Take it out of the reports, or set `corpus: {secrets: warn}` in the recipe."
+        if block
+        else "Training goes on; take out what should not be learned."
+    )
+    listed = _listed(
+        [f"{f.source}, {f.heading or 'before the first heading'}, line {f.line}: {f.kind}" for f in findings]
+    )
+    return dg.AssetCheckResult(
+        check_name=SECRETS.name,
+        asset_key=SECTIONS.key,
+        passed=not findings,
+        severity=dg.AssetCheckSeverity.ERROR if block else dg.AssetCheckSeverity.WARN,
+        description=f"{len(findings)} place(s) look like a key or personal data. {advice}\n{listed}"
+        if findings
+        else None,
+        metadata={
+            "findings": table([finding._asdict() for finding in findings]),
+            **Counter(finding.kind for finding in findings),
+        },
+    )
+
+
+def _listed(lines: list[str]) -> str:
+    more = [f"and {len(lines) - _MOST} more"] if len(lines) > _MOST else []
+    return "\n".join(lines[:_MOST] + more)
+
+
 _MOST = 20
-"""Files that a failed check names."""
+"""Files and places that a failed check names."""

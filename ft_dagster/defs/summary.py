@@ -96,7 +96,10 @@ def print_plan(plan: Plan, console: Console) -> None:
 
 def _cost(plan: Plan) -> str:
     if plan.train_tokens is None:
-        return "Files that cannot be read stop the run before training; `ft-dagster run` names them."
+        return (
+            "Files that cannot be read, or what looks like a key or personal data, stop the run before training; "
+            "`ft-dagster run` names them."
+        )
     about = "" if plan.exact else "about "
     if not plan.trains:
         return "No training."

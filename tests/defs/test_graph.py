@@ -49,6 +49,7 @@ def test_chapters_become_a_released_adapter_that_loads_plainly(
     assert all(check.passed for check in result.get_asset_check_evaluations())
     assert {check.check_name for check in result.get_asset_check_evaluations()} == {
         "every_file_is_readable",
+        "no_keys_or_personal_data",
         "ledger_balances",
         "no_held_out_text_in_train",
         "loss_is_finite",

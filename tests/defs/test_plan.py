@@ -157,6 +157,24 @@ def test_a_file_that_cannot_be_read_stops_the_plan_where_it_stops_the_run(
     assert outcomes(plan) == {"sections": "blocked"} and plan.stages[0].kind == "blocked"
 
 
+def test_what_looks_like_personal_data_stops_the_plan_where_it_stops_the_run_if_the_recipe_says_so(
+    up_to_date: dg.DagsterInstance, workspace: Path, tiny_recipe: dict[str, Any]
+) -> None:
+    train_chapter(workspace).write_text("Write to ann@reports.org.")
+    assert outcomes(planned(up_to_date))["lora_adapter"] == "runs"
+    (workspace / "recipe.yaml").write_text(yaml.safe_dump(tiny_recipe | {"corpus": {"secrets": "block"}}))
+    assert outcomes(planned(up_to_date)) == {"raw_chapters": "runs", "sections": "blocked"}
+    result = run(up_to_date)
+    assert not result.success
+    (failed,) = [check for check in result.get_asset_check_evaluations() if not check.passed]
+    assert failed.check_name == "no_keys_or_personal_data" and failed.metadata["E-mail address"].value == 1
+    said = f"{failed.description} {failed.metadata}"
+    assert "E-mail address" in said and "ann@" not in said
+    assert outcomes(planned(up_to_date)) == {"sections": "blocked"}
+    (workspace / "recipe.yaml").write_text(yaml.safe_dump(tiny_recipe))
+    assert outcomes(planned(up_to_date))["sections"] == "unchanged"
+
+
 def test_before_the_base_model_is_on_the_machine_figures_are_estimates_and_say_so(
     instance: dg.DagsterInstance, workspace: Path, chapters: list[Path], tiny_recipe: dict[str, Any]
 ) -> None:
