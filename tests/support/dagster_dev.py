@@ -18,6 +18,7 @@ from processes import free_port, heed_ctrl_c, inheriting
 from ft_dagster.defs.instance import prepare_home
 from ft_dagster.defs.stages import STAGES
 from ft_dagster.settings import Settings
+from ft_dagster.training.request import RENDEZVOUS
 
 PROJECT = Path(__file__).parents[2]
 UP_TO_DATE = "Everything is up to date."
@@ -25,6 +26,20 @@ WRITING = "somebody may be writing"
 _WAIT_SECONDS = 240
 _QUICK_QUEUE = "\nrun_queue:\n  dequeue_interval_seconds: 1\n"
 """For DAGSTER_HOME's dagster.yaml: a run that was asked for starts after a second, not after five."""
+
+_KINDS = {
+    "dagster dev": "dagster dev",
+    "web server": "dagster_webserver",
+    "daemon": "dagster._daemon",
+    "code server": "dagster code-server start",
+    "code": "dagster api grpc",
+    "run": "multiprocessing.spawn",
+    "torchrun": "torch.distributed.run",
+    "training": "-m ft_dagster.training",
+    "evaluation": "-m ft_dagster.evaluation",
+}
+"""What a process is -> what stands in its command. The server with the code is a child of the code server, and the
+steps of a run are in the run's process."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +76,7 @@ class DagsterDev:
         self.address = ""
         self._process: subprocess.Popen[bytes] | None = None
         ours = ("FT_", "DAGSTER_", "HUGGINGFACE_", "MAKE")
-        self._environment = {name: value for name, value in os.environ.items() if not name.startswith(ours)} | {
+        self.environment = {name: value for name, value in os.environ.items() if not name.startswith(ours)} | {
             "FT_WORKSPACE": str(self.workspace),
             "FT_CACHE": str(folder / "cache"),
             "FT_RECIPE": "recipe.yaml",
@@ -90,7 +105,7 @@ class DagsterDev:
         self._process = subprocess.Popen(
             self._command(),
             cwd=PROJECT,
-            env=self._environment | {"DAGSTER_WEBSERVER_PORT": port} | settings,
+            env=self.environment | {"DAGSTER_WEBSERVER_PORT": port} | settings,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
@@ -128,9 +143,20 @@ class DagsterDev:
         if self._process is not None:
             self._process.wait()
 
-    def until_gone(self) -> None:
+    def until_ended(self) -> None:
+        """Wait until `dagster dev` itself has ended; what it started may live on."""
+        if self._process is not None:
+            self._process.wait(120)
+
+    def interrupt(self) -> None:
+        """Ask it to end, as Ctrl-C does, and wait until it has."""
+        assert self._process is not None
+        self._interrupt(self._process)
+        self.until_ended()
+
+    def until_gone(self, seconds: float = 30) -> None:
         """Wait until no process works on the workspace any more; one that lives on is an orphan."""
-        wait_until(lambda: not self.processes(), "no process is left", seconds=30)
+        wait_until(lambda: not self.processes(), "no process is left", seconds)
 
     def processes(self) -> list[psutil.Process]:
         """Every living process that works on this workspace, whoever its parent is now.
@@ -138,6 +164,17 @@ class DagsterDev:
         They are told by the environment that they inherited.
         """
         return inheriting("FT_WORKSPACE", str(self.workspace))
+
+    def kinds(self) -> dict[str, list[psutil.Process]]:
+        """Its living processes by what they are, those of no kind left out."""
+        found: dict[str, list[psutil.Process]] = {}
+        for process in self.processes():
+            with suppress(psutil.Error):
+                command = " ".join(process.cmdline())
+                if kind := next((kind for kind, part in _KINDS.items() if part in command), None):
+                    alone = kind != "training" or RENDEZVOUS not in process.environ()
+                    found.setdefault(kind if alone else "one of several that train", []).append(process)
+        return found
 
     def _command(self) -> list[str]:
         return [str(Path(sys.executable).with_name("dagster")), "dev", "-w", "workspace.yaml", "-h", "127.0.0.1"]
@@ -162,11 +199,11 @@ class DagsterDev:
     def until_skipped(self, why: str) -> None:
         """Wait for a tick of the watcher that begins after this call and asks for no run for this reason."""
         now = time.time()
-        wait_until(lambda: any(why in tick.skipped for tick in self.ticks_since(now)), f"a tick says {why!r}")
+        wait_until(lambda: any(why in tick.skipped for tick in self.ticks_since(now, 20)), f"a tick says {why!r}")
 
-    def ticks_since(self, moment: float) -> list[Tick]:
-        """The ticks of the watcher that began after a moment, oldest first."""
-        return [tick for tick in ticks(self.address) if tick.at > moment]
+    def ticks_since(self, moment: float, limit: int = 500) -> list[Tick]:
+        """The ticks of the watcher that began after a moment, oldest first; at most the last so many."""
+        return [tick for tick in ticks(self.address, limit=limit) if tick.at > moment]
 
     def runs_for(self, change: Callable[[], object]) -> list[Run]:
         """Make a change, wait until everything is up to date, and give the runs that were made for it."""

@@ -13,11 +13,12 @@ _REPOSITORY = '{{repositoryName: "__repository__", repositoryLocationName: "ft_d
 _RUNS = "{ runsOrError { ... on Runs { results { runId status tags { key value } } } } }"
 _STEPS = """{{ runOrError(runId: "{run}") {{ ... on Run {{ stepStats {{ stepKey status }} }} }} }}"""
 _TICKS = """{{ instigationStateOrError(instigationSelector: {selector}) {{
-  ... on InstigationState {{ id status ticks(limit: 500) {{ timestamp status skipReason runIds }} }} }} }}"""
+  ... on InstigationState {{ id status ticks(limit: {limit}) {{ timestamp status skipReason runIds }} }} }} }}"""
 _ASSET = """{{ assetNodeOrError(assetKey: {{path: ["{name}"]}}) {{ ... on AssetNode {{ staleStatus
   assetMaterializations(limit: 1) {{ runId tags {{ key value }} metadataEntries {{ label
     ... on BoolMetadataEntry {{ boolValue }} ... on TextMetadataEntry {{ text }} }} }} }} }} }}"""
 _TERMINATE = 'mutation {{ terminateRun(runId: "{run}") {{ __typename ... on PythonError {{ message }} }} }}'
+_SLOTS = """{ instance { concurrencyLimit(concurrencyKey: "gpu") { activeSlotCount pendingSteps { runId } } } }"""
 _STOP = 'mutation {{ stopSensor(id: "{id}") {{ __typename ... on PythonError {{ message }} }} }}'
 
 
@@ -89,9 +90,9 @@ def steps(address: str, run: str) -> dict[str, str]:
     return {step["stepKey"]: step["status"] for step in stats if step["stepKey"] in stages}
 
 
-def ticks(address: str, name: str = SENSOR) -> list[Tick]:
-    """The ticks of the sensor, or of the schedule, oldest first."""
-    found = graphql(address, _TICKS.format(selector=_REPOSITORY.format(key="name", name=name)))
+def ticks(address: str, name: str = SENSOR, limit: int = 500) -> list[Tick]:
+    """The last ticks of the sensor, or of the schedule, oldest first."""
+    found = graphql(address, _TICKS.format(selector=_REPOSITORY.format(key="name", name=name), limit=limit))
     return [
         Tick(tick["timestamp"], tick["status"], tick["skipReason"] or "", tuple(tick["runIds"]))
         for tick in reversed(found["instigationStateOrError"]["ticks"])
@@ -111,7 +112,7 @@ def asset(address: str, name: str) -> Asset:
 
 def is_running(address: str) -> bool:
     """Whether the watcher is on."""
-    found = graphql(address, _TICKS.format(selector=_REPOSITORY.format(key="name", name=SENSOR)))
+    found = graphql(address, _TICKS.format(selector=_REPOSITORY.format(key="name", name=SENSOR), limit=1))
     return found["instigationStateOrError"]["status"] == "RUNNING"
 
 
@@ -123,6 +124,12 @@ def terminate(address: str, run: str) -> None:
 
 def stop_sensor(address: str) -> None:
     """Turn the watcher off, as the switch in the UI does."""
-    found = graphql(address, _TICKS.format(selector=_REPOSITORY.format(key="name", name=SENSOR)))
+    found = graphql(address, _TICKS.format(selector=_REPOSITORY.format(key="name", name=SENSOR), limit=1))
     done = graphql(address, _STOP.format(id=found["instigationStateOrError"]["id"]))["stopSensor"]
     assert done["__typename"] == "StopSensorMutationResult", done
+
+
+def slots_taken(address: str) -> int:
+    """How many slots of the pool `gpu` steps hold, and how many steps wait for one."""
+    limit = graphql(address, _SLOTS)["instance"]["concurrencyLimit"]
+    return int(limit["activeSlotCount"]) + len(limit["pendingSteps"])
