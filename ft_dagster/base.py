@@ -5,7 +5,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -56,6 +56,8 @@ EMBEDDED = {
     )
 }
 _WEIGHTS = ("model*.safetensors", "model*.safetensors.index.json")
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+"""What PyTorch saves by itself. Never read, whatever it holds."""
 _TOKENIZER = ("tokenizer*", "special_tokens_map.json", "chat_template*", "config.json", "generation_config.json")
 
 
@@ -90,6 +92,7 @@ def base_version(base: Base) -> str:
         return f"{base.model}@{base.revision}"
     folder = Path(base.model).expanduser()
     files = [path for pattern in (*_WEIGHTS, *_TOKENIZER) for path in sorted(folder.glob(pattern))]
+    _refuse_pickles(folder)
     if not files:
         raise BaseModelError(f"base.model: {folder} holds no model (config.json, tokenizer.json, model*.safetensors).")
     return digest([[path.name, _known_digest(path)] for path in files])
@@ -262,10 +265,39 @@ def _special_tokens(folder: Path) -> dict[str, Any]:
     return {name: value for name, value in tokenizer_config(folder).items() if name.endswith("_token")}
 
 
+def _refuse_pickles(folder: Path) -> None:
+    """Raise BaseModelError where the only weights are such that reading them can run code."""
+    pickles = [path for pattern in _PICKLES for path in sorted(folder.glob(pattern))]
+    if pickles and not any(folder.glob("model*.safetensors")):
+        raise BaseModelError(
+            f"{pickles[0]} is a pickle, and reading one can run code that is hidden in it. Weights are read from "
+            "model*.safetensors only: save the model with `save_pretrained` of transformers, where you trust it."
+        )
+
+
+def _require_known_names(folder: Path, files: Sequence[Path]) -> None:
+    """Raise BaseModelError where transformers would read weights that are not among those that are hashed."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        named = set(json.loads(index.read_bytes())["weight_map"].values())
+        if unknown := named - {path.name for path in files}:
+            raise BaseModelError(
+                f"{index} names {min(unknown)}, which is not one of the folder's model*.safetensors. Bring the whole "
+                "model again."
+            )
+    elif not (folder / "model.safetensors").is_file():
+        raise BaseModelError(
+            f"{folder} has several weights and no model.safetensors.index.json that says what they are parts of. "
+            "Bring the whole model again."
+        )
+
+
 def _weights_hash(folder: Path) -> str:
     files = sorted(folder.glob("model*.safetensors"))
     if not files:
+        _refuse_pickles(folder)
         raise BaseModelError(f"{folder} holds no model*.safetensors weights.")
+    _require_known_names(folder, files)
     return digest([model_config(folder), *([path.name, _known_digest(path)] for path in files)])
 
 

@@ -50,7 +50,7 @@ def evaluate(request: EvaluationRequest) -> dict[str, Any]:
                 raise
             log.warning("%s", error)  # nobody asked for these texts, and they do not fit every base and block
     taught = sample_rows(load_shards(dataset, "train"), recipe.evaluation.train_tokens)
-    tokenizer = AutoTokenizer.from_pretrained(base.folder)
+    tokenizer = AutoTokenizer.from_pretrained(base.folder, trust_remote_code=False)
     model: Any = load_base(base, recipe, Path(request.offload))
     for name, folder in request.adapters.items():
         model = load_adapter(model, Path(folder), base, name)

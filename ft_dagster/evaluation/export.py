@@ -49,7 +49,7 @@ def export(request: ExportRequest) -> dict[str, Any]:
     plain = _unquantized(recipe)
     output = Path(request.output)
     measured: dict[str, float] = {}
-    tokenizer = AutoTokenizer.from_pretrained(request.adapter)
+    tokenizer = AutoTokenizer.from_pretrained(request.adapter, trust_remote_code=False)
 
     def measure(name: str, model: Any, computed_as: Recipe) -> None:
         if request.dataset:

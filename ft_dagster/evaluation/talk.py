@@ -38,7 +38,7 @@ def talk(request: TalkRequest, console: Console) -> None:
     with console.status("Loading ..."):
         base, recipe = request.prepared_base(), request.resolved_recipe()
         model = load_for_use(base, recipe, Path(request.adapter), Path(request.offload))
-        tokenizer = AutoTokenizer.from_pretrained(request.adapter)
+        tokenizer = AutoTokenizer.from_pretrained(request.adapter, trust_remote_code=False)
     if request.seed is not None:
         set_seed(request.seed)
     if request.prompt is None:

@@ -67,4 +67,6 @@ def load_released(settings: Settings, folder: Path | None = None) -> tuple[PeftM
     """
     folder = folder or settings.fine_tuned_model.resolve()  # one release, also if another one is made meanwhile
     recipe, base = made_on(read_manifest(folder), settings)
-    return load_for_use(base, recipe, folder, settings.offload), AutoTokenizer.from_pretrained(folder)
+    return load_for_use(base, recipe, folder, settings.offload), AutoTokenizer.from_pretrained(
+        folder, trust_remote_code=False
+    )

@@ -1,17 +1,34 @@
 """Checkpoints that are whole: one half written when the process died is never resumed from."""
 
+import importlib
+import pickle
 import shutil
 import signal
 import threading
+from dataclasses import is_dataclass
+from enum import Enum
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer_pt_utils import safe_globals
 
 from ft_dagster.training import ranks
 from ft_dagster.training.attempts import COMPLETE, last_checkpoint
+from ft_dagster.training.progress import TrainingError
 from ft_dagster.training.shared_checkpoints import SharedCheckpoints
+
+_PICKLES = (".pt", ".pth", ".bin")
+_SHARES = ".metadata"
+_PLAIN = {
+    ("collections", "OrderedDict"),
+    ("pathlib", "PosixPath"),
+    ("torch", "Size"),
+    ("torch.serialization", "_get_layout"),
+}
 
 
 def last_complete(folder: Path) -> Path | None:
@@ -20,6 +37,44 @@ def last_complete(folder: Path) -> Path | None:
         if not (path / COMPLETE).exists():
             shutil.rmtree(path)
     return last_checkpoint(folder)
+
+
+def require_plain_state(checkpoint: Path) -> None:
+    """Look into a checkpoint before anything of it is used: state of PyTorch that holds numbers and nothing else.
+
+    Its files are zipped pickles. transformers reads them as this does, with `weights_only`, where a pickle can name
+    only tensors and plain values; here the file is named, and no data is read.
+
+    Raises:
+        TrainingError: a file holds anything else, or is damaged. Nothing in it was run.
+    """
+    for path in sorted(checkpoint.rglob("*")):
+        try:
+            if path.name == _SHARES:
+                with path.open("rb") as file:
+                    _SharesReader(file).load()
+            elif path.suffix in _PICKLES:
+                with safe_globals():
+                    torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except Exception as error:  # whatever a reader stumbles over in bytes that nobody vouches for
+            raise TrainingError(
+                f"{path} is not plain state of a training, so that nothing of {checkpoint.name} is used "
+                f"({str(error).strip().splitlines()[0]}). Delete the folder {checkpoint}; training goes on from an "
+                "older checkpoint, or from its beginning."
+            ) from error
+
+
+class _SharesReader(pickle.Unpickler):
+    """Of the list of what each process of FSDP saved, which PyTorch itself reads as any pickle."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        found = getattr(importlib.import_module(module), name) if module.partition(".")[0] == "torch" else None
+        described = isinstance(found, type) and (is_dataclass(found) or issubclass(found, Enum))
+        if (module.startswith("torch.distributed.checkpoint.") and described) or (module, name) in _PLAIN:
+            return super().find_class(module, name)
+        if module == "torch" and isinstance(found, (torch.dtype, torch.layout, torch.memory_format)):
+            return found
+        raise pickle.UnpicklingError(f"it names {module}.{name}")
 
 
 class CompleteCheckpoints(TrainerCallback):
@@ -32,6 +87,7 @@ class CompleteCheckpoints(TrainerCallback):
         ranks.wait_for_all()
         if ranks.is_first():
             checkpoint = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+            (checkpoint / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # pickled objects, which nothing reads
             (checkpoint / COMPLETE).touch()
             if self.shared:
                 self.shared.put(checkpoint)

@@ -61,6 +61,7 @@ def load_base(base: PreparedBase, recipe: Recipe, offload: Path) -> PreTrainedMo
         dtype=getattr(torch, recipe.base.dtype),
         quantization_config=quantization_config(recipe),
         attn_implementation=recipe.training.attention,
+        use_safetensors=True,  # else it would fall back to pickles
         trust_remote_code=False,
         **placement,
     )

@@ -27,7 +27,7 @@ from ft_dagster.recipe import Recipe
 from ft_dagster.store import Artifact, write_atomically
 from ft_dagster.tokens.dataset import load_rows, load_shards
 from ft_dagster.training import ranks
-from ft_dagster.training.checkpoints import CompleteCheckpoints, StopOnSignal, last_complete
+from ft_dagster.training.checkpoints import CompleteCheckpoints, StopOnSignal, last_complete, require_plain_state
 from ft_dagster.training.device import device, device_name
 from ft_dagster.training.early_stopping import EarlyStopping
 from ft_dagster.training.manifest import read_manifest, write_manifest
@@ -120,7 +120,7 @@ class _Training:
         memory = require_memory(self.base, self.recipe)
         self.estimate: dict[str, float | None] = {"memory_bytes": memory.total if memory else None, "seconds": None}
         began = time.monotonic()
-        tokenizer = AutoTokenizer.from_pretrained(self.base.folder)
+        tokenizer = AutoTokenizer.from_pretrained(self.base.folder, trust_remote_code=False)
         model = add_adapter(load_base(self.base, self.recipe, Path(self.request.offload)), self.base, self.recipe)
         rows = CountedRows(tokenizer.eos_token_id, loss_weights(self.recipe.objectives))
         progress = Progress(self.attempt, lambda: trainer.tokens, self.tell)
@@ -134,6 +134,7 @@ class _Training:
         ranks.wait_for_all()
         checkpoint = last_complete(self.attempt)
         if checkpoint:
+            require_plain_state(checkpoint)
             log.info("Going on from %s", checkpoint.name)
             trainer.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
             if stopping:
