@@ -44,7 +44,7 @@ SlurmdParameters=config_overrides
 SlurmdTimeout={patience}
 MessageTimeout=5
 BatchStartTimeout=5
-KillWait=10
+KillWait=60
 SchedulerParameters=batch_sched_delay=0,sched_interval=1
 GresTypes=gpu
 {nodes}
@@ -92,6 +92,8 @@ class Slurm:
     def start_elsewhere(self, number: str, node: Host) -> None:
         """Start a job that was queued again at once, on another node: a node does not take the same job so soon."""
         (name,) = [name for name, host in self.nodes.items() if host == node]
+        if self.job(number)["JobState"] != "PENDING":  # on a slow machine it has been queued long enough
+            return
         self.tell("scontrol", "update", f"JobId={number}", "StartTime=now", f"ExcNodeList={name}")
 
     def node_of(self, number: str) -> Host:
