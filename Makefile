@@ -10,9 +10,13 @@ export DAGSTER_DISABLE_TELEMETRY := yes
 help: ## What there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
-$(READY): pyproject.toml requirements.lock
+$(READY): pyproject.toml requirements.lock requirements-torch.lock
 	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "Python 3.11 to 3.13 is needed; name one: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
+	@# Of a version with several builds pip would take PyPI's, even where an index has a CPU build: hashes come first.
+	$(BIN)/pip download --quiet --no-deps --dest $(VENV)/torch $$(grep -o '^torch==[0-9.]*' requirements-torch.lock)
+	$(BIN)/pip install --quiet --no-deps --require-hashes --no-index --find-links $(VENV)/torch -r requirements-torch.lock
+	@rm -r $(VENV)/torch
 	$(BIN)/pip install --quiet --no-deps --require-hashes --requirement requirements.lock
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	@# PyPI's torch for Linux asks for NVIDIA's libraries, gigabytes that the lock does not name; a CPU build, for none.
@@ -41,18 +45,19 @@ check: $(READY) audit ## Style, types, import rules, definitions, known vulnerab
 ADVISORIES := https://pypi.org/pypi/pip/25.0/json
 audit: $(READY) ## Known vulnerabilities of what is in requirements.lock, where PyPI can be asked
 	@if $(BIN)/python -c 'from urllib.request import urlopen; urlopen("$(ADVISORIES)", timeout=20)' 2>/dev/null; \
-	  then $(BIN)/pip-audit --strict --progress-spinner off --disable-pip --require-hashes --requirement requirements.lock; \
+	  then $(BIN)/pip-audit --strict --progress-spinner off --disable-pip --require-hashes -r requirements.lock -r requirements-torch.lock; \
 	  else echo 'Not audited: $(ADVISORIES) does not answer here, and it is where known vulnerabilities are looked up.'; fi
 
-# Torch of the lock is PyPI's, or the build for CPUs that the tests ran on, which PyTorch serves itself.
+# Torch is PyPI's, or the build for CPUs that the tests ran on, which PyTorch serves itself.
 CPU_TORCH := sha256:6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b
 UV := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-annotate --no-header
-lock: $(READY) ## requirements.lock anew from pyproject.toml; it keeps its versions unless UPGRADE=--upgrade
-	sed -i '/--hash=$(CPU_TORCH)/d' requirements.lock
-	cuda=$$(echo 'torch<2.14' | $(UV) - | grep -oE '^(cuda|nvidia|triton)[a-z0-9-]*' | sed 's/^/--no-emit-package=/') && \
-	$(UV) pyproject.toml --all-extras --group dev --group embedded-base --generate-hashes $$cuda $(UPGRADE) \
+lock: $(READY) ## The locks anew from pyproject.toml; they keep their versions unless UPGRADE=--upgrade
+	without=$$(echo 'torch<2.14' | $(UV) - | grep -oE '^(torch|cuda|nvidia|triton)[a-z0-9-]*' | sed 's/^/--no-emit-package=/') && \
+	$(UV) pyproject.toml --all-extras --group dev --group embedded-base --generate-hashes $$without $(UPGRADE) \
 	  --output-file requirements.lock
-	sed -i '/^torch==/a\    --hash=$(CPU_TORCH) \\' requirements.lock
+	sed -i '/--hash=$(CPU_TORCH)/d' requirements-torch.lock
+	echo 'torch<2.14' | $(UV) - --no-deps --generate-hashes $(UPGRADE) --output-file requirements-torch.lock
+	sed -i '/^torch==/a\    --hash=$(CPU_TORCH) \\' requirements-torch.lock
 
 docs: $(READY) ## The tables of fields in docs/, made from the models that read them
 	PYTHONPATH=. $(BIN)/python docs/tables.py

@@ -61,7 +61,8 @@ def licences_table() -> str:
     """Every package of the lock that this machine has, with the licence that it names."""
     asked = [sys.executable, "-m", "piplicenses", "--from=mixed", "--format=json", "--with-system", "--with-urls"]
     said = subprocess.run(asked, check=True, capture_output=True).stdout
-    locked = {_normalized(name) for name in _LOCKED.findall((DOCS.parent / "requirements.lock").read_text())}
+    locks = (path.read_text() for path in DOCS.parent.glob("requirements*.lock"))
+    locked = {_normalized(name) for lock in locks for name in _LOCKED.findall(lock)}
     found = {package["Name"].lower(): package for package in json.loads(said)}
     rows = [("package", "version", "licence")]
     for name, package in sorted(found.items()):
