@@ -164,6 +164,16 @@ def decode(data: bytes) -> str:
     return text
 
 
+def shown(text: str, longest: int = 80) -> str:
+    """What a report says, for a message: cut, and without what a terminal would obey or no file can hold.
+
+    >>> shown("a\\x1b[31m")
+    'a\\\\x1b[31m'
+    """
+    cut = text if len(text) <= longest else text[:longest] + "..."
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut)
+
+
 def load_text_files(directory: str | Path) -> list[str]:
     """The full text of every Markdown file in a folder and its sub-folders, in order of their names.
 

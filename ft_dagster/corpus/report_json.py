@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ft_dagster.corpus.files import CorpusError, Kind, decode, read_folder
+from ft_dagster.corpus.files import CorpusError, Kind, decode, read_folder, shown
 from ft_dagster.corpus.markdown import BOM, byte_length
 
 _SECTION_ORDER = (
@@ -77,7 +77,7 @@ def parse_report_json(data: bytes, name: str) -> JsonReport:
     elif isinstance(content.get("sections"), dict):
         report = _sections(content, name)
     else:
-        keys = ", ".join(list(content)[:6]) or "none"
+        keys = ", ".join(map(shown, list(content)[:6])) or "none"
         raise ValueError(
             "its keys fit no report: an object `sections`, or objects `metadata` and `final_result`, are due "
             f"(found: {keys})"
@@ -139,7 +139,7 @@ def _load(text: str) -> Any:
         content = dict(pairs)
         if len(content) != len(pairs):
             twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-            raise ValueError(f"the key {twice!r} is given twice in one object, so one text would be lost")
+            raise ValueError(f"the key '{shown(twice)}' is given twice in one object, so one text would be lost")
         return content
 
     try:
@@ -160,7 +160,7 @@ def _sections(content: dict[str, Any], name: str) -> JsonReport:
         text, original = value, None
         if isinstance(value, dict):
             if "improved" not in value:
-                raise ValueError(f"sections.{title} has no key `improved`")
+                raise ValueError(f"sections.{shown(title)} has no key `improved`")
             kind, text, original = "improved", value["improved"], _text_or_none(value.get("original"))
             for key, other in value.items():
                 if key != "improved":
@@ -168,7 +168,7 @@ def _sections(content: dict[str, Any], name: str) -> JsonReport:
         report.texts.append(
             JsonText(
                 title,
-                _text(text, f"sections.{title}" + (".improved" if kind == "improved" else "")),
+                _text(text, f"sections.{shown(title)}" + (".improved" if kind == "improved" else "")),
                 kind,
                 place,
                 timestamp if isinstance(timestamp, str) else "",

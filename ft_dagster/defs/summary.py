@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ft_dagster.corpus.files import shown
 from ft_dagster.defs.clean import Removable
 from ft_dagster.defs.cost import TrainingCost
 from ft_dagster.defs.plan import Plan
@@ -58,7 +59,8 @@ def print_summary(summary: dict[str, Any], console: Console) -> None:
     table.add_row("chapters, tokens", f"{summary['chapters']}, {summary['tokens']:,}")
     table.add_row("usable text trained on or held out", f"{share:.1%}")
     held_out = summary["held_out_bytes"] / summary["used_bytes"]
-    table.add_row("held out", Text(f"{', '.join(summary['held_out'])} ({held_out:.1%} of the text)"))
+    names = ", ".join(shown(name, _LONGEST_NAME) for name in summary["held_out"])
+    table.add_row("held out", Text(f"{names} ({held_out:.1%} of the text)"))
     for name, value in summary["bits_per_byte"].items():
         table.add_row(f"bits per byte, {_LABELS[name]}", f"{value:.4f}")
     table.add_row("verdict", f"{summary['verdict']['decision']}: {summary['verdict']['reason']}")
@@ -79,7 +81,7 @@ def print_plan(plan: Plan, console: Console) -> None:
             words = f"{change.words:,} words"
             if label == "edited":
                 words += f" ({change.words - change.words_before:+,})"
-            console.print(Text(f"  {change.chapter}: {words}"))
+            console.print(Text(f"  {shown(change.chapter, _LONGEST_NAME)}: {words}"))
         if len(changes) > _MOST_CHAPTERS:
             console.print(f"  and {len(changes) - _MOST_CHAPTERS} more", highlight=False)
     if plan.nothing_to_do:
@@ -138,6 +140,8 @@ def print_removable(removable: Removable, console: Console) -> None:
 
 NOTHING_TO_DO = "[green]Nothing to do:[/] no report, recipe, base model or code changed since the last run."
 _MOST_CHAPTERS = 10
+_LONGEST_NAME = 255
+"""Characters of a chapter's name that are printed: a file's name has no more."""
 _OUTCOMES = {
     "runs": "runs",
     "unchanged": "runs; its content will be the same",

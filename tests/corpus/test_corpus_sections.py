@@ -220,6 +220,14 @@ def test_a_file_that_cannot_be_read_is_listed_and_all_its_bytes_are_accounted_fo
     assert made.about["left_out"] == {"unreadable file": 22}
 
 
+def test_a_report_whose_keys_cannot_be_written_down_is_refused_and_the_others_are_read() -> None:
+    made = read({"a.json": rb'{"\ud800": 1}', "good.md": "text"})
+    assert [section.text for section in made.sections] == ["text"]
+    assert [(item["path"], item["reason"][-15:]) for item in made.unreadable] == [
+        ("outputs/consolidated/a.json", r"(found: \ud800)")
+    ]
+
+
 def test_reports_that_can_all_be_read_pass_and_an_empty_file_is_one_of_them() -> None:
     made = read({"empty.md": "", "blank.md": "\r\n"})
     assert made.sections == [] and made.unreadable == []

@@ -187,6 +187,21 @@ def test_a_file_that_is_no_report_is_refused_with_the_reason(data: bytes, reason
     assert reason in problem(data)
 
 
+@pytest.mark.parametrize(
+    ("data", "end"),
+    [
+        (rb'{"\ud800": 1}', r"(found: \ud800)"),
+        (rb'{"\u001b]0;x\u0007\n": 1}', r"(found: \x1b]0;x\x07\n)"),
+        (b'{"' + b"k" * 1_000_000 + b'": 1}', f"(found: {'k' * 80}...)"),
+        (rb'{"sections": {"\u001b[2J": 1}}', r"sections.\x1b[2J is number where text is due"),
+        (rb'{"\ud800": 1, "\ud800": 2}', r"the key '\ud800' is given twice in one object, so one text would be lost"),
+    ],
+    ids=["half a character", "orders to a terminal", "a long key", "the name of a section", "a key given twice"],
+)
+def test_what_a_refusal_repeats_is_short_and_can_be_written_anywhere(data: bytes, end: str) -> None:
+    assert problem(data).endswith(end)
+
+
 def test_nesting_is_either_too_deep_to_read_or_accounted_for() -> None:
     for depth in (*range(800, 1100), 2_000, 5_000, 9_000, 50_000):
         data = b'{"sections": {}, "x": ' + b"[" * depth + b'"y"' + b"]" * depth + b"}"

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,21 @@ def test_chapters_that_came_changed_and_went_are_named_with_their_words(
     assert [(c.chapter, c.words) for c in plan.added] == [("chapter_9", 6)]
     assert [(c.chapter, c.words_before, c.words) for c in plan.edited] == [(edited.stem, words, words + 3)]
     assert [(c.chapter, c.words) for c in plan.removed] == [(gone.stem, gone_words)]
+
+
+def test_the_name_of_a_chapter_gives_no_orders_to_the_terminal(up_to_date: dg.DagsterInstance, workspace: Path) -> None:
+    report = {
+        "metadata": {"chapter": "\x1b]0;title\x07[red]\n" + "x" * 300, "section": "A"},
+        "final_result": {"final_text": "Text of it."},
+    }
+    folder = workspace / "outputs" / "consolidated"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "a.json").write_text(json.dumps(report))
+    console = Console(width=1000, record=True, file=StringIO())
+    print_plan(planned(up_to_date), console)
+    printed = console.export_text()
+    assert r"  \x1b]0;title\x07[red]\nxxx" in printed and "xxx...: 3 words" in printed
+    assert "\x1b" not in printed and "\x07" not in printed
 
 
 def test_the_tokens_and_steps_of_the_plan_are_those_of_the_run(up_to_date: dg.DagsterInstance, workspace: Path) -> None:
