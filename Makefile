@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export DAGSTER_DISABLE_TELEMETRY := yes
 
-.PHONY: demo test dev check audit lock docs bench screenshots clean-venv help
+.PHONY: demo test dev check audit lock docs bench fuzz screenshots clean-venv help
 
 help: ## What there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -69,6 +69,13 @@ bench: $(READY) ## The benchmarks, as tables in benchmarks/results/ (about an ho
 	PYTHONPATH=. $(BIN)/python benchmarks/tokenizing.py --reports $(REPORTS)
 	PYTHONPATH=. $(BIN)/python benchmarks/incremental.py --reports $(REPORTS) $(SIZES)
 	PYTHONPATH=. $(BIN)/python benchmarks/training.py --chapters $(REPORTS)
+
+RUNS ?= 300000
+FUZZ := $(VENV)/fuzz
+fuzz: $(READY) ## Look for chapters that break what must hold: RUNS inputs for each of four targets, with atheris
+	$(BIN)/python -m venv $(FUZZ) && $(FUZZ)/bin/pip install --quiet 'atheris>=3.0,<3.1'
+	for target in markdown json tokens secrets; do PYTHONPATH=.:$$($(BIN)/python -c 'import site; print(site.getsitepackages()[0])') \
+	  TOKENIZERS_PARALLELISM=false $(FUZZ)/bin/python -m fuzz.targets $$target -runs=$(RUNS) -max_len=64 -timeout=20 || exit; done
 
 screenshots: $(READY) ## The pictures in docs/images/, taken of the UI by its tests (needs Chromium; 5 to 11 minutes on 2 cores)
 	CI_BROWSER=required FT_SCREENSHOTS=docs/images $(BIN)/pytest tests/end_to_end/test_browser.py

@@ -25,6 +25,7 @@ _SECTION_ORDER = (
 """The generator's own order: sections that come in files of their own do not say where they stand."""
 _NOT_TEXT = re.compile(r"[\x00\ud800-\udfff]")
 """What a JSON escape can write and no text file can hold."""
+_MOST_DIGITS = 400
 _CHAPTER_STEM = re.compile(r"(?P<chapter>chapter_\d+)(?:_.*)?")
 
 
@@ -143,11 +144,17 @@ def _load(text: str) -> Any:
         return content
 
     try:
-        return json.loads(text.removeprefix(BOM), object_pairs_hook=unique)
+        return json.loads(text.removeprefix(BOM), object_pairs_hook=unique, parse_int=_whole_number)
     except json.JSONDecodeError as error:
         raise ValueError(f"it is not JSON: {error.msg}: line {error.lineno} column {error.colno}") from error
     except RecursionError as error:
         raise ValueError("it is nested too deeply to be a report") from error
+
+
+def _whole_number(digits: str) -> int:
+    if len(digits) > _MOST_DIGITS:  # time to read it grows with the square of them, and Python's own refusal is its own
+        raise ValueError(f"it holds a number of {len(digits)} digits, which no report needs; remove it")
+    return int(digits)
 
 
 def _sections(content: dict[str, Any], name: str) -> JsonReport:
