@@ -136,13 +136,14 @@ def test_text_within_deep_nesting_is_not_lost(depth: int) -> None:
 
 def test_a_line_of_fifty_megabytes_is_a_section() -> None:
     line = "word " * 10_000_000
-    ((_, _, found),) = texts({"a.md": line})
-    assert found == line.rstrip()
+    parsed = parse_markdown(line)
+    assert [section.text for section in parsed.sections] == [line.rstrip()]
+    assert parsed.total_bytes == len(line)
 
 
 def test_a_report_with_tens_of_thousands_of_headings_has_as_many_sections() -> None:
-    found = texts({"a.md": "".join(f"## H{i}\n\nText {i}.\n\n" for i in range(20_000))})
-    assert found == [("a", f"H{i}", f"Text {i}.") for i in range(20_000)]
+    found = texts({"a.md": "".join(f"## H{i}\n\nText {i}.\n\n" for i in range(10_000))})
+    assert found == [("a", f"H{i}", f"Text {i}.") for i in range(10_000)]
 
 
 @pytest.mark.parametrize("chapter", ["../../etc/passwd", "/etc/passwd", "..", "a/../../b", "a\nb", "~root", "C:\\x"])
