@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -28,7 +29,7 @@ SECRETS = (
 none of them looks into Dagster's history."""
 CARD = "base.json"
 """Written last into a prepared folder: what it was made from, and its hashes."""
-_FORMAT = 2
+_FORMAT = 3
 """Raised when prepared folders are made or hashed in another way: those made before are then left alone."""
 
 
@@ -128,7 +129,7 @@ def local_base(base: Base, cache: Path) -> PreparedBase | None:
     if base.source == "embedded":
         folder = _embedded_folder(base.model, cache)
         card = _read_card(folder)
-        return PreparedBase(**{**card, "folder": str(folder)}) if card else None
+        return PreparedBase(**{**card["base"], "folder": str(folder)}) if card else None
     if base.source == "folder":
         return _describe(Path(base.model).name, Path(base.model).expanduser(), weights=False)
     from huggingface_hub import snapshot_download
@@ -167,12 +168,15 @@ def _prepare_embedded(model: str, cache: Path) -> PreparedBase:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
         card = _read_card(folder)
-        if card is None:
+        if card is None or not _holds(folder, card["files"]):
+            shutil.rmtree(folder, ignore_errors=True)  # half made, or damaged since: it can be made again
             _convert(known, folder)
             with_usual_rights(folder)
-            card = asdict(_describe(model, folder, weights=True))
+            described = asdict(_describe(model, folder, weights=True))
+            files = {path.name: file_digest(path) for path in sorted(folder.iterdir())}
+            card = _sealed({"base": described, "files": files})
             write_atomically(folder / CARD, json.dumps(card, indent=1))
-    return PreparedBase(**{**card, "folder": str(folder)})
+    return PreparedBase(**{**card["base"], "folder": str(folder)})
 
 
 def _convert(known: _Embedded, folder: Path) -> None:
@@ -301,11 +305,23 @@ def _weights_hash(folder: Path) -> str:
     return digest([model_config(folder), *([path.name, _known_digest(path)] for path in files)])
 
 
-def _read_card(folder: Path) -> dict[str, str] | None:
+def _read_card(folder: Path) -> dict[str, Any] | None:
+    """What a prepared folder's card says; None where there is none, or it is damaged: then it is made again."""
     try:
-        return json.loads((folder / CARD).read_bytes())
-    except FileNotFoundError:
+        card = json.loads((folder / CARD).read_bytes())
+        return card if card == _sealed({name: card[name] for name in ("base", "files")}) else None
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
+
+
+def _sealed(card: dict[str, Any]) -> dict[str, Any]:
+    """With its own hash: those of the files are only worth what it is."""
+    return card | {"hash": digest(card)}
+
+
+def _holds(folder: Path, files: Mapping[str, str]) -> bool:
+    """Whether a folder has these files, each with its hash."""
+    return all((folder / name).is_file() and _known_digest(folder / name) == sha256 for name, sha256 in files.items())
 
 
 def _known_digest(path: Path) -> str:

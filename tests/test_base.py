@@ -218,6 +218,26 @@ def test_an_embedded_model_is_converted_once_and_kept_with_its_card(
     verify_base(second)
 
 
+def test_an_embedded_model_with_a_damaged_or_missing_file_is_made_again(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = tmp_path / "log"
+    fake_conversion(monkeypatch, tmp_path / "package", tiny_base, log)
+    wanted = Base(source="embedded", model="tiny")
+    first = prepare_base(wanted, tmp_path / "cache")
+    files = {path: path.read_bytes() for path in Path(first.folder).iterdir()}
+    assert {path.name for path in files} >= {"model.safetensors", "tokenizer.json", "config.json", "base.json"}
+    conversions = 1
+    for path, content in files.items():
+        middle = len(content) // 2
+        for damaged in (None, content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :], content[:-1]):
+            path.unlink() if damaged is None else path.write_bytes(damaged)
+            assert prepare_base(wanted, tmp_path / "cache", weights=False) == first
+            conversions += 1
+            assert len(log.read_text().splitlines()) == conversions, path.name
+            assert {path: path.read_bytes() for path in files} == files
+
+
 def test_a_conversion_that_fails_says_why_and_leaves_no_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_conversion(monkeypatch, tmp_path / "package", tmp_path / "missing", tmp_path / "log")
     with pytest.raises(BaseModelError, match=r"Converting .*tiny\.gguf failed:\n(.*\n)*.*No such file or directory"):

@@ -4,6 +4,7 @@ import gc
 import os
 import sqlite3
 import time
+import zlib
 from collections.abc import Collection, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -20,10 +21,15 @@ CODE_VERSION = "2"
 _RACY_NS = 2_000_000_000
 """A file that changed less than this before it was hashed is hashed again at the next look: clocks of file systems
 are coarse, and a second change may have left the same time (git's index has the same rule)."""
+_LAYOUT = 3
+"""Raised when rows of the index are kept in another way: one of another layout is made anew."""
 _COLUMNS = (
     "path TEXT PRIMARY KEY, name TEXT, kind TEXT, size INT, sha256 TEXT, chapter TEXT, words INT, "
-    "modified_ns INT, changed_ns INT, inode INT, hashed_at_ns INT"
+    "modified_ns INT, changed_ns INT, inode INT, hashed_at_ns INT, checksum INT"
 )
+
+_ERRORS = (sqlite3.DatabaseError, UnicodeDecodeError)
+"""Of a damaged index: where the name of a table or column is no UTF-8, SQLite's own message is none, too."""
 
 _Row = tuple[str, str, str, int, str, str, int, int, int, int, int]
 """A SourceFile, then modification time, change time and inode as they were, and when it was hashed."""
@@ -53,6 +59,16 @@ def scan_reports(workspace: Path, index_path: Path, *, remember: bool = True, do
         remember: whether what was read now is written to the index.
         doubted: paths of files that are read whatever the index says.
     """
+    try:
+        return _scan(workspace, index_path, remember, doubted)
+    except _ERRORS as error:  # damage may show only when rows are written
+        if not _is_damage(error):
+            raise
+    _remove(index_path)
+    return _scan(workspace, index_path, remember, doubted)
+
+
+def _scan(workspace: Path, index_path: Path, remember: bool, doubted: Collection[str]) -> Scan:
     with _no_collections(), _open_index(index_path, remember) as (index, known):
         scan = Scan()
         read: list[_Row] = []
@@ -78,7 +94,8 @@ def scan_reports(workspace: Path, index_path: Path, *, remember: bool = True, do
             scan.newest_ns = time.time_ns()
         if remember and (read or known):
             index.executemany("DELETE FROM files WHERE path = ?", [(path,) for path in known])
-            index.executemany(f"INSERT OR REPLACE INTO files VALUES ({','.join('?' * 11)})", read)  # noqa: S608
+            rows = ((*row, _checksum(row)) for row in read)
+            index.executemany(f"INSERT OR REPLACE INTO files VALUES ({','.join('?' * 12)})", rows)  # noqa: S608
             index.commit()
     return scan
 
@@ -135,21 +152,25 @@ def _connect(path: Path) -> tuple[sqlite3.Connection, dict[str, _Row]]:
     with FileLock(path.with_name(path.name + ".lock")):  # or two would replace a damaged one, each under the other
         try:
             return _opened(path)
-        except sqlite3.DatabaseError as error:
+        except _ERRORS as error:
             if not _is_damage(error):  # locked for a minute, a full disk, no permission
                 raise
-        for name in (path.name, f"{path.name}-journal"):
-            path.with_name(name).unlink(missing_ok=True)
+        _remove(path)
         return _opened(path)
+
+
+def _remove(path: Path) -> None:
+    for name in (path.name, f"{path.name}-journal"):
+        path.with_name(name).unlink(missing_ok=True)
 
 
 def _connect_to_read(path: Path) -> tuple[sqlite3.Connection, dict[str, _Row]]:
     if path.exists():
         index = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=60)
         try:
-            if _version(index) == int(CODE_VERSION):
+            if _version(index) == _LAYOUT:
                 return index, _rows(index)
-        except sqlite3.DatabaseError:  # damaged, or gone by now
+        except _ERRORS:  # damaged, or gone by now
             pass
         index.close()
     return sqlite3.connect(":memory:"), {}
@@ -158,11 +179,11 @@ def _connect_to_read(path: Path) -> tuple[sqlite3.Connection, dict[str, _Row]]:
 def _opened(path: Path) -> tuple[sqlite3.Connection, dict[str, _Row]]:
     index = sqlite3.connect(path, timeout=60)
     try:
-        if _version(index) != int(CODE_VERSION):
+        if _version(index) != _LAYOUT:
             index.execute("BEGIN IMMEDIATE")
             index.execute("DROP TABLE IF EXISTS files")
             index.execute(f"CREATE TABLE files ({_COLUMNS})")
-            index.execute(f"PRAGMA user_version = {int(CODE_VERSION)}")
+            index.execute(f"PRAGMA user_version = {_LAYOUT}")
             index.commit()
         return index, _rows(index)
     except BaseException:
@@ -171,7 +192,17 @@ def _opened(path: Path) -> tuple[sqlite3.Connection, dict[str, _Row]]:
 
 
 def _rows(index: sqlite3.Connection) -> dict[str, _Row]:
-    return {row[0]: row for row in index.execute("SELECT * FROM files")}
+    """Those whose bits are as they were written: SQLite itself has no checksums."""
+    rows = index.execute("SELECT * FROM files")
+    return {row[0]: row[:-1] for row in rows if row[-1] == _checksum(row[:-1])}
+
+
+def _checksum(row: _Row) -> int:
+    """
+    >>> _checksum(("a.md",)) == _checksum(("b.md",))
+    False
+    """
+    return zlib.crc32(repr(row).encode("utf-8", "surrogatepass"))
 
 
 def _version(index: sqlite3.Connection) -> int:
@@ -179,7 +210,7 @@ def _version(index: sqlite3.Connection) -> int:
     return int(version)
 
 
-def _is_damage(error: sqlite3.DatabaseError) -> bool:
+def _is_damage(error: Exception) -> bool:
     """Whether the file is at fault. What is read from it and is no UTF-8 is an error without a code."""
     code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT)
     return code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)

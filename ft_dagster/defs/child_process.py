@@ -6,6 +6,7 @@ SIGKILL, in that order, whenever the step ends without it.
 """
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,11 +19,13 @@ import dagster as dg
 
 from ft_dagster.base import SECRETS
 from ft_dagster.defs.runs import has_ended
-from ft_dagster.training.processes import dying_with
+from ft_dagster.training.processes import LESS_MEMORY, dying_with
 
 _POLL_SECONDS = 0.25
 _ASK_SECONDS = 5.0
 _TAIL = 2000
+_WORKER_KILLED = re.compile(rf"exitcode\s*: {-signal.SIGKILL}\b")
+"""How torchrun says that one of several processes was killed."""
 
 
 class ChildProcess(dg.ConfigurableResource):
@@ -74,9 +77,13 @@ class ChildProcess(dg.ConfigurableResource):
             for message in session.get_custom_messages()[told:]:
                 yield dg.AssetObservation(context.asset_key, metadata=_numbers(message))
         if process.returncode:
-            raise dg.Failure(
-                f"{module} ended with exit code {process.returncode}. The end of {log_path}:\n{_tail(log_path, began)}"
-            )
+            said = _tail(log_path, began)
+            if process.returncode == -signal.SIGKILL or _WORKER_KILLED.search(said):
+                raise dg.Failure(
+                    f"{module} was killed, most likely by the system because memory ran out. {LESS_MEMORY} The next "
+                    f"run goes on from the last checkpoint. The end of {log_path}:\n{said}"
+                )
+            raise dg.Failure(f"{module} ended with exit code {process.returncode}. The end of {log_path}:\n{said}")
 
     def _start(
         self, module: str, request: Path, pipes: Mapping[str, str], output: IO[bytes]

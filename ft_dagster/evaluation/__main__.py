@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ft_dagster.evaluation.request import EvaluationRequest
 from ft_dagster.training.allocator import keep_freed_memory, spin_briefly
+from ft_dagster.training.processes import out_of_room
 
 
 def main(request_path: Path) -> int:
@@ -26,6 +27,11 @@ def main(request_path: Path) -> int:
             evaluate(request)
     except (AdapterError, BaseModelError, TrainingError, RecipeError, CorpusError) as error:
         print(error, file=sys.stderr)  # noqa: T201
+        return 1
+    except Exception as error:
+        if (reason := out_of_room(error, Path(request.output))) is None:
+            raise
+        print(f"{error}\n{reason}", file=sys.stderr)  # noqa: T201
         return 1
     return 0
 

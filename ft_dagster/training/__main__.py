@@ -15,7 +15,15 @@ from dagster_pipes import PipesContext, open_dagster_pipes  # the protocol alone
 
 from ft_dagster.training.allocator import keep_freed_memory, spin_briefly
 from ft_dagster.training.lease import LeaseError, leased
-from ft_dagster.training.processes import FAILED, INTERRUPTED, die_with_parent, leave, run_together
+from ft_dagster.training.processes import (
+    FAILED,
+    INTERRUPTED,
+    LESS_MEMORY,
+    die_with_parent,
+    leave,
+    out_of_room,
+    run_together,
+)
 from ft_dagster.training.request import RENDEZVOUS, TrainingRequest
 
 
@@ -70,11 +78,12 @@ def _make(request: TrainingRequest, reports: bool) -> int:
             print(error, file=sys.stderr)  # noqa: T201
             return FAILED
         except torch.OutOfMemoryError as error:
-            print(  # noqa: T201
-                f"{error}\nThe GPU has too little memory for this recipe. Lower training.rows_per_device or "
-                "tokens.block_length, set training.gradient_checkpointing: true or base.quantization: nf4.",
-                file=sys.stderr,
-            )
+            print(f"{error}\nThe GPU has too little memory for this recipe. {LESS_MEMORY}", file=sys.stderr)  # noqa: T201
+            return FAILED
+        except Exception as error:
+            if (reason := out_of_room(error, Path(request.attempt))) is None:
+                raise
+            print(f"{error}\n{reason}", file=sys.stderr)  # noqa: T201
             return FAILED
     return 0
 

@@ -17,7 +17,7 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_pt_utils import safe_globals
 
 from ft_dagster.training import ranks
-from ft_dagster.training.attempts import COMPLETE, last_checkpoint
+from ft_dagster.training.attempts import COMPLETE, last_checkpoint, mark_complete
 from ft_dagster.training.progress import TrainingError
 from ft_dagster.training.shared_checkpoints import SharedCheckpoints
 
@@ -32,11 +32,16 @@ _PLAIN = {
 
 
 def last_complete(folder: Path) -> Path | None:
-    """The newest whole checkpoint, or None. Half-written ones are removed."""
+    """The newest whole checkpoint, or None. Newer ones, half written or damaged, are removed: they are made anew."""
+    last = last_checkpoint(folder)
     for path in folder.glob("checkpoint-*"):
-        if not (path / COMPLETE).exists():
-            shutil.rmtree(path)
-    return last_checkpoint(folder)
+        if last is None or _step(path) > _step(last) or not (path / COMPLETE).exists():
+            shutil.rmtree(path, ignore_errors=True)  # where several processes train, each of them does
+    return last
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
 
 
 def require_plain_state(checkpoint: Path) -> None:
@@ -88,7 +93,7 @@ class CompleteCheckpoints(TrainerCallback):
         if ranks.is_first():
             checkpoint = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
             (checkpoint / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # pickled objects, which nothing reads
-            (checkpoint / COMPLETE).touch()
+            mark_complete(checkpoint)
             if self.shared:
                 self.shared.put(checkpoint)
 

@@ -4,14 +4,13 @@ Of each there is `checkpoint-N/complete`, written last, which names its files an
 hash, so that two machines that train the same never mix. The newest is kept.
 """
 
-import json
 import logging
 import shutil
 from pathlib import Path
 
 from ft_dagster.bucket import Bucket
-from ft_dagster.store import StoreError, digest, file_digest
-from ft_dagster.training.attempts import COMPLETE, last_checkpoint
+from ft_dagster.store import StoreError
+from ft_dagster.training.attempts import COMPLETE, checkpoint_files, completed_files, completion, last_checkpoint
 
 log = logging.getLogger(__name__)
 _BEGINNING = "checkpoint-"
@@ -30,11 +29,10 @@ class SharedCheckpoints:
     def put(self, checkpoint: Path) -> None:
         """Keep a whole checkpoint, in place of older ones."""
         folder = checkpoint.name
-        paths = [path for path in sorted(checkpoint.rglob("*")) if path.is_file() and path.name != COMPLETE]
-        files = {path.relative_to(checkpoint).as_posix(): file_digest(path) for path in paths}
+        files = checkpoint_files(checkpoint)
         try:
             self.bucket.put({f"{folder}/{files[name]}": checkpoint / name for name in files})
-            self.bucket.write(f"{folder}/{COMPLETE}", json.dumps(files | {COMPLETE: digest(files)}).encode())
+            self.bucket.write(f"{folder}/{COMPLETE}", completion(files))
             self._remove([name for name in self.bucket.list("") if _step(name) < _step(folder)])
         except StoreError as error:
             log.warning("The checkpoint of step %s is on this machine only. %s", _step(folder), error)
@@ -66,8 +64,9 @@ class SharedCheckpoints:
 
     def _bring(self, name: str, attempt: Path) -> None:
         folder = name.partition("/")[0]
-        files = json.loads(self.bucket.read(name) or b"{}")
-        if files.pop(COMPLETE, None) != digest(files):
+        content = self.bucket.read(name) or b""
+        files = completed_files(content)
+        if files is None:
             raise StoreError(f"{self.bucket.url}/{name} is damaged: its hash is not the one recorded. {_REPAIR}")
         incoming = attempt / f".{folder}"
         shutil.rmtree(incoming, ignore_errors=True)
@@ -75,7 +74,7 @@ class SharedCheckpoints:
             (incoming / file).parent.mkdir(parents=True, exist_ok=True)
         wanted = {incoming / file: f"{folder}/{sha256}" for file, sha256 in files.items()}
         self.bucket.fetch(wanted, {f"{folder}/{sha256}": sha256 for sha256 in files.values()}, _REPAIR)
-        (incoming / COMPLETE).touch()
+        (incoming / COMPLETE).write_bytes(content)
         shutil.rmtree(attempt / folder, ignore_errors=True)  # half written, or it would be newer
         incoming.rename(attempt / folder)
         log.info("Brought %s of another machine", folder)

@@ -17,6 +17,8 @@ from ft_dagster.corpus.files import read_file
 from ft_dagster.corpus.index import changed_since, scan_reports
 
 LONG_AGO = -(10**18)
+FLIPS = int(os.environ.get("FAULTS", "40"))
+"""How many places of a file are damaged, one after the other."""
 
 
 @pytest.fixture
@@ -173,6 +175,21 @@ def test_an_index_that_is_damaged_inside_is_as_good_as_none(
     assert scan_reports(workspace, db, remember=remember) == expected
     if remember:
         assert len(indexed_paths(db)) == len(chapters)
+
+
+@pytest.mark.usefixtures("settled", "without_waiting_for_the_disk")
+@pytest.mark.parametrize("remember", [True, False])
+def test_whatever_bit_of_the_index_is_flipped_the_files_decide(
+    workspace: Path, chapters: list[Path], db: Path, remember: bool
+) -> None:
+    expected = scan_reports(workspace, db)
+    written = db.read_bytes()
+    used = [at for at, byte in enumerate(written) if byte]  # the rest is room that SQLite has not used yet
+    for at in used[:: max(1, len(used) // FLIPS)]:
+        damaged = bytearray(written)
+        damaged[at] ^= 1 << (at % 8)
+        db.write_bytes(damaged)
+        assert scan_reports(workspace, db, remember=remember) == expected, f"bit {at % 8} of byte {at}"
 
 
 @pytest.mark.usefixtures("settled")

@@ -95,6 +95,26 @@ def test_a_child_that_fails_fails_the_step_with_the_end_of_its_output(
     assert "exit code 3" in message and message.endswith("the reason")
 
 
+KILLED = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+ONE_OF_TWO = """
+    import sys
+    from pathlib import Path
+    from ft_dagster.training.processes import run_together
+    sys.exit(run_together("killed_worker", Path(sys.argv[1]), 2, 1))
+"""
+
+
+@pytest.mark.parametrize("body", [KILLED, ONE_OF_TWO], ids=["the child", "one of several processes"])
+def test_a_child_that_the_system_killed_says_that_memory_was_likely_too_little_and_what_to_change(
+    module: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str
+) -> None:
+    (tmp_path / "killed_worker.py").write_text(KILLED)  # as the kernel does where memory has run out
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])]))
+    (failure,) = run_child(module(body), tmp_path).get_step_failure_events()
+    message = failure.step_failure_data.user_failure_data.description
+    assert "was killed, most likely by the system because memory ran out. Lower training.rows_per_device" in message
+
+
 def test_what_a_crashed_child_leaves_behind_is_ended(module: Callable[[str], str], tmp_path: Path) -> None:
     run_child(module(SLEEPER.format(before="sys.exit(1)")), tmp_path)
     pids = [int(pid) for pid in (tmp_path / "request.pids").read_text().split()]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from trainings import start, wait_until, weights
 
-from ft_dagster.training.attempts import COMPLETE, last_checkpoint, next_attempt
+from ft_dagster.training.attempts import last_checkpoint, mark_complete, next_attempt
 from ft_dagster.training.request import RESULT, TrainingRequest
 from ft_dagster.training.train import train
 
@@ -17,7 +17,7 @@ def add_checkpoint(attempt: Path, step: int, complete: bool = True) -> None:
     folder.mkdir()
     (folder / "weights").write_text(f"after step {step}")
     if complete:
-        (folder / COMPLETE).touch()
+        mark_complete(folder)
 
 
 def test_an_attempt_goes_on_from_the_last_whole_checkpoint_of_all_before_it(tmp_path: Path) -> None:

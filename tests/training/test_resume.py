@@ -1,5 +1,7 @@
 """A training that is stopped goes on from its last checkpoint, and ends as if nothing had happened."""
 
+import logging
+import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -8,9 +10,13 @@ from typing import Any
 import pytest
 from trainings import start, wait_until, weights
 
+from ft_dagster.training.attempts import last_checkpoint, mark_complete
 from ft_dagster.training.checkpoints import last_complete
 from ft_dagster.training.request import RESULT, TrainingRequest
 from ft_dagster.training.train import train
+
+FLIPS = int(os.environ.get("FAULTS", "1"))
+"""How many places of each file of a checkpoint are damaged, one after the other."""
 
 NF4 = {"base": {"quantization": "nf4"}}
 FUSED = {"lora": {"dropout": 0.0}}
@@ -70,6 +76,44 @@ def last_complete_exists(attempt: Path) -> bool:
 def test_a_half_written_checkpoint_is_not_seen(tmp_path: Path) -> None:
     for step in (2, 10):
         (tmp_path / f"checkpoint-{step}").mkdir()
-    (tmp_path / "checkpoint-2" / "complete").touch()
+    mark_complete(tmp_path / "checkpoint-2")
     assert last_complete(tmp_path) == tmp_path / "checkpoint-2"
     assert not (tmp_path / "checkpoint-10").exists()
+
+
+def test_a_checkpoint_with_a_flipped_bit_or_a_cut_off_file_is_named_and_made_anew_from_the_one_before(
+    request_for: Callable[..., TrainingRequest], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    parts = {"training": {"epochs": 2, "save_every": 2, "evaluate_every": 2}}
+    undisturbed = request_for("undisturbed", **parts)
+    expected = train(undisturbed, lambda _: None)
+    stopped = request_for("stopped", **parts)
+
+    def die(metrics: dict[str, Any]) -> None:
+        if metrics.get("step") == 6:
+            raise DiedError
+
+    with pytest.raises(DiedError):
+        train(stopped, die)
+    before, last = (Path(stopped.attempt) / f"checkpoint-{step}" for step in (2, 4))
+    names = sorted(path.name for path in last.iterdir())
+    assert {"adapter_model.safetensors", "optimizer.pt", "trainer_state.json", "complete"} <= set(names)
+    for name in names:
+        whole = (last / name).read_bytes()
+        damages = [_flipped(whole, at) for at in range(0, len(whole), len(whole) // FLIPS + 1)]
+        for data in (*damages, whole[: len(whole) // 2]):
+            caplog.clear()
+            (last / name).write_bytes(data)
+            assert last_checkpoint(Path(stopped.attempt)) == before
+            assert f"{last / name} is damaged" in caplog.text or "complete" in caplog.text
+        (last / name).write_bytes(whole)
+    assert last_checkpoint(Path(stopped.attempt)) == last
+    (last / "optimizer.pt").write_bytes(_flipped((last / "optimizer.pt").read_bytes(), 700))
+    found = train(stopped, lambda _: None)
+    assert (found["resumed_from"], found["history"]) == (2, expected["history"])
+    assert weights(stopped) == weights(undisturbed)
+
+
+def _flipped(data: bytes, at: int) -> bytes:
+    return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]

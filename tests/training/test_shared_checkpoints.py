@@ -9,6 +9,7 @@ import pytest
 from trainings import start, wait_until, weights
 
 from ft_dagster.bucket import Bucket
+from ft_dagster.training.attempts import mark_complete
 from ft_dagster.training.checkpoints import last_complete
 from ft_dagster.training.request import TrainingRequest
 from ft_dagster.training.shared_checkpoints import SharedCheckpoints
@@ -41,7 +42,7 @@ def checkpoint(attempt: Path, step: int, whole: bool = True) -> Path:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(data + b"%d" % step)
     if whole:
-        (folder / "complete").touch()
+        mark_complete(folder)
     return folder
 
 
