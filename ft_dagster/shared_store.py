@@ -7,11 +7,12 @@ The local folder has the shape of a local store, so that a process that was hand
 
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
+from ft_dagster import formats
 from ft_dagster.bucket import Bucket, Entry, endpoint_url
 from ft_dagster.settings import Settings
 from ft_dagster.store import MANIFEST, Artifact, Store, StoreError, digest, manifest_text, write_atomically
@@ -20,8 +21,9 @@ _BATCH_BYTES, _BATCH_BLOBS = 64 * 2**20, 1024
 
 
 def open_store(settings: Settings) -> Store:
-    """The store that FT_STORE names."""
+    """The store that FT_STORE names. Raises StoreError if a newer version wrote it; a bucket says so in `in_use`."""
     if (url := settings.store_url) is None:
+        formats.require_known(settings.store_root, formats.STORE)
         return Store(settings.store_root)
     return SharedStore(url, settings.cache / "stores" / digest([url, endpoint_url()])[:16])
 
@@ -35,6 +37,15 @@ class SharedStore(Store):
         super().__init__(root)
         self.bucket = Bucket(url)
         self.url = self.bucket.url
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Raises StoreError if a newer version wrote what is below the URL."""
+        known = f"{formats.STORE}\n".encode()
+        there = self.bucket.read(formats.NAME) or self.bucket.write_first(formats.NAME, known)
+        formats.read_number(there, f"{self}/{formats.NAME}", formats.STORE)
+        with super().in_use():
+            yield
 
     # Blobs
 

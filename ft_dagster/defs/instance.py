@@ -1,6 +1,7 @@
 """The Dagster instance of a workspace: the same one for the UI, the daemon and the command line."""
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,19 +10,42 @@ from pathlib import Path
 
 import dagster as dg
 
+from ft_dagster import formats
 from ft_dagster.settings import Settings, SettingsError
-from ft_dagster.store import write_atomically
+from ft_dagster.store import StoreError, write_atomically
 from ft_dagster.training.lease import visible_devices
 
 _HOST = "DAGSTER_POSTGRES_HOST"
 _POSTGRES = (_HOST, *(f"DAGSTER_POSTGRES_{name}" for name in ("PORT", "DB", "USER", "PASSWORD")))
 _ONE_SLOT = "default_limit: 1"
+_REVISION = re.compile(r"^revision = [\"'](\w+)[\"']", re.MULTILINE)
 
 
 def open_instance(settings: Settings) -> dg.DagsterInstance:
     """The instance in DAGSTER_HOME (the workspace's `.dagster/` unless set), configured on first use."""
     os.environ["DAGSTER_HOME"] = prepare_home(settings)
-    return _instance()
+    instance = _instance()
+    _require_known_schema(instance, settings)
+    return instance
+
+
+def _require_known_schema(instance: dg.DagsterInstance, settings: Settings) -> None:
+    """Raise SettingsError if a newer Dagster has changed the tables of the history."""
+    storages = (instance.run_storage, instance.event_log_storage, instance.schedule_storage)
+    versions = [version for storage in storages if storage and (version := storage.alembic_version())]
+    unknown = [there for there, head in versions if there and there != head and there not in _known_revisions()]
+    if unknown:
+        raise SettingsError(
+            f"The history in {settings.dagster_home} was written by a newer Dagster than {dg.__version__} (revision "
+            f"{unknown[0]}). Install that version again, or restore a backup of before the upgrade."
+        )
+
+
+def _known_revisions() -> set[str]:
+    """Those of Dagster's tables that this version of it has been through, or would bring up to date."""
+    scripts = resources.files("dagster._core.storage.alembic") / "versions"
+    texts = (script.read_text("utf-8") for script in scripts.iterdir() if script.name.endswith(".py"))
+    return {found[1] for text in texts if (found := _REVISION.search(text))}
 
 
 def has_instance(settings: Settings) -> bool:
@@ -38,6 +62,7 @@ def instance_to_read(settings: Settings) -> Iterator[dg.DagsterInstance]:
         with dg.DagsterInstance.ephemeral() as empty:
             yield empty
         return
+    formats.require_known(settings.dagster_home, formats.HOME)
     os.environ["DAGSTER_HOME"] = (
         prepare_home(settings) if _HOST in os.environ else str(settings.dagster_home.absolute())
     )
@@ -53,9 +78,11 @@ def prepare_home(settings: Settings) -> str:
 
     Raises:
         SettingsError: the environment and the dagster.yaml that is there do not agree on that.
+        StoreError: a newer version of ft_dagster wrote it.
     """
     home = settings.dagster_home.absolute()
     home.mkdir(parents=True, exist_ok=True)
+    formats.bring_up_to(home, formats.HOME, formats.HOME_MIGRATIONS)
     config = home / "dagster.yaml"
     if not config.exists():
         shipped = _shipped("dagster.yaml") + (_shipped("postgres.yaml") if _HOST in os.environ else "")
@@ -103,5 +130,5 @@ if __name__ == "__main__":  # `make dev`: prepare DAGSTER_HOME and print it
 
     try:
         print(prepare_home(load_settings()))  # noqa: T201
-    except SettingsError as error:
+    except (SettingsError, StoreError) as error:
         sys.exit(str(error))

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import dagster as dg
 
+from ft_dagster import formats
 from ft_dagster.defs.places import note_place
 from ft_dagster.recipe import Recipe, load_recipe
 from ft_dagster.release.released import Releases
@@ -25,7 +26,11 @@ class Workspace(dg.ConfigurableResource):
         """For the time of a run's steps, nobody cleans the store."""
         if context.instance and context.run and self.settings.executor == "local":  # else steps are at other places
             note_place(context.instance, context.run)
-        with self.store.in_use():
+        settings, store = self.settings, self.store
+        formats.bring_up_to(settings.state, formats.STATE, formats.STATE_MIGRATIONS)
+        if store.url is None:
+            formats.bring_up_to(store.root, formats.STORE, formats.STORE_MIGRATIONS)
+        with store.in_use():
             yield self
 
     @property

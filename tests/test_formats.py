@@ -1,0 +1,125 @@
+"""What a newer version wrote is refused; what an older one wrote is migrated."""
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from ft_dagster import formats
+from ft_dagster.defs.instance import instance_to_read, open_instance, prepare_home
+from ft_dagster.defs.workspace import Workspace
+from ft_dagster.settings import Settings, SettingsError, load_settings
+from ft_dagster.shared_store import open_store
+from ft_dagster.store import StoreError
+
+NEWER = "says 99: this was written by a newer ft_dagster"
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Of the first format, with one thing in it."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "name").write_text("old")
+    return tmp_path / "folder"
+
+
+def test_a_new_folder_gets_the_number_of_this_version(tmp_path: Path) -> None:
+    formats.bring_up_to(tmp_path / "new", 3, {})
+    assert formats.require_known(tmp_path / "new", 3) == 3
+
+
+def test_an_older_folder_goes_through_each_migration_once_and_in_order(folder: Path) -> None:
+    def step(text: str) -> None:
+        (folder / "name").write_text((folder / "name").read_text() + text)
+
+    migrations = {1: lambda _: step(", second"), 2: lambda _: step(", third")}
+    for _ in range(2):
+        formats.bring_up_to(folder, 3, migrations)
+        assert (folder / "name").read_text() == "old, second, third"
+    assert formats.require_known(folder, 3) == 3
+
+
+def test_a_migration_that_is_cut_off_is_done_again(folder: Path) -> None:
+    def cut_off(_: Path) -> None:
+        raise KeyboardInterrupt
+
+    done: list[int] = []
+    with pytest.raises(KeyboardInterrupt):
+        formats.bring_up_to(folder, 3, {1: lambda _: done.append(1), 2: cut_off})
+    formats.bring_up_to(folder, 3, {1: lambda _: done.append(1), 2: lambda _: done.append(2)})
+    assert done == [1, 2]
+
+
+def test_a_folder_from_which_no_way_is_known_is_refused(folder: Path) -> None:
+    with pytest.raises(StoreError, match="knows no way from the one to the other"):
+        formats.bring_up_to(folder, 2, {})
+
+
+@pytest.mark.parametrize("content", [b"99\n", b"", b"one", b"-1"])
+def test_a_newer_or_unreadable_number_is_refused_by_name_and_nothing_is_changed(folder: Path, content: bytes) -> None:
+    (folder / formats.NAME).write_bytes(content)
+    before = files(folder)
+    with pytest.raises(StoreError, match=NEWER if content == b"99\n" else "it holds no number") as refused:
+        formats.bring_up_to(folder, 1, {})
+    assert str(folder / formats.NAME) in str(refused.value)
+    assert files(folder) == before
+
+
+def test_a_run_writes_the_numbers_of_store_and_state_and_refuses_newer_ones(workspace: Path) -> None:
+    context = dg.build_init_resource_context()
+    for _ in range(2):
+        with Workspace().yield_for_execution(context):
+            pass
+    store, state = load_settings().store_root, load_settings().state
+    assert formats.require_known(store, formats.STORE) == formats.STORE
+    assert formats.require_known(state, formats.STATE) == formats.STATE
+    (state / formats.NAME).write_text("99")
+    with pytest.raises(StoreError, match=NEWER), Workspace().yield_for_execution(context):
+        pass
+    (store / formats.NAME).write_text("99")
+    with pytest.raises(StoreError, match=NEWER):
+        open_store(load_settings())
+
+
+def test_a_bucket_has_a_number_too(workspace: Path, s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FT_STORE", s3_url)
+    store = Workspace().store
+    for _ in range(2):
+        with store.in_use():
+            pass
+    store.bucket.write(formats.NAME, b"99")  # type: ignore[attr-defined]
+    with pytest.raises(StoreError, match=NEWER) as refused, store.in_use():
+        pass
+    assert f"{s3_url}/{formats.NAME}" in str(refused.value)
+
+
+@pytest.fixture
+def home(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    monkeypatch.setenv("DAGSTER_HOME", str(workspace / "home"))
+    monkeypatch.setenv("DAGSTER_DISABLE_TELEMETRY", "yes")
+    return load_settings()
+
+
+def test_a_newer_home_is_refused(home: Settings) -> None:
+    prepare_home(home)
+    (home.dagster_home / formats.NAME).write_text("99")
+    for attempt in (lambda: prepare_home(home), lambda: instance_to_read(home).__enter__()):
+        with pytest.raises(StoreError, match=NEWER):
+            attempt()
+
+
+def test_a_history_that_a_newer_dagster_has_migrated_is_refused(home: Settings) -> None:
+    with open_instance(home) as instance:
+        instance.get_runs()
+    (runs,) = home.dagster_home.rglob("runs.db")
+    with closing(sqlite3.connect(runs)) as database:
+        database.execute("UPDATE alembic_version SET version_num = 'ffffffffffff'")
+        database.commit()
+    with pytest.raises(SettingsError, match=r"written by a newer Dagster than .* \(revision ffffffffffff\)"):
+        open_instance(home)
