@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export DAGSTER_DISABLE_TELEMETRY := yes
 
-.PHONY: demo test dev check audit lock docs bench fuzz screenshots clean-venv help
+.PHONY: demo test test-postgres dev check audit lock docs bench fuzz screenshots clean-venv help
 
 help: ## What there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -29,6 +29,10 @@ demo: $(READY) ## The whole graph on the example report, in the workspace demo/
 
 test: $(READY) ## All tests, two at a time, with coverage
 	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --cov --cov-report term-missing:skip-covered
+
+test-postgres: $(READY) ## The main job and retraining with Dagster's history in a PostgreSQL server of their own
+	CI_POSTGRES=required FT_TEST_STORAGE=postgres \
+	  $(BIN)/pytest tests/end_to_end/test_main_job.py tests/end_to_end/test_retraining.py tests/end_to_end/test_postgres.py
 
 dev: $(READY) ## The Dagster UI on the workspace FT_WORKSPACE (default: this folder), daemon included
 	@DAGSTER_HOME="$$($(BIN)/python -m ft_dagster.defs.instance)" && export DAGSTER_HOME && \
@@ -69,6 +73,7 @@ bench: $(READY) ## The benchmarks, as tables in benchmarks/results/ (about an ho
 	PYTHONPATH=. $(BIN)/python benchmarks/tokenizing.py --reports $(REPORTS)
 	PYTHONPATH=. $(BIN)/python benchmarks/incremental.py --reports $(REPORTS) $(SIZES)
 	PYTHONPATH=. $(BIN)/python benchmarks/training.py --chapters $(REPORTS)
+	PYTHONPATH=. $(BIN)/python benchmarks/sqlite_limit.py
 
 RUNS ?= 300000
 FUZZ := $(VENV)/fuzz

@@ -23,6 +23,8 @@ from ft_dagster.training.processes import LESS_MEMORY, dying_with
 
 _POLL_SECONDS = 0.25
 _ASK_SECONDS = 5.0
+_PATIENCE_SECONDS = 600.0
+"""How long a child that has ended waits for a history that does not answer."""
 _TAIL = 2000
 _WORKER_KILLED = re.compile(rf"exitcode\s*: {-signal.SIGKILL}\b")
 """How torchrun says that one of several processes was killed."""
@@ -65,15 +67,23 @@ class ChildProcess(dg.ConfigurableResource):
             try:
                 while process.poll() is None:
                     time.sleep(_POLL_SECONDS)
-                    if time.monotonic() - asked > _ASK_SECONDS:
-                        self._require_under_way(context, process)
-                        asked = time.monotonic()
                     messages = session.get_custom_messages()
+                    if len(messages) == told and time.monotonic() - asked < _ASK_SECONDS:
+                        continue
+                    ended = _has_ended(context)
+                    asked = time.monotonic()
+                    if ended:
+                        self._stop_at_once(process)
+                    if ended is None:  # what there is to tell can wait, and so can the child's end
+                        continue
                     for message in messages[told:]:
                         yield dg.AssetObservation(context.asset_key, metadata=_numbers(message))
                     told = len(messages)
             finally:
                 self._end_group(process, context.log.info)
+            asked = time.monotonic()
+            while _has_ended(context) is None and time.monotonic() - asked < _PATIENCE_SECONDS:
+                time.sleep(_POLL_SECONDS)
             for message in session.get_custom_messages()[told:]:
                 yield dg.AssetObservation(context.asset_key, metadata=_numbers(message))
         if process.returncode:
@@ -100,13 +110,10 @@ class ChildProcess(dg.ConfigurableResource):
             preexec_fn=dying_with(os.getpid()),  # the only way to set it before the child runs
         )
 
-    def _require_under_way(self, context: dg.AssetExecutionContext, process: subprocess.Popen[bytes]) -> None:
+    def _stop_at_once(self, process: subprocess.Popen[bytes]) -> None:
         """A machine that was cut off and comes back must write nothing where another has taken over."""
-        if has_ended(context.instance, context.run.run_id):
-            os.killpg(process.pid, signal.SIGKILL)
-            raise dg.Failure(
-                "This run was ended from elsewhere, so its process stops. Another one goes on with its work."
-            )
+        os.killpg(process.pid, signal.SIGKILL)
+        raise dg.Failure("This run was ended from elsewhere, so its process stops. Another one goes on with its work.")
 
     def _end_group(self, process: subprocess.Popen[bytes], log: Callable[[str], None]) -> None:
         """Leave no process of the child's group behind."""
@@ -123,6 +130,15 @@ class ChildProcess(dg.ConfigurableResource):
             until = time.monotonic() + wait
             while _alive(process) and time.monotonic() < until:
                 time.sleep(0.1)
+
+
+def _has_ended(context: dg.AssetExecutionContext) -> bool | None:
+    """Whether the run was ended from elsewhere; None while Dagster's history does not answer, such as a database that
+    is started again. Nothing can be told to it then, and nothing is wrong with the child."""
+    try:
+        return has_ended(context.instance, context.run.run_id)
+    except Exception:  # the clients of databases are not installed everywhere, so their errors have no names here
+        return None
 
 
 def _alive(process: subprocess.Popen[bytes]) -> bool:

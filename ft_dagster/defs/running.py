@@ -4,7 +4,7 @@ import json
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -193,9 +193,8 @@ class _Follower:
         cursor: str | None = None
         while True:
             ended = self._ended.wait(_POLL_SECONDS)
-            connection = self._instance.get_records_for_run(self._run_id, cursor=cursor)
-            cursor = connection.cursor
-            for entry in connection.records:
+            records, cursor = self._news(cursor)
+            for entry in records:
                 event = entry.event_log_entry.dagster_event
                 if event is None or event.step_key is None:
                     continue
@@ -213,6 +212,14 @@ class _Follower:
                 self._show_training(tasks["lora_adapter"])
             if ended:
                 return
+
+    def _news(self, cursor: str | None) -> tuple[Sequence[dg.EventLogRecord], str | None]:
+        """What was recorded since; nothing while the history does not answer, which ends no run."""
+        try:
+            found = self._instance.get_records_for_run(self._run_id, cursor=cursor)
+        except Exception:  # of a database's client, see child_process.py
+            return [], cursor
+        return found.records, found.cursor
 
     def _show_training(self, task: TaskID) -> None:
         for path in self._attempts.glob(f"*/*/{PROGRESS}"):

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ class Job:
 
 
 @pytest.fixture(scope="module")
-def job(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Job]:
+def job(tmp_path_factory: pytest.TempPathFactory, new_history: Callable[[], dict[str, str]]) -> Iterator[Job]:
     """`ft-dagster run` on three chapters with the real base, in an environment that stays for the module."""
     workspace = tmp_path_factory.mktemp("job") / "workspace"
     (workspace / "chapter_markdowns").mkdir(parents=True)
@@ -48,6 +48,8 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Job]:
         patch.setenv("FT_WORKSPACE", str(workspace))
         patch.setenv("FT_RECIPE", "recipe.yaml")
         patch.setenv("FT_CACHE", str(Settings().cache))  # the converted base is kept between test runs
+        for name, value in new_history().items():
+            patch.setenv(name, value)
         done = ft_dagster("run", "--json")
         assert done.returncode == 0, done.stderr
         yield Job(workspace, json.loads(done.stdout))

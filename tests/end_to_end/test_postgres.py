@@ -1,28 +1,45 @@
 """Dagster's history in a real PostgreSQL: the main job, a retraining by the daemon, and a password nobody sees."""
 
+import os
 import shutil
-from collections.abc import Iterator
-from contextlib import closing
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import dagster as dg
+import psutil
 import pytest
 import yaml
 from commands import ft_dagster
-from dagster_dev import DagsterDev
-from dagster_ui import graphql
-from postgres import PASSWORD, Database, serving_postgres
+from dagster_dev import DagsterDev, wait_until
+from dagster_ui import graphql, steps
+from postgres import PASSWORD, Database, Server, serving_postgres
 from processes import free_port
+from reports import prose_of
 
+from ft_dagster.defs.child_process import ChildProcess
 from ft_dagster.defs.instance import open_instance, prepare_home
 from ft_dagster.settings import Settings, SettingsError, load_settings
 
 PROJECT = Path(__file__).parents[2]
 
 
+RESTARTS = int(os.environ.get("FT_TEST_RESTARTS", "1"))
+"""How many times the server is started again, in each of two moments."""
+BEYOND_DAGSTER = 15.0
+"""Seconds: Dagster itself tries to connect for about 11."""
+
+
 @pytest.fixture(scope="module")
-def database() -> Iterator[Database]:
+def server() -> Iterator[Server]:
     with serving_postgres() as found:
         yield found
+
+
+@pytest.fixture
+def database(server: Server) -> Database:
+    return server.new_database()
 
 
 @pytest.fixture
@@ -40,17 +57,13 @@ def on_postgres(database: Database, finished: Path, tmp_path: Path, monkeypatch:
     return tmp_path / "workspace"
 
 
-def tables(database: Database) -> dict[str, str]:
-    """Every row of every table, as text."""
-    with closing(database.connect()) as connection:
-        cursor = connection.cursor()
-        cursor.execute("select table_name from information_schema.tables where table_schema = 'public'")
-        names = [name for (name,) in cursor.fetchall()]
-        found = {}
-        for name in names:
-            cursor.execute(f'select "{name}"::text from "{name}"')
-            found[name] = "\n".join(row for (row,) in cursor.fetchall())
-    return found
+def answered(ask: Callable[[], object]) -> bool:
+    """Whether the UI's server answers; each of its pools of connections fails once after a restart."""
+    try:
+        ask()
+    except OSError:
+        return False
+    return True
 
 
 def test_the_main_job_and_a_retraining_by_the_daemon_are_in_postgres_and_the_password_is_nowhere(
@@ -72,12 +85,92 @@ def test_the_main_job_and_a_retraining_by_the_daemon_are_in_postgres_and_the_pas
         assert "PostgresEventLogStorage" in shown and PASSWORD not in shown
         commands = [process.cmdline() for process in dev.processes()]
         assert commands and PASSWORD not in str(commands)
-    kept = tables(database)
+    kept = database.tables()
     assert kept["runs"] and kept["event_logs"]
     assert [name for name, rows in kept.items() if PASSWORD in rows] == []
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert [path for path in files if PASSWORD.encode() in path.read_bytes()] == []
     assert PASSWORD not in done.stdout + done.stderr
+
+
+def test_a_server_that_is_started_again_in_the_middle_of_a_run_costs_no_edit_and_no_training(
+    server: Server, database: Database, on_postgres: Path, tmp_path: Path
+) -> None:
+    chapter = on_postgres / "chapter_markdowns" / "chapter_1.md"
+    with DagsterDev(tmp_path, **database.environment) as dev:
+        dev.until_up_to_date()
+        lost = []
+        for number in range(RESTARTS):
+            for training, away in ((False, 0.0), (True, BEYOND_DAGSTER)):
+                made, before = dev.made(), dev.runs()
+                with chapter.open("a") as file:
+                    file.write(f"\nOn day {number} the ferry went {'twice' if training else 'once'}.\n")
+                    if training:  # takes some seconds to learn
+                        file.writelines(prose_of(100 * number + new) for new in range(20, 26))
+                (run,) = wait_until(lambda before=before: dev.runs()[len(before) :], "a run is asked for")
+                if training:
+                    dev.until_training()
+                else:
+                    wait_until(lambda run=run: steps(dev.address, run.id), "a light stage has begun")
+                server.stop()
+                time.sleep(away)
+                server.start()
+                for ask in (dev.runs, lambda: dev.ticks_since(0), dev.not_fresh):
+                    wait_until(lambda ask=ask: answered(ask), "the UI has noticed that its connections are gone")
+                dev.until_up_to_date()
+                runs = dev.runs()[len(before) :]
+                assert [run.status for run in runs[:-1]] in ([], ["FAILURE"]) and runs[-1].status == "SUCCESS"
+                assert len(dev.made().adapters - made.adapters) == 1
+                assert len(dev.made().trainings - made.trainings) == 1, "nothing was trained twice"
+                assert dev.not_fresh() == set()
+                lost += [(training, run.id) for run in runs[:-1]]
+        print(f"{2 * RESTARTS} restarts, {len(lost)} runs tried again: {lost}")  # noqa: T201 - a figure
+        assert dev.watches()
+
+
+CHILD = """
+import sys, time
+from pathlib import Path
+from dagster_pipes import open_dagster_pipes
+with open_dagster_pipes() as pipes:
+    pipes.report_custom_message({"step": 1})
+    while not Path(sys.argv[1]).with_name("go").exists():
+        time.sleep(0.1)
+    pipes.report_custom_message({"step": 2})
+"""
+
+
+def test_a_child_that_ends_while_the_server_is_away_is_not_disturbed_and_told_of_afterwards(
+    server: Server, database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {**database.environment, "PYTHONPATH": str(tmp_path)}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("DAGSTER_HOME", prepare_home(Settings(workspace=tmp_path, DAGSTER_HOME=tmp_path / "home")))
+    (tmp_path / "child_of_the_test.py").write_text(CHILD)
+    request = tmp_path / "request.json"
+    request.write_text("{}")
+
+    @dg.asset
+    def stage(context: dg.AssetExecutionContext) -> Iterator[dg.AssetObservation | dg.MaterializeResult]:
+        yield from ChildProcess().run(context, "child_of_the_test", request, tmp_path / "child.log")
+        yield dg.MaterializeResult()
+
+    with dg.DagsterInstance.get() as instance, ThreadPoolExecutor() as thread:
+        result = thread.submit(dg.materialize, [stage], instance=instance, raise_on_error=False)
+
+        def observed() -> list[int]:
+            records = instance.fetch_observations(stage.key, limit=5, ascending=True).records
+            return [int(r.asset_observation.metadata["step"].value) for r in records if r.asset_observation]
+
+        wait_until(lambda: observed() == [1], "the child has told something")
+        child = next(p for p in psutil.Process().children() if "child_of_the_test" in p.cmdline())
+        server.stop()
+        (tmp_path / "go").touch()
+        psutil.wait_procs([child])
+        time.sleep(BEYOND_DAGSTER)
+        server.start()
+        assert result.result().success
+        assert observed() == [1, 2]
 
 
 def test_the_shipped_file_is_that_of_one_machine_with_the_storage_added() -> None:

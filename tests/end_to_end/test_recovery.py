@@ -5,11 +5,7 @@ from pathlib import Path
 
 from dagster_dev import WRITING, DagsterDev
 from lineage import trained_on
-from reports import chapter_text
-
-
-def prose_of(number: int) -> str:
-    return chapter_text(number).rpartition("\n\n")[2]
+from reports import prose_of
 
 
 def test_an_edit_outlives_sigkill_of_everything_at_any_moment_and_makes_one_adapter(

@@ -5,6 +5,7 @@ Each test begins and ends with everything up to date, and leaves its changes beh
 
 import json
 import shutil
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 import yaml
+from commands import COMMAND
 from dagster_dev import UP_TO_DATE, WRITING, DagsterDev, Made, wait_until
 from dagster_ui import SCHEDULE, Run, Tick, steps, stop_sensor, ticks
 from lineage import sections, trained_on
@@ -63,7 +65,12 @@ class Watched:
 
 
 @pytest.fixture(scope="module")
-def watched(finished: Path, tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
+def watched(
+    finished: Path,
+    tiny_base: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    new_history: Callable[[], dict[str, str]],
+) -> Iterator[Watched]:
     """`dagster dev` without any history on a workspace that has chapters, a store and a base model of its own."""
     folder = tmp_path_factory.mktemp("watched")
     workspace = folder / "workspace"
@@ -72,7 +79,7 @@ def watched(finished: Path, tiny_base: Path, tmp_path_factory: pytest.TempPathFa
     recipe = yaml.safe_load((workspace / "recipe.yaml").read_text())
     recipe["base"]["model"] = tiny_base.name
     (workspace / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    dev = DagsterDev(folder)
+    dev = DagsterDev(folder, **new_history())
     found = dev.made()
     with dev:
         dev.until_up_to_date()
@@ -80,15 +87,21 @@ def watched(finished: Path, tiny_base: Path, tmp_path_factory: pytest.TempPathFa
 
 
 @pytest.fixture(scope="module", autouse=True)
-def scheduled(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[DagsterDev]:
+def scheduled(
+    finished: Path, tmp_path_factory: pytest.TempPathFactory, new_history: Callable[[], dict[str, str]]
+) -> Iterator[DagsterDev]:
     """A second `dagster dev`, with the schedule in place of the sensor, on a workspace that is stale.
 
     It is there from the first test on, because its ticks come once a minute; the last test looks at them.
     """
-    folder = tmp_path_factory.mktemp("scheduled")
-    for part in ("workspace", "home"):
+    folder, history = tmp_path_factory.mktemp("scheduled"), new_history()
+    for part in ("workspace",) if history else ("workspace", "home"):
         shutil.copytree(finished / part, folder / part, symlinks=True)
-    with DagsterDev(folder, FT_SCHEDULE="* * * * *") as dev:
+    dev = DagsterDev(folder, FT_SCHEDULE="* * * * *", **history)
+    if history:  # in which nothing was done yet; the store has it all
+        done = subprocess.run([*COMMAND, "run"], env=dev.environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    with dev:
         stop_sensor(dev.address)
         chapter = folder / "workspace" / "chapter_markdowns" / "chapter_1.md"
         chapter.write_text(chapter.read_text().replace("\n", "\r\n"))

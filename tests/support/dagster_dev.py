@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 from dagster_ui import Asset, Run, Tick, answers, asset, is_running, runs, ticks
 from processes import free_port, heed_ctrl_c, inheriting
 
@@ -98,19 +99,24 @@ class DagsterDev:
     def start(self, **settings: str) -> None:
         """Start it, and wait until its UI answers. These settings hold until it ends."""
         if not (self.home / "dagster.yaml").exists():
-            config = Path(prepare_home(Settings(workspace=self.workspace, DAGSTER_HOME=self.home))) / "dagster.yaml"
+            with pytest.MonkeyPatch.context() as patch:
+                for name in [name for name in self.environment if name.startswith("DAGSTER_POSTGRES_")]:
+                    patch.setenv(name, self.environment[name])
+                prepare_home(Settings(workspace=self.workspace, DAGSTER_HOME=self.home))
+            config = self.home / "dagster.yaml"
             config.write_text(config.read_text() + _QUICK_QUEUE)
         port = str(free_port())
         self.address = f"http://127.0.0.1:{port}"
-        self._process = subprocess.Popen(
-            self._command(),
-            cwd=PROJECT,
-            env=self.environment | {"DAGSTER_WEBSERVER_PORT": port} | settings,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-            preexec_fn=heed_ctrl_c,
-        )
+        with (self.workspace.parent / "dagster-dev.log").open("ab") as output:
+            self._process = subprocess.Popen(
+                self._command(),
+                cwd=PROJECT,
+                env=self.environment | {"DAGSTER_WEBSERVER_PORT": port} | settings,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+                preexec_fn=heed_ctrl_c,
+            )
         try:
             wait_until(lambda: self._process.poll() is not None or answers(self.address), "the UI answers")
             assert self._process.poll() is None, "`dagster dev` has ended by itself"

@@ -5,16 +5,19 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psycopg2
 import pytest
 from dagster_dev import wait_until
 from processes import free_port
 
+USER = "reports"
 PASSWORD = "canary-of-postgres-7d1f"
 _NOBODY = 65534
 _DEBIAN = Path("/usr/lib/postgresql")
@@ -24,22 +27,85 @@ _DEBIAN = Path("/usr/lib/postgresql")
 class Database:
     """An empty database, and the variables that lead Dagster to it."""
 
-    port: int
-    environment: Mapping[str, str] = field(repr=False)
+    server: "Server"
+    name: str
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {
+            "DAGSTER_POSTGRES_HOST": "127.0.0.1",
+            "DAGSTER_POSTGRES_PORT": str(self.server.port),
+            "DAGSTER_POSTGRES_DB": self.name,
+            "DAGSTER_POSTGRES_USER": USER,
+            "DAGSTER_POSTGRES_PASSWORD": PASSWORD,
+        }
 
     def connect(self) -> psycopg2.extensions.connection:
-        variables = self.environment
-        return psycopg2.connect(
-            host=variables["DAGSTER_POSTGRES_HOST"],
-            port=self.port,
-            dbname=variables["DAGSTER_POSTGRES_DB"],
-            user=variables["DAGSTER_POSTGRES_USER"],
-            password=variables["DAGSTER_POSTGRES_PASSWORD"],
-        )
+        return psycopg2.connect(host="127.0.0.1", port=self.server.port, dbname=self.name, user=USER, password=PASSWORD)
+
+    def tables(self) -> dict[str, str]:
+        """Every row of every table, as text."""
+        with closing(self.connect()) as connection:
+            cursor = connection.cursor()
+            cursor.execute("select table_name from information_schema.tables where table_schema = 'public'")
+            names = [name for (name,) in cursor.fetchall()]
+            found = {}
+            for name in names:
+                cursor.execute(f'select "{name}"::text from "{name}"')
+                found[name] = "\n".join(row for (row,) in cursor.fetchall())
+        return found
+
+
+class Server:
+    """PostgreSQL on a port and a folder of its own; whoever starts it again finds the same there."""
+
+    def __init__(self, tools: Path, folder: Path, as_user: Mapping[str, Any]) -> None:
+        self.port = free_port()
+        self._tools, self._folder, self._as_user = tools, folder, as_user
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        options = ["-D", str(self._folder / "data"), "-h", "127.0.0.1", "-p", str(self.port), "-k", str(self._folder)]
+        with (self._folder / "log").open("ab") as log:
+            self._process = process = subprocess.Popen(
+                [str(self._tools / "postgres"), *options, "-F"],
+                stdout=log,
+                stderr=log,
+                cwd=self._folder,
+                env={"PATH": os.environ["PATH"], "LC_ALL": "C"},  # nothing that leads from a test to its processes
+                **self._as_user,
+            )
+        wait_until(lambda: process.poll() is not None or _answers(Database(self, "postgres")), "PostgreSQL answers")
+        assert process.poll() is None, self.log
+
+    def stop(self) -> None:
+        """A fast shutdown, as `systemctl stop` does it: whoever is connected is cut off."""
+        if self._process is None:
+            return
+        self._process.send_signal(signal.SIGINT)
+        try:
+            self._process.wait(20)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process = None
+
+    def new_database(self) -> Database:
+        """An empty one."""
+        database = Database(self, f"history_{uuid.uuid4().hex[:8]}")
+        with closing(Database(self, "postgres").connect()) as connection:
+            connection.autocommit = True
+            connection.cursor().execute(f"create database {database.name}")
+        return database
+
+    @property
+    def log(self) -> str:
+        return (self._folder / "log").read_text()
 
 
 @contextmanager
-def serving_postgres() -> Iterator[Database]:
+def serving_postgres() -> Iterator[Server]:
     """A server while the block lasts.
 
     Without PostgreSQL on this machine the test is skipped; with CI_POSTGRES=required it fails.
@@ -51,7 +117,7 @@ def serving_postgres() -> Iterator[Database]:
         (folder / "password").write_text(PASSWORD)
         for path in (folder, folder / "password"):
             os.chown(path, *((_NOBODY, _NOBODY) if as_user else (-1, -1)))
-        options = ["--pgdata", str(folder / "data"), "--username", "reports", "--pwfile", str(folder / "password")]
+        options = ["--pgdata", str(folder / "data"), "--username", USER, "--pwfile", str(folder / "password")]
         subprocess.run(
             [str(tools / "initdb"), *options, "--auth", "scram-sha-256", "--no-sync", "--encoding", "UTF8"],
             check=True,
@@ -59,33 +125,12 @@ def serving_postgres() -> Iterator[Database]:
             cwd=folder,
             **as_user,
         )
-        port = free_port()
-        options = ["-D", str(folder / "data"), "-h", "127.0.0.1", "-p", str(port), "-k", str(folder), "-F"]
-        with (folder / "log").open("wb") as log:
-            server = subprocess.Popen(
-                [str(tools / "postgres"), *options], stdout=log, stderr=log, cwd=folder, **as_user
-            )
+        server = Server(tools, folder, as_user)
         try:
-            database = Database(
-                port,
-                {
-                    "DAGSTER_POSTGRES_HOST": "127.0.0.1",
-                    "DAGSTER_POSTGRES_PORT": str(port),
-                    "DAGSTER_POSTGRES_DB": "postgres",
-                    "DAGSTER_POSTGRES_USER": "reports",
-                    "DAGSTER_POSTGRES_PASSWORD": PASSWORD,
-                },
-            )
-            wait_until(lambda: server.poll() is not None or _answers(database), "PostgreSQL answers")
-            assert server.poll() is None, (folder / "log").read_text()
-            yield database
+            server.start()
+            yield server
         finally:
-            server.send_signal(signal.SIGINT)  # ends it whoever is still connected
-            try:
-                server.wait(20)
-            except subprocess.TimeoutExpired:
-                server.kill()
-                server.wait()
+            server.stop()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -34,3 +34,8 @@ def chapter_text(number: int) -> str:
     """A chapter of plain prose, different for every number."""
     items = (PROSE[(number + i) % len(PROSE)] + f"It was item {number * 10 + i}. " for i in range(8))
     return f"# Chapter {number}\n\n## BACKGROUND KNOWLEDGE\n\n{''.join(items)}\n"
+
+
+def prose_of(number: int) -> str:
+    """The prose alone of such a chapter."""
+    return chapter_text(number).rpartition("\n\n")[2]
