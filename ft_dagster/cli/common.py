@@ -15,6 +15,7 @@ from ft_dagster.recipe import RecipeError
 from ft_dagster.release.lineage import LineageError
 from ft_dagster.release.released import ReleaseError
 from ft_dagster.release.tracking import TrackingError
+from ft_dagster.secrets import secrets_kept
 from ft_dagster.settings import SettingsError
 from ft_dagster.store import StoreError
 from ft_dagster.training.manifest import AdapterError
@@ -40,7 +41,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard outpu
 def errors_said(console: Console) -> Iterator[None]:
     """Errors that a user can mend become one line; an interruption its own exit code."""
     try:
-        yield
+        with secrets_kept():
+            yield
     except _BAD_INPUT as error:
         console.print(f"{type(error).__name__}: {error}", highlight=False, soft_wrap=True, markup=False, style="red")
         raise typer.Exit(FAILED) from None

@@ -13,10 +13,10 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from ft_dagster.base import SECRETS
 from ft_dagster.cli.common import Json, errors_said
 from ft_dagster.evaluation.request import TalkRequest
 from ft_dagster.release.released import adapter_folder
+from ft_dagster.secrets import child_environment
 from ft_dagster.settings import SettingsError, load_settings
 from ft_dagster.training.manifest import made_on, read_manifest
 
@@ -80,7 +80,6 @@ def _talk(beginning: str, **options: Any) -> None:
         with tempfile.TemporaryDirectory() as scratch:
             path = Path(scratch) / "request.json"
             path.write_text(json.dumps(asdict(request)), "utf-8")
-            environment = {name: value for name, value in os.environ.items() if name not in SECRETS}
             command = [sys.executable, "-m", "ft_dagster.evaluation.terminal", str(path)]
-            done = subprocess.run(command, env=environment, check=False)
+            done = subprocess.run(command, env=child_environment(), check=False)
     raise typer.Exit(done.returncode)

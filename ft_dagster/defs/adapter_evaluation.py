@@ -10,6 +10,7 @@ import dagster as dg
 from ft_dagster.base import PreparedBase, chat_template, prepare_base
 from ft_dagster.defs.child_process import ChildProcess
 from ft_dagster.defs.pictures import table
+from ft_dagster.defs.stage_asset import stage_asset
 from ft_dagster.defs.stages import (
     ADAPTER_EVALUATION,
     LORA_ADAPTER,
@@ -18,7 +19,7 @@ from ft_dagster.defs.stages import (
     describe,
     input_artifact,
 )
-from ft_dagster.defs.workspace import GROUP, OWNERS, Workspace
+from ft_dagster.defs.workspace import Workspace
 from ft_dagster.evaluation.request import (
     BASE,
     NEW,
@@ -58,11 +59,8 @@ _CHECKS = {
 adapter back."""
 
 
-@dg.asset(
-    deps=ADAPTER_EVALUATION.parents,
-    code_version=ADAPTER_EVALUATION.code_version,
-    group_name=GROUP,
-    owners=OWNERS,
+@stage_asset(
+    ADAPTER_EVALUATION,
     kinds={"pytorch"},
     check_specs=[
         dg.AssetCheckSpec(name, asset=ADAPTER_EVALUATION.key, description=description)

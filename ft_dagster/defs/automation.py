@@ -31,6 +31,7 @@ from ft_dagster.defs.stages import BLOCKED, cause_of, stale_stages
 from ft_dagster.defs.workspace import Workspace
 from ft_dagster.evaluation.slices import load_slices
 from ft_dagster.recipe import RecipeError
+from ft_dagster.secrets import keeping_secrets
 from ft_dagster.settings import Settings, load_settings
 from ft_dagster.store import StoreError
 
@@ -98,6 +99,7 @@ def _decide(instance: dg.DagsterInstance, settings: Settings, workspace: Workspa
     description="Looks at the report folders; when their content, the recipe, the base model or the code changed, one "
     "run brings everything up to date.",
 )
+@keeping_secrets
 def keep_up_to_date(context: dg.SensorEvaluationContext, workspace: Workspace) -> dg.RunRequest | dg.SkipReason:
     decision = decide(context.instance, workspace.settings, workspace)
     with suppress(*_UNUSABLE):  # said by the decision
@@ -112,6 +114,7 @@ def keep_up_to_date(context: dg.SensorEvaluationContext, workspace: Workspace) -
     default_status=dg.DefaultScheduleStatus.RUNNING if load_settings().schedule else dg.DefaultScheduleStatus.STOPPED,
     description="Runs what is stale at fixed times (FT_SCHEDULE); with nothing stale it starts no run.",
 )
+@keeping_secrets
 def scheduled_retraining(context: dg.ScheduleEvaluationContext, workspace: Workspace) -> dg.RunRequest | dg.SkipReason:
     return decide(context.instance, workspace.settings, workspace)
 
@@ -121,6 +124,7 @@ def scheduled_retraining(context: dg.ScheduleEvaluationContext, workspace: Works
     default_status=dg.DefaultSensorStatus.RUNNING,
     description="Writes one clear line for each failed run to logs/failures.log of the workspace.",
 )
+@keeping_secrets
 def report_failures(context: dg.RunFailureSensorContext) -> None:
     failures = [failure_message(event) for event in context.get_step_failure_events()]
     message = "; ".join(failures) or context.failure_event.message or "failed"

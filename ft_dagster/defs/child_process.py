@@ -17,8 +17,8 @@ from typing import IO
 
 import dagster as dg
 
-from ft_dagster.base import SECRETS
 from ft_dagster.defs.runs import has_ended
+from ft_dagster.secrets import child_environment
 from ft_dagster.training.processes import LESS_MEMORY, dying_with
 
 _POLL_SECONDS = 0.25
@@ -37,7 +37,13 @@ class ChildProcess(dg.ConfigurableResource):
     """How long a child may take after SIGINT to save a checkpoint."""
 
     def run(
-        self, context: dg.AssetExecutionContext, module: str, request: Path, log_path: Path
+        self,
+        context: dg.AssetExecutionContext,
+        module: str,
+        request: Path,
+        log_path: Path,
+        *,
+        bucket: bool = False,
     ) -> Iterator[dg.AssetObservation]:
         """Run a module on a request file; what it reports while it runs comes out as observations.
 
@@ -46,6 +52,7 @@ class ChildProcess(dg.ConfigurableResource):
             module: with a `__main__` that takes the request's path.
             request: a JSON file.
             log_path: takes the child's output; the end of it goes into the error if the child fails.
+            bucket: whether the child is given the keys of the bucket.
 
         Raises:
             Failure: the child ended with another exit code than 0, or the run was ended from elsewhere.
@@ -60,7 +67,8 @@ class ChildProcess(dg.ConfigurableResource):
             ) as session,
         ):
             began = output.tell()
-            process = self._start(module, request, session.get_bootstrap_env_vars(), output)
+            environment = {**child_environment(bucket=bucket), **session.get_bootstrap_env_vars()}
+            process = self._start(module, request, environment, output)
             context.log.info(f"{module} runs as process {process.pid}; its output goes to {log_path}")
             told = 0
             asked = time.monotonic()
@@ -96,16 +104,15 @@ class ChildProcess(dg.ConfigurableResource):
             raise dg.Failure(f"{module} ended with exit code {process.returncode}. The end of {log_path}:\n{said}")
 
     def _start(
-        self, module: str, request: Path, pipes: Mapping[str, str], output: IO[bytes]
+        self, module: str, request: Path, environment: Mapping[str, str], output: IO[bytes]
     ) -> subprocess.Popen[bytes]:
-        environment = {name: value for name, value in os.environ.items() if name not in SECRETS}
-        environment |= {"PYTHONHASHSEED": "0", "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false", **pipes}
+        fixed = {"PYTHONHASHSEED": "0", "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
         return subprocess.Popen(
             [sys.executable, "-m", module, str(request)],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env=environment,
+            env={**environment, **fixed},
             start_new_session=True,
             preexec_fn=dying_with(os.getpid()),  # the only way to set it before the child runs
         )

@@ -13,11 +13,12 @@ from urllib.request import urlopen
 
 import dagster as dg
 
-from ft_dagster.base import SECRETS, BaseModelError, local_base, model_config
+from ft_dagster.base import BaseModelError, local_base, model_config
 from ft_dagster.defs.executors import executor_for
 from ft_dagster.defs.instance import has_instance, instance_to_read
 from ft_dagster.defs.k8s_pods import load_pods
 from ft_dagster.recipe import Recipe, RecipeError, load_recipe
+from ft_dagster.secrets import child_environment
 from ft_dagster.settings import Settings, SettingsError
 from ft_dagster.shared_store import open_store
 from ft_dagster.store import StoreError
@@ -71,11 +72,10 @@ def examine(settings: Settings, machine: dict[str, Any] | None = None) -> Iterat
 
 
 def _inspect() -> dict[str, Any]:
-    environment = {name: value for name, value in os.environ.items() if name not in SECRETS}
     command = [sys.executable, "-m", "ft_dagster.training.inspection"]
     try:
         done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=_PATIENCE_SECONDS, check=True
+            command, env=child_environment(), capture_output=True, text=True, timeout=_PATIENCE_SECONDS, check=True
         )
         return json.loads(done.stdout)
     except (subprocess.SubprocessError, ValueError) as error:

@@ -11,6 +11,7 @@ import dagster as dg
 from ft_dagster.defs.runs import BRING_UP_TO_DATE
 from ft_dagster.defs.stages import RAW_CHAPTERS, RELEASED_ADAPTER, REPORT_FILES, stale_stages, version_of
 from ft_dagster.defs.workspace import Workspace
+from ft_dagster.secrets import keeping_secrets
 
 _DESCRIPTION = (
     "The released adapter is not behind the reports for longer than FT_LAG_SECONDS. Evaluated with every release, and "
@@ -19,6 +20,7 @@ _DESCRIPTION = (
 
 
 @dg.asset_check(asset=RELEASED_ADAPTER.key, name="keeps_up_with_reports", description=_DESCRIPTION)
+@keeping_secrets
 def keeps_up_with_reports(context: dg.AssetCheckExecutionContext, workspace: Workspace) -> dg.AssetCheckResult:
     return _result(seconds_behind(context.instance, workspace), workspace.settings.lag_seconds)
 

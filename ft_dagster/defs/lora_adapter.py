@@ -17,6 +17,7 @@ from ft_dagster.corpus.snapshot import snapshot_files
 from ft_dagster.defs.child_process import ChildProcess
 from ft_dagster.defs.pictures import loss_curve, table
 from ft_dagster.defs.runs import REASON_TAG
+from ft_dagster.defs.stage_asset import stage_asset
 from ft_dagster.defs.stages import (
     ARTIFACT,
     LORA_ADAPTER,
@@ -25,7 +26,7 @@ from ft_dagster.defs.stages import (
     input_artifact,
     latest_materialization,
 )
-from ft_dagster.defs.workspace import GROUP, OWNERS, Workspace
+from ft_dagster.defs.workspace import Workspace
 from ft_dagster.recipe import Recipe
 from ft_dagster.release.lineage import compare
 from ft_dagster.settings import Settings
@@ -63,11 +64,8 @@ SUPERVISED = dg.AssetCheckSpec(
 )
 
 
-@dg.asset(
-    deps=LORA_ADAPTER.parents,
-    code_version=LORA_ADAPTER.code_version,
-    group_name=GROUP,
-    owners=OWNERS,
+@stage_asset(
+    LORA_ADAPTER,
     kinds={"pytorch", "huggingface"},
     check_specs=[FINITE, RELOADS, SUPERVISED],
     pool="gpu",
@@ -95,7 +93,8 @@ def lora_adapter(
                 request = _request(key, dataset, base, recipe, settings, attempt, start).write(attempt / "request.json")
                 on_hosts = settings.executor == "ray" and recipe.training.processes > 1
                 module = "ft_dagster.training.on_ray" if on_hosts else "ft_dagster.training"
-                yield from child_process.run(context, module, request, settings.logs / f"{key[:12]}.log")
+                log, bucket = settings.logs / f"{key[:12]}.log", store.url is not None  # which takes checkpoints
+                yield from child_process.run(context, module, request, log, bucket=bucket)
                 attempt = next_attempt(attempt.parent)  # the one that has ended
             artifact = _take_in(store, key, attempt, made_for)
         except (dg.Failure, FileNotFoundError):

@@ -7,15 +7,13 @@ from ft_dagster.corpus.snapshot import snapshot_files, take_snapshot, unreadable
 from ft_dagster.defs.external import record_versions
 from ft_dagster.defs.pictures import table
 from ft_dagster.defs.runs import CAUSE_TAG
+from ft_dagster.defs.stage_asset import stage_asset
 from ft_dagster.defs.stages import RAW_CHAPTERS, describe
-from ft_dagster.defs.workspace import GROUP, OWNERS, Workspace
+from ft_dagster.defs.workspace import Workspace
 
 
-@dg.asset(
-    deps=RAW_CHAPTERS.parents,
-    code_version=RAW_CHAPTERS.code_version,
-    group_name=GROUP,
-    owners=OWNERS,
+@stage_asset(
+    RAW_CHAPTERS,
     kinds={"markdown", "json"},
 )
 def raw_chapters(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:

@@ -17,9 +17,9 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 from requests.exceptions import ConnectionError as NoConnection
 from requests.exceptions import Timeout
 
-from ft_dagster.base import SECRETS
 from ft_dagster.defs.stages import LORA_ADAPTER
 from ft_dagster.recipe import load_recipe
+from ft_dagster.secrets import SECRETS
 from ft_dagster.settings import Settings
 
 GPU_POOL = "gpu"

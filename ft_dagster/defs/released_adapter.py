@@ -7,6 +7,7 @@ from pydantic import Field
 
 from ft_dagster.defs.pictures import table
 from ft_dagster.defs.releasing import PROMOTED, override
+from ft_dagster.defs.stage_asset import stage_asset
 from ft_dagster.defs.stages import (
     ADAPTER_EVALUATION,
     LORA_ADAPTER,
@@ -15,7 +16,7 @@ from ft_dagster.defs.stages import (
     describe,
     input_artifact,
 )
-from ft_dagster.defs.workspace import GROUP, OWNERS, Workspace
+from ft_dagster.defs.workspace import Workspace
 from ft_dagster.evaluation.verdict import WITHDRAWN
 from ft_dagster.release.lineage import release_history
 from ft_dagster.release.released import ReleaseError
@@ -32,11 +33,8 @@ class Override(dg.Config):
     why: str = Field(default="", description="The reason; the history keeps it.")
 
 
-@dg.asset(
-    deps=RELEASED_ADAPTER.parents,
-    code_version=RELEASED_ADAPTER.code_version,
-    group_name=GROUP,
-    owners=OWNERS,
+@stage_asset(
+    RELEASED_ADAPTER,
     kinds={"huggingface"},
 )
 def released_adapter(context: dg.AssetExecutionContext, config: Override, workspace: Workspace) -> dg.MaterializeResult:

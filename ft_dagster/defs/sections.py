@@ -10,8 +10,9 @@ from ft_dagster.corpus.secrets import Finding
 from ft_dagster.corpus.sections import all_chapters, make_sections, secret_findings, unreadable_rows
 from ft_dagster.defs.pictures import table
 from ft_dagster.defs.spread import each_of
+from ft_dagster.defs.stage_asset import stage_asset
 from ft_dagster.defs.stages import RAW_CHAPTERS, SECTIONS, describe, input_artifact
-from ft_dagster.defs.workspace import GROUP, OWNERS, Workspace
+from ft_dagster.defs.workspace import Workspace
 from ft_dagster.recipe import Recipe
 
 READABLE = dg.AssetCheckSpec(
@@ -29,11 +30,8 @@ SECRETS = dg.AssetCheckSpec(
 )
 
 
-@dg.asset(
-    deps=[RAW_CHAPTERS.key],
-    code_version=SECTIONS.code_version,
-    group_name=GROUP,
-    owners=OWNERS,
+@stage_asset(
+    SECTIONS,
     kinds={"json"},
     check_specs=[READABLE, SECRETS],
 )

@@ -12,8 +12,9 @@ from ft_dagster.base import PreparedBase, prepare_base
 from ft_dagster.corpus.snapshot import KIND as SNAPSHOT
 from ft_dagster.defs.pictures import table
 from ft_dagster.defs.spread import each_of
+from ft_dagster.defs.stage_asset import stage_asset
 from ft_dagster.defs.stages import SECTIONS, TOKENIZED_DATASET, describe, input_artifact
-from ft_dagster.defs.workspace import GROUP, OWNERS, Workspace
+from ft_dagster.defs.workspace import Workspace
 from ft_dagster.recipe import Recipe
 from ft_dagster.settings import Settings
 from ft_dagster.store import Artifact, Store
@@ -34,11 +35,8 @@ SEPARATE = dg.AssetCheckSpec(
 )
 
 
-@dg.asset(
-    deps=TOKENIZED_DATASET.parents,
-    code_version=TOKENIZED_DATASET.code_version,
-    group_name=GROUP,
-    owners=OWNERS,
+@stage_asset(
+    TOKENIZED_DATASET,
     kinds={"huggingface", "arrow"},
     check_specs=[BALANCED, SEPARATE],
 )

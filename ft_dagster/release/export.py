@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -12,9 +11,9 @@ from typing import Any
 
 from rich.console import Console
 
-from ft_dagster.base import SECRETS
 from ft_dagster.evaluation.request import ExportRequest
 from ft_dagster.release.released import ReleaseError, adapter_folder
+from ft_dagster.secrets import child_environment
 from ft_dagster.settings import Settings
 from ft_dagster.shared_store import open_store
 from ft_dagster.store import StoreError
@@ -90,7 +89,6 @@ def _dataset(settings: Settings, manifest: Manifest) -> str | None:
 
 
 def _run(command: list[str], what: str) -> None:
-    environment = {name: value for name, value in os.environ.items() if name not in SECRETS}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=child_environment(), capture_output=True, text=True, check=False)
     if done.returncode:
         raise ReleaseError(f"{what} failed: {done.stderr.strip()[-2000:]}")

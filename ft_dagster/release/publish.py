@@ -8,6 +8,7 @@ import yaml
 
 from ft_dagster.release.lineage import chapters_of
 from ft_dagster.release.released import ReleaseError
+from ft_dagster.secrets import redacted
 from ft_dagster.training.manifest import MANIFEST, Manifest, check_files
 
 CARD = "README.md"
@@ -99,7 +100,9 @@ def publish(folder: Path, manifest: Manifest, card: str, repository: str, api: A
             raise ReleaseError(f"{repository} is there already, and public. Add --public if it shall be.")
         commit = api.create_commit(repository, operations, commit_message=f"Adapter {manifest.key[:12]}")
     except HfHubHTTPError as error:
-        raise ReleaseError(f"The hub refuses {repository}: {error.server_message or type(error).__name__}.") from None
+        raise ReleaseError(
+            f"The hub refuses {repository}: {redacted(error.server_message or type(error).__name__)}."
+        ) from None
     except ReleaseError:
         raise
     except Exception as error:  # the client lets its transport's errors through, which share no class of its own

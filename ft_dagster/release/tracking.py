@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ft_dagster.release.lineage import flat, last_evaluations
 from ft_dagster.release.released import Releases
+from ft_dagster.secrets import redacted
 from ft_dagster.settings import Settings
 from ft_dagster.store import Artifact, Store
 from ft_dagster.training.manifest import Manifest, stored_manifest
@@ -81,7 +82,7 @@ def track(settings: Settings, store: Store, releases: Releases) -> Told | None:
         return _Server(MlflowClient(address, address), name).tell(store, releases)
     except (MlflowException, RequestException, OSError) as error:
         raise TrackingError(
-            f"MLflow was not told: {_without_password(str(error))} It is told after the next release or refusal, or by "
+            f"MLflow was not told: {redacted(str(error))} It is told after the next release or refusal, or by "
             "`ft-dagster track`."
         ) from None  # the cause has the address, password included
 
@@ -223,11 +224,3 @@ def _name(name: str) -> str:
 def _moment(artifact: Artifact) -> int:
     """When it was taken in, milliseconds since 1970."""
     return int(artifact.store.taken_in(artifact) * 1000)
-
-
-def _without_password(text: str) -> str:
-    """
-    >>> _without_password("http://name:sec@ret@server/api failed")
-    'http://***@server/api failed'
-    """
-    return re.sub(r"//[^/\s]+@", "//***@", text)

@@ -1,5 +1,6 @@
 """Heavy steps run in a process group that never outlives the step."""
 
+import json
 import os
 import signal
 import subprocess
@@ -16,6 +17,7 @@ import psutil
 import pytest
 
 from ft_dagster.defs.child_process import ChildProcess
+from ft_dagster.secrets import OF_THE_BUCKET, SECRETS
 
 SLEEPER = """
     import os, subprocess, sys, time
@@ -121,13 +123,16 @@ def test_what_a_crashed_child_leaves_behind_is_ended(module: Callable[[str], str
     wait_until(lambda: all(gone(pid) for pid in pids))
 
 
-def test_secrets_are_not_handed_to_the_child(
-    module: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("bucket", [False, True])
+def test_a_child_is_handed_no_secret_but_the_keys_of_a_bucket_that_it_uses(
+    bucket: bool, module: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("HUGGINGFACE_TOKEN", "HF_TOKEN", "MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_PASSWORD"):
+    for name in SECRETS:
         monkeypatch.setenv(name, "canary")
-    result = run_child(module("import os, sys; sys.exit('canary' in os.environ.values())"), tmp_path)
-    assert result.success
+    found = tmp_path / "found.json"
+    code = "import json, os, pathlib; pathlib.Path({!r}).write_text(json.dumps([n for n, v in os.environ.items() if v"
+    assert run_child(module(code.format(str(found)) + " == 'canary']))"), tmp_path, bucket=bucket).success
+    assert set(json.loads(found.read_text())) == (set(OF_THE_BUCKET) if bucket else set())
 
 
 def test_a_child_is_killed_when_its_run_was_ended_from_elsewhere(

@@ -1,0 +1,43 @@
+"""What the assets of all stages have in common."""
+
+import inspect
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import dagster as dg
+
+from ft_dagster.defs.stages import Stage
+from ft_dagster.defs.workspace import GROUP, OWNERS
+from ft_dagster.secrets import keeping_secrets
+
+
+def stage_asset(stage: Stage, **options: Any) -> Callable[[Callable[..., Any]], dg.AssetsDefinition]:
+    """`dg.asset` for the function of a stage, which bears its name.
+
+    Its errors, which Dagster keeps, hold no secret. The UI leads to the lines of the function.
+
+    Args:
+        stage: what it is made from, and by which code.
+        options: of `dg.asset`.
+    """
+
+    def define(body: Callable[..., Any]) -> dg.AssetsDefinition:
+        decorate = dg.asset(
+            deps=stage.parents,
+            code_version=stage.code_version,
+            group_name=GROUP,
+            owners=OWNERS,
+            metadata=_code_of(body),
+            **options,
+        )
+        return decorate(keeping_secrets(body))
+
+    return define
+
+
+def _code_of(body: Callable[..., Any]) -> dict[str, Any]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", dg.BetaWarning)  # without it nothing else changes
+        place = dg.LocalFileCodeReference(file_path=inspect.getfile(body), line_number=inspect.getsourcelines(body)[1])
+        return {"dagster/code_references": dg.CodeReferencesMetadataValue(code_references=[place])}
