@@ -63,14 +63,19 @@ def gone(pid: int) -> bool:
 
 
 def run_child(
-    name: str, folder: Path, grace: float = 60.0, instance: dg.DagsterInstance | None = None
+    name: str,
+    folder: Path,
+    grace: float = 60.0,
+    instance: dg.DagsterInstance | None = None,
+    bucket: bool = False,
 ) -> dg.ExecuteInProcessResult:
     request = folder / "request.json"
     request.write_text("{}")
 
     @dg.asset
     def stage(context: dg.AssetExecutionContext) -> Iterator[dg.AssetObservation | dg.MaterializeResult]:
-        yield from ChildProcess(grace_seconds=grace).run(context, name, request, folder / "logs" / "child.log")
+        child, log = ChildProcess(grace_seconds=grace), folder / "logs" / "child.log"
+        yield from child.run(context, name, request, log, bucket=bucket)
         yield dg.MaterializeResult()
 
     return dg.materialize([stage], raise_on_error=False, instance=instance or dg.DagsterInstance.ephemeral())
