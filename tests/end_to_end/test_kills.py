@@ -159,7 +159,7 @@ def restart(dev: DagsterDev, chance: random.Random) -> str:
     return rest
 
 
-@pytest.mark.parametrize("numbers", rounds(), ids=lambda numbers: "-".join(map(str, numbers)))
+@pytest.mark.parametrize("numbers", [*rounds()], ids=lambda numbers: "-".join(map(str, numbers)))
 def test_killed_at_random_moments_it_ends_where_an_undisturbed_run_ends(
     undisturbed: Undisturbed, finished: Path, tmp_path: Path, numbers: list[int]
 ) -> None:
