@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export DAGSTER_DISABLE_TELEMETRY := yes
 
-.PHONY: demo test test-postgres dev check audit lock docs bench fuzz screenshots clean-venv help
+.PHONY: demo test test-long test-postgres dev check audit lock docs bench fuzz screenshots clean-venv help
 
 help: ## What there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -29,6 +29,10 @@ demo: $(READY) ## The whole graph on the example report, in the workspace demo/
 
 test: $(READY) ## All tests, two at a time, with coverage
 	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --cov --cov-report term-missing:skip-covered
+
+test-long: $(READY) ## What takes minutes each: random kills, many edits, secrets planted everywhere (FT_KILLS, FT_SOAK_EDITS: how many)
+	FT_LONG_TESTS=yes CI_POSTGRES=required \
+	  $(BIN)/pytest tests/end_to_end/test_kills.py tests/end_to_end/test_secrets.py tests/end_to_end/test_soak.py
 
 test-postgres: $(READY) ## The main job and retraining with Dagster's history in a PostgreSQL server of their own
 	CI_POSTGRES=required FT_TEST_STORAGE=postgres \
