@@ -20,7 +20,7 @@ from commands import COMMAND, ft_dagster
 from dagster_dev import wait_until
 from hosts import INTERFACE, Host, hosts
 from processes import heed_ctrl_c
-from ray_cluster import RayCluster, freeze, thaw
+from ray_cluster import RayCluster
 from reports import chapter_text, recipe_for
 
 from ft_dagster.defs.ray_steps import GPU_POOL
@@ -275,12 +275,12 @@ def test_a_lost_host_costs_no_more_than_what_came_after_the_last_checkpoint(
         wait_until(deployment.has_checkpoint, "training has a checkpoint")
         lost = deployment.host_of_training()
         assert lost
-        freeze(lost)
+        lost.freeze(deployment.workspace / ".dagster")
         lost.cut_off()
         (left,) = (host for host in deployment.cluster.workers if host != lost)
         wait_until(lambda: trainings(left), "training goes on elsewhere")
         lost.plug_in()
-        thaw(lost)
+        lost.thaw()
         wait_until(lambda: process.poll() is not None, "the run ends")
         assert process.stderr and process.returncode == 0, process.stderr.read()
     ((step, why),) = deployment.events(dg.DagsterEventType.STEP_UP_FOR_RETRY)

@@ -77,9 +77,7 @@ def test_a_job_whose_node_is_lost_is_started_anew_goes_on_and_is_not_harmed_by_w
     wait_until(lambda: checkpoints(workspace), "a checkpoint is there")
     lost = cluster.node_of(job)
     lost.cut_off()
-    frozen = lost.processes()
-    for process in frozen:
-        process.suspend()
+    lost.freeze(load_settings().dagster_home)
     with monkeypatch.context() as patch:
         patch.setenv("FT_WORKSPACE", str(tmp_path / "undisturbed"))
         subprocess.run([*COMMAND, "run"], check=True, capture_output=True)
@@ -87,8 +85,7 @@ def test_a_job_whose_node_is_lost_is_started_anew_goes_on_and_is_not_harmed_by_w
     wait_until(lambda: cluster.job(job)["Restarts"] == "1", "it is queued again")
     cluster.start_elsewhere(job, lost)
     wait_until(lambda: len(runs()) == 2, "it runs on the other node")
-    for process in frozen:
-        process.resume()
+    lost.thaw()
     wait_until(lambda: not of_ft_dagster(lost), "what is left on the lost node has ended by itself")
     wait_until(lambda: cluster.job(job)["JobState"] not in ("RUNNING", "COMPLETING"), "the job has ended")
 

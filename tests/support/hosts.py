@@ -2,9 +2,10 @@
 
 import os
 import shutil
+import sqlite3
 import subprocess
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +35,26 @@ class Host:
         """Put the plug back."""
         _ip("-n", self.name, "link", "set", INTERFACE, "up")
 
+    def freeze(self, histories: Path) -> None:
+        """All that runs there stands still: nobody gets an answer, and nothing is written to a disk.
+
+        Not in the middle of a write to one of the SQLite files below `histories`: it would keep others from writing
+        for as long as it is frozen, and no host that is lost can do that.
+        """
+        while True:
+            for process in self.processes():
+                with suppress(psutil.NoSuchProcess):
+                    process.suspend()
+            if not any(map(_is_locked, histories.rglob("*.db"))):
+                return
+            self.thaw()
+
+    def thaw(self) -> None:
+        """It goes on as if no time had passed."""
+        for process in self.processes():
+            with suppress(psutil.NoSuchProcess):
+                process.resume()
+
     def processes(self) -> list[psutil.Process]:
         """All that runs there."""
         found = []
@@ -41,6 +62,16 @@ class Host:
             with suppress(psutil.NoSuchProcess):
                 found.append(psutil.Process(int(number)))
         return found
+
+
+def _is_locked(database: Path) -> bool:
+    with closing(sqlite3.connect(database, timeout=0.2)) as connection:
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.rollback()
+        except sqlite3.OperationalError:
+            return True
+    return False
 
 
 @contextmanager

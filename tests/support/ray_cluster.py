@@ -4,11 +4,9 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import psutil
 from hosts import Host
 
 _RAY = Path(sys.executable).with_name("ray")
@@ -71,17 +69,3 @@ class RayCluster:
             check=False,
         )
         assert done.returncode == 0, done.stdout + done.stderr
-
-
-def freeze(host: Host) -> None:
-    """All that runs there stands still: nobody gets an answer, and nothing is written to a disk."""
-    for process in host.processes():
-        with suppress(psutil.NoSuchProcess):
-            process.suspend()
-
-
-def thaw(host: Host) -> None:
-    """It goes on as if no time had passed."""
-    for process in host.processes():
-        with suppress(psutil.NoSuchProcess):
-            process.resume()
