@@ -25,7 +25,7 @@ _SECTION_ORDER = (
 """The generator's own order: sections that come in files of their own do not say where they stand."""
 _NOT_TEXT = re.compile(r"[\x00\ud800-\udfff]")
 """What a JSON escape can write and no text file can hold."""
-_MOST_DIGITS = 400
+_MOST_DIGITS = 4_000
 _CHAPTER_STEM = re.compile(r"(?P<chapter>chapter_\d+)(?:_.*)?")
 
 
