@@ -13,8 +13,9 @@ from ft_dagster.corpus.index import Scan
 from ft_dagster.corpus.ledger import FileLedger, LedgerError
 from ft_dagster.corpus.sections import all_chapters, make_sections
 from ft_dagster.corpus.snapshot import take_snapshot, write_snapshot
+from ft_dagster.hashing import digest
 from ft_dagster.recipe import Corpus
-from ft_dagster.store import Store, digest
+from ft_dagster.store import Store
 
 pytestmark = pytest.mark.usefixtures("without_waiting_for_the_disk")
 
