@@ -13,9 +13,10 @@ from typing import Any
 
 from filelock import FileLock
 
+from ft_dagster.hashing import digest, file_digest
 from ft_dagster.recipe import Base
 from ft_dagster.secrets import child_environment
-from ft_dagster.store import digest, file_digest, with_usual_rights, write_atomically
+from ft_dagster.store import with_usual_rights, write_atomically
 
 CARD = "base.json"
 """Written last into a prepared folder: what it was made from, and its hashes."""

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ft_dagster.hashing import file_digest
 from ft_dagster.secrets import redacted
-from ft_dagster.store import StoreError, file_digest
+from ft_dagster.store import StoreError
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem

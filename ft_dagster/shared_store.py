@@ -14,8 +14,9 @@ from pathlib import Path
 
 from ft_dagster import formats
 from ft_dagster.bucket import Bucket, Entry, endpoint_url
+from ft_dagster.hashing import digest
 from ft_dagster.settings import Settings
-from ft_dagster.store import MANIFEST, Artifact, Store, StoreError, digest, manifest_text, write_atomically
+from ft_dagster.store import MANIFEST, Artifact, Store, StoreError, manifest_text, write_atomically
 
 _BATCH_BYTES, _BATCH_BLOBS = 64 * 2**20, 1024
 

@@ -11,7 +11,6 @@ Two kinds of things live in a store:
 
 import errno
 import fcntl
-import hashlib
 import json
 import os
 import shutil
@@ -25,32 +24,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ft_dagster.hashing import digest, file_digest
+
 MANIFEST = "artifact.json"
 
 
 class StoreError(Exception):
     """Something in the store is missing or is not what its name says."""
-
-
-def canonical_json(value: Any) -> bytes:
-    """The one JSON text of a value: sorted keys, no spaces, UTF-8.
-
-    >>> canonical_json({"b": 1, "a": "é"})
-    b'{"a":"\\xc3\\xa9","b":1}'
-    """
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return text.encode("utf-8", "surrogatepass")
-
-
-def digest(value: Any) -> str:
-    """SHA-256, in hexadecimal, of bytes as they are or of any other value's canonical JSON."""
-    return hashlib.sha256(value if isinstance(value, bytes) else canonical_json(value)).hexdigest()
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file's bytes, read in pieces."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
@@ -407,45 +387,3 @@ def _locked(root: Path, how: int) -> Iterator[None]:
     with (root / ".lock").open("ab") as file:
         fcntl.flock(file, how)
         yield
-
-
-class Overlay(Store):
-    """A store that reads from another one and writes to a folder of its own: for trying what would come out."""
-
-    def __init__(self, below: Store, root: Path) -> None:
-        super().__init__(root)
-        self.below = below
-
-    def blobs(self) -> set[str]:
-        return super().blobs() | self.below.blobs()
-
-    def blob_path(self, name: str) -> Path:
-        path = self.below.blob_path(name)
-        return path if path.exists() else super().blob_path(name)
-
-    def has_blob(self, name: str) -> bool:
-        return super().has_blob(name) or self.below.has_blob(name)
-
-    def get_blob(self, name: str) -> bytes:
-        return super().get_blob(name) if super().has_blob(name) else self.below.get_blob(name)
-
-    def bring_blobs(self, names: Iterable[str]) -> None:
-        self.below.bring_blobs(name for name in names if not super(Overlay, self).has_blob(name))
-
-    def read_file(self, artifact: Artifact, name: str) -> bytes:
-        below = self.root not in artifact.path.parents
-        return self.below.read_file(artifact, name) if below else super().read_file(artifact, name)
-
-    def bring(self, artifact: Artifact) -> None:
-        if self.root not in artifact.path.parents:
-            self.below.bring(artifact)
-
-    def find(self, kind: str, key: str) -> Artifact | None:
-        return super().find(kind, key) or self._lift(self.below.find(kind, key))
-
-    def newest(self, kind: str, **about: Any) -> Artifact | None:
-        return super().newest(kind, **about) or self._lift(self.below.newest(kind, **about))
-
-    def _lift(self, found: Artifact | None) -> Artifact | None:
-        """What is made from it goes to this store, not to the one below."""
-        return replace(found, store=self) if found else None

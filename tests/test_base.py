@@ -24,8 +24,8 @@ from ft_dagster.base import (
     tokenizer_config,
     verify_base,
 )
+from ft_dagster.hashing import digest
 from ft_dagster.recipe import Base
-from ft_dagster.store import digest
 
 TOKEN = "hf_thisIsTheSecretOfTheTests"
 HUB = Base(source="hub", model="owner/model", revision="0123456789abcdef0123456789abcdef01234567")

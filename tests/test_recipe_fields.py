@@ -23,8 +23,9 @@ from ft_dagster.defs.stages import LORA_ADAPTER, SECTIONS, describe
 from ft_dagster.evaluation.evaluate import evaluate
 from ft_dagster.evaluation.request import EvaluationRequest
 from ft_dagster.evaluation.slices import load_slices
+from ft_dagster.hashing import file_digest
 from ft_dagster.recipe import Recipe, resolve_recipe
-from ft_dagster.store import Artifact, Store, file_digest
+from ft_dagster.store import Artifact, Store
 from ft_dagster.tokens.dataset import all_documents, choose_split, make_dataset
 from ft_dagster.tokens.held_out import Pinned
 from ft_dagster.training.manifest import read_manifest

@@ -13,9 +13,11 @@ from buckets import SECRET_KEY, Server, Wire, set_environment, wire_to
 from fsspec.registry import _registry
 
 from ft_dagster.bucket import Bucket
+from ft_dagster.hashing import digest
+from ft_dagster.overlay import Overlay
 from ft_dagster.settings import Settings, SettingsError, load_settings
 from ft_dagster.shared_store import SharedStore, open_store
-from ft_dagster.store import MANIFEST, Artifact, Overlay, Store, StoreError, digest
+from ft_dagster.store import MANIFEST, Artifact, Store, StoreError
 
 FILES = {"weights.bin": b"\x00\x01\x02", "sub/config.json": b"{}", "list.json": b"[1, 2]"}
 

@@ -14,16 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ft_dagster.store import (
-    MANIFEST,
-    Artifact,
-    Store,
-    StoreError,
-    canonical_json,
-    digest,
-    file_digest,
-    write_atomically,
-)
+from ft_dagster.hashing import canonical_json, digest, file_digest
+from ft_dagster.store import MANIFEST, Artifact, Store, StoreError, write_atomically
 
 FILES = {"weights.bin": b"\x00\x01\x02", "sub/config.json": b"{}", "sub/artifact.json": b"not ours"}
 

@@ -11,8 +11,8 @@ from ft_dagster.corpus.ledger import FileLedger
 from ft_dagster.corpus.markdown import Heading, ParsedSection, byte_length, compose, normal_title, parse_markdown
 from ft_dagster.corpus.pairs import Pair, make_pair
 from ft_dagster.corpus.report_json import JsonText, parse_report_json
+from ft_dagster.hashing import digest
 from ft_dagster.recipe import Corpus
-from ft_dagster.store import digest
 
 ReadBytes = Callable[[SourceFile], bytes]
 

@@ -8,7 +8,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from ft_dagster.store import digest
+from ft_dagster.hashing import digest
 
 Kind = Literal["markdown", "json"]
 SUFFIXES: dict[Kind, tuple[str, ...]] = {"markdown": (".md", ".markdown"), "json": (".json",)}

@@ -24,8 +24,9 @@ from ft_dagster.corpus.secrets import Finding, chapter_findings
 from ft_dagster.corpus.shards import Each, overlap
 from ft_dagster.corpus.snapshot import KIND as SNAPSHOT
 from ft_dagster.corpus.snapshot import SnapshotShard, shard_files, snapshot_shards, unreadable_files
+from ft_dagster.hashing import canonical_json, digest
 from ft_dagster.recipe import Corpus
-from ft_dagster.store import Artifact, Store, canonical_json, digest
+from ft_dagster.store import Artifact, Store
 
 CODE_VERSION = "4"
 """Raised by hand when the same files would give other sections, or other findings in them."""

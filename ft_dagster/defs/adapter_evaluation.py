@@ -31,8 +31,9 @@ from ft_dagster.evaluation.request import (
 )
 from ft_dagster.evaluation.slices import load_slices
 from ft_dagster.evaluation.verdict import judge
+from ft_dagster.hashing import digest
 from ft_dagster.recipe import Recipe
-from ft_dagster.store import Artifact, Store, digest
+from ft_dagster.store import Artifact, Store
 from ft_dagster.tokens.dataset import folder_with_rows, held_out_version
 from ft_dagster.training.manifest import AdapterError, differences, read_manifest
 

@@ -44,8 +44,9 @@ from ft_dagster.defs.stages import (
     version_of,
 )
 from ft_dagster.defs.workspace import Workspace
+from ft_dagster.overlay import Overlay
 from ft_dagster.recipe import Recipe, RecipeError
-from ft_dagster.store import Artifact, Overlay, Store
+from ft_dagster.store import Artifact, Store
 from ft_dagster.tokens.dataset import choose_split, make_dataset
 from ft_dagster.tokens.held_out import read_pinned
 from ft_dagster.training.manifest import MANIFEST

@@ -11,9 +11,10 @@ from ft_dagster.corpus import sections as sections_room
 from ft_dagster.corpus import snapshot as snapshot_room
 from ft_dagster.defs.workspace import Workspace
 from ft_dagster.evaluation import request as evaluation_room
+from ft_dagster.hashing import digest
 from ft_dagster.recipe import Recipe
 from ft_dagster.release import released as release_room
-from ft_dagster.store import Artifact, Store, digest
+from ft_dagster.store import Artifact, Store
 from ft_dagster.tokens import dataset as tokens_room
 from ft_dagster.training import request as training_room
 

@@ -8,8 +8,9 @@ from typing import Any
 
 from ft_dagster.base import PreparedBase
 from ft_dagster.evaluation.slices import Slice
+from ft_dagster.hashing import digest
 from ft_dagster.recipe import Recipe, resolve_recipe
-from ft_dagster.store import digest, write_atomically
+from ft_dagster.store import write_atomically
 
 KIND = "adapter_evaluation"
 """What the store calls an evaluation."""

@@ -15,8 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ft_dagster.corpus.chapter import Section
 from ft_dagster.corpus.markdown import byte_length
+from ft_dagster.hashing import digest
 from ft_dagster.recipe import Evaluation, RecipeError
-from ft_dagster.store import digest
 from ft_dagster.tokens.chat import ChatTokenizer, Message
 from ft_dagster.tokens.shard import Document
 from ft_dagster.tokens.table import PlacedPiece, pack_pieces

@@ -20,8 +20,9 @@ from ft_dagster.corpus.sections import Shard as SectionsShard
 from ft_dagster.corpus.sections import all_chapters, chapter_sizes, stored_chapters, stored_shards
 from ft_dagster.corpus.shards import Each, overlap
 from ft_dagster.corpus.snapshot import KIND as SNAPSHOT
+from ft_dagster.hashing import canonical_json, digest
 from ft_dagster.recipe import Objectives, Tokens
-from ft_dagster.store import Artifact, Store, canonical_json, digest
+from ft_dagster.store import Artifact, Store
 from ft_dagster.tokens.chat import ChatTokenizer
 from ft_dagster.tokens.figures import balance, count_faults, count_pairs, count_split, figures_of, has_rows, sum_of
 from ft_dagster.tokens.held_out import Pinned, Split, choose_held_out

@@ -11,7 +11,8 @@ import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
-from ft_dagster.store import digest, file_digest, write_atomically
+from ft_dagster.hashing import digest, file_digest
+from ft_dagster.store import write_atomically
 from ft_dagster.training.request import RESULT
 
 log = logging.getLogger(__name__)

@@ -10,9 +10,10 @@ from typing import Any
 
 from ft_dagster import __version__
 from ft_dagster.base import PreparedBase, base_version, prepare_base
+from ft_dagster.hashing import file_digest
 from ft_dagster.recipe import Base, Recipe, resolve_recipe
 from ft_dagster.settings import Settings
-from ft_dagster.store import Artifact, file_digest, write_atomically
+from ft_dagster.store import Artifact, write_atomically
 
 MANIFEST = "manifest.json"
 _LIBRARIES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "datasets", "tokenizers")

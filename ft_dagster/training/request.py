@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ft_dagster.base import PreparedBase
+from ft_dagster.hashing import digest
 from ft_dagster.recipe import Recipe, resolve_recipe
-from ft_dagster.store import digest, write_atomically
+from ft_dagster.store import write_atomically
 from ft_dagster.training.manifest import differences, read_manifest
 
 KIND = "lora_adapter"

@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ft_dagster.hashing import digest
 from ft_dagster.recipe import Recipe
-from ft_dagster.store import digest, write_atomically
+from ft_dagster.store import write_atomically
 from ft_dagster.training.machine import processor
 from ft_dagster.training.request import CODE_VERSION
 

@@ -21,8 +21,9 @@ from ft_dagster.defs.external import look, record
 from ft_dagster.defs.plan import make_plan
 from ft_dagster.defs.stages import STAGES, Reason, Stage, all_materializations, reason_stale, stale_stages
 from ft_dagster.defs.workspace import Workspace
+from ft_dagster.hashing import file_digest
 from ft_dagster.settings import load_settings
-from ft_dagster.store import Artifact, file_digest
+from ft_dagster.store import Artifact
 from ft_dagster.training.manifest import read_manifest
 from ft_dagster.training.request import CODE_VERSION
 

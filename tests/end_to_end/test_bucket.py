@@ -21,8 +21,9 @@ from ft_dagster.bucket import Bucket
 from ft_dagster.defs.clean import find_removable
 from ft_dagster.defs.stages import stale_stages
 from ft_dagster.defs.workspace import Workspace
+from ft_dagster.hashing import digest
 from ft_dagster.release.lineage import adapters
-from ft_dagster.store import Store, StoreError, digest
+from ft_dagster.store import Store, StoreError
 from ft_dagster.training.request import KIND as ADAPTER
 from ft_dagster.training.request import WEIGHTS
 

@@ -27,8 +27,9 @@ from ft_dagster.corpus.snapshot import take_snapshot
 from ft_dagster.defs.stages import ARTIFACT, STAGES, latest_materialization
 from ft_dagster.evaluation.request import BASE, NEW, RESULT
 from ft_dagster.evaluation.verdict import judge
+from ft_dagster.hashing import canonical_json
 from ft_dagster.recipe import load_recipe
-from ft_dagster.store import Store, canonical_json
+from ft_dagster.store import Store
 from ft_dagster.tokens.dataset import choose_split, make_dataset
 from ft_dagster.tokens.held_out import read_pinned
 from ft_dagster.training.request import training_key

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from ft_dagster.hashing import file_digest
 from ft_dagster.release.released import ReleaseError, Releases
-from ft_dagster.store import Artifact, Store, StoreError, file_digest
+from ft_dagster.store import Artifact, Store, StoreError
 from ft_dagster.training.manifest import Manifest
 
 _BOUND = {"name": "base", "weights": "", "tokenizer": "", "template": ""}

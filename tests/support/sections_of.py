@@ -16,8 +16,9 @@ from ft_dagster.corpus.pairs import Pair
 from ft_dagster.corpus.report_json import describe_content
 from ft_dagster.corpus.sections import all_chapters, chapter_sizes, make_sections, unreadable_rows
 from ft_dagster.corpus.snapshot import write_snapshot
+from ft_dagster.hashing import digest
 from ft_dagster.recipe import Corpus
-from ft_dagster.store import Store, digest
+from ft_dagster.store import Store
 
 Content = str | bytes | dict[str, Any]
 

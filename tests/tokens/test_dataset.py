@@ -20,8 +20,9 @@ from ft_dagster.corpus.markdown import byte_length
 from ft_dagster.corpus.sections import all_chapters, make_sections
 from ft_dagster.corpus.shards import group_names
 from ft_dagster.corpus.snapshot import take_snapshot
+from ft_dagster.hashing import digest
 from ft_dagster.recipe import Corpus, Tokens
-from ft_dagster.store import Artifact, Store, StoreError, digest
+from ft_dagster.store import Artifact, Store, StoreError
 from ft_dagster.tokens import table as table_room
 from ft_dagster.tokens.dataset import all_documents, dataset_shards, load_rows, load_shards, make_dataset
 from ft_dagster.tokens.documents import render

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from ft_dagster.corpus.chapter import Chapter, Section
 from ft_dagster.corpus.pairs import Pair
-from ft_dagster.store import digest
+from ft_dagster.hashing import digest
 from ft_dagster.tokens.chat import CONTROL, ChatTokenizer, EncodedExchange
 from ft_dagster.tokens.held_out import Pinned, Split
 from ft_dagster.tokens.rewriting import INSTRUCTION, TOO_LONG, Refusal, request_text

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from ft_dagster import __version__
 from ft_dagster.base import PreparedBase, base_version, prepare_base
+from ft_dagster.hashing import file_digest
 from ft_dagster.recipe import Base, Recipe, resolve_recipe
-from ft_dagster.store import file_digest
 from ft_dagster.training.adapter import load_adapter
 from ft_dagster.training.manifest import AdapterError, check_adapter, differences, read_manifest, write_manifest
 from ft_dagster.training.model import load_base
