@@ -19,7 +19,7 @@ from ft_dagster.defs.stages import (
     describe,
     input_artifact,
 )
-from ft_dagster.defs.workspace import Workspace
+from ft_dagster.defs.workspace import GPU_POOL, Workspace
 from ft_dagster.evaluation.request import (
     BASE,
     NEW,
@@ -67,7 +67,7 @@ adapter back."""
         dg.AssetCheckSpec(name, asset=ADAPTER_EVALUATION.key, description=description)
         for name, (_, description) in _CHECKS.items()
     ],
-    pool="gpu",
+    pool=GPU_POOL,
 )
 def adapter_evaluation(
     context: dg.AssetExecutionContext, workspace: Workspace, child_process: ChildProcess

@@ -17,6 +17,7 @@ from ft_dagster.base import BaseModelError, local_base, model_config
 from ft_dagster.defs.executors import executor_for
 from ft_dagster.defs.instance import has_instance, instance_to_read
 from ft_dagster.defs.k8s_pods import load_pods
+from ft_dagster.defs.workspace import GPU_POOL
 from ft_dagster.recipe import Recipe, RecipeError, load_recipe
 from ft_dagster.secrets import child_environment
 from ft_dagster.settings import Settings, SettingsError
@@ -217,7 +218,7 @@ def _pool(settings: Settings) -> Finding:
 
 def _limit(instance: dg.DagsterInstance) -> int | None:
     own = {pool.name: pool.limit for pool in instance.event_log_storage.get_pool_limits()}
-    return own.get("gpu", instance.get_concurrency_config().pool_config.default_pool_limit)
+    return own.get(GPU_POOL, instance.get_concurrency_config().pool_config.default_pool_limit)
 
 
 def _executor(settings: Settings) -> Finding:

@@ -11,10 +11,9 @@ from dagster_k8s import K8sRunLauncher, k8s_job_executor
 
 from ft_dagster.defs.k8s_pods import gpu_pod, light_pod, load_pods
 from ft_dagster.defs.stages import LORA_ADAPTER
+from ft_dagster.defs.workspace import GPU_POOL
 from ft_dagster.recipe import load_recipe
 from ft_dagster.settings import Settings, SettingsError, load_settings
-
-_GPU_POOL = "gpu"
 
 
 @dg.executor(name="k8s", requirements=multiple_process_executor_requirements())
@@ -26,7 +25,7 @@ def on_kubernetes(context: InitExecutorContext) -> Executor:
             "it: see docs/kubernetes.md."
         )
     ops = {node.name: node.definition for node in context.job.get_definition().nodes}
-    on_gpu = {name for name, op in ops.items() if isinstance(op, dg.OpDefinition) and op.pool == _GPU_POOL}
+    on_gpu = {name for name, op in ops.items() if isinstance(op, dg.OpDefinition) and op.pool == GPU_POOL}
     config = steps_config(load_settings(), on_gpu, set(ops) - on_gpu)
     return _executor(context, process_config(k8s_job_executor.config_schema.config_type, config))
 

@@ -26,7 +26,7 @@ from ft_dagster.defs.stages import (
     input_artifact,
     latest_materialization,
 )
-from ft_dagster.defs.workspace import Workspace
+from ft_dagster.defs.workspace import GPU_POOL, Workspace
 from ft_dagster.recipe import Recipe
 from ft_dagster.release.lineage import compare
 from ft_dagster.settings import Settings
@@ -68,7 +68,7 @@ SUPERVISED = dg.AssetCheckSpec(
     LORA_ADAPTER,
     kinds={"pytorch", "huggingface"},
     check_specs=[FINITE, RELOADS, SUPERVISED],
-    pool="gpu",
+    pool=GPU_POOL,
 )
 def lora_adapter(
     context: dg.AssetExecutionContext, workspace: Workspace, child_process: ChildProcess

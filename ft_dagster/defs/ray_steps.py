@@ -18,12 +18,11 @@ from requests.exceptions import ConnectionError as NoConnection
 from requests.exceptions import Timeout
 
 from ft_dagster.defs.stages import LORA_ADAPTER
+from ft_dagster.defs.workspace import GPU_POOL
 from ft_dagster.recipe import load_recipe
 from ft_dagster.secrets import SECRETS
 from ft_dagster.settings import Settings
 
-GPU_POOL = "gpu"
-"""Of the steps that train and measure."""
 _ANSWER_SECONDS = 10.0
 _STOP_SECONDS = 75
 """From the signal that stops a job to SIGKILL: a training saves a checkpoint meanwhile."""

@@ -16,6 +16,8 @@ from ft_dagster.store import Store
 GROUP = "ft_dagster"
 """One group for all assets: the UI draws several groups collapsed."""
 OWNERS = ["team:reports"]
+GPU_POOL = "gpu"
+"""Of the steps that train and measure."""
 
 
 class Workspace(dg.ConfigurableResource):

@@ -23,8 +23,8 @@ from processes import heed_ctrl_c
 from ray_cluster import RayCluster
 from reports import chapter_text, recipe_for
 
-from ft_dagster.defs.ray_steps import GPU_POOL
 from ft_dagster.defs.stages import STAGES
+from ft_dagster.defs.workspace import GPU_POOL
 from ft_dagster.store import Artifact, Store
 from ft_dagster.training.request import KIND as ADAPTER
 from ft_dagster.training.request import WEIGHTS
