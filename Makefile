@@ -32,7 +32,7 @@ test: $(READY) ## All tests, two at a time, with coverage
 
 test-long: $(READY) ## What takes minutes each: random kills, many edits, secrets planted everywhere (FT_KILLS, FT_SOAK_EDITS: how many)
 	FT_LONG_TESTS=yes CI_POSTGRES=required \
-	  $(BIN)/pytest tests/end_to_end/test_kills.py tests/end_to_end/test_secrets.py tests/end_to_end/test_soak.py
+	  $(BIN)/pytest tests/end_to_end/test_canaries.py tests/end_to_end/test_kills.py tests/end_to_end/test_soak.py
 
 test-postgres: $(READY) ## The main job and retraining with Dagster's history in a PostgreSQL server of their own
 	CI_POSTGRES=required FT_TEST_STORAGE=postgres \

@@ -8,7 +8,7 @@ import pytest
 from dagster_dev import DagsterDev
 from postgres import serving_postgres
 
-collect_ignore = [] if "FT_LONG_TESTS" in os.environ else ["test_kills.py", "test_secrets.py", "test_soak.py"]
+collect_ignore = [] if "FT_LONG_TESTS" in os.environ else ["test_canaries.py", "test_kills.py", "test_soak.py"]
 """Minutes each: `make test-long`."""
 
 
