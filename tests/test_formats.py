@@ -1,19 +1,30 @@
 """What a newer version wrote is refused; what an older one wrote is migrated."""
 
 import sqlite3
+import tarfile
 from contextlib import closing
 from pathlib import Path
 
 import dagster as dg
 import pytest
+from commands import ft_dagster
+from safetensors.numpy import load_file
 
 from ft_dagster import formats
+from ft_dagster.defs.clean import KINDS
+from ft_dagster.defs.doctor import examine
 from ft_dagster.defs.instance import instance_to_read, open_instance, prepare_home
 from ft_dagster.defs.workspace import Workspace
+from ft_dagster.release.lineage import restore, trained_on_text
+from ft_dagster.release.released import Releases
 from ft_dagster.settings import Settings, SettingsError, load_settings
 from ft_dagster.shared_store import open_store
 from ft_dagster.store import StoreError
+from ft_dagster.tokens.dataset import load_rows
+from ft_dagster.training.manifest import read_manifest
 
+WRITTEN_BEFORE = sorted((Path(__file__).parent / "data").glob("format-*.tar.xz"))
+"""A workspace of each format that there was; data/README.md says how to make one."""
 NEWER = "says 99: this was written by a newer ft_dagster"
 
 
@@ -99,6 +110,34 @@ def test_a_bucket_has_a_number_too(workspace: Path, s3_url: str, monkeypatch: py
     assert f"{s3_url}/{formats.NAME}" in str(refused.value)
 
 
+@pytest.mark.parametrize("archive", WRITTEN_BEFORE, ids=lambda path: path.name.partition(".")[0])
+def test_a_workspace_of_each_format_there_was_is_brought_up_to_date_and_read_whole(
+    archive: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tarfile.open(archive) as tar:
+        tar.extractall(workspace, filter="data")
+    reports = workspace / "reports"
+    monkeypatch.setenv("FT_WORKSPACE", str(reports))
+    with Workspace().yield_for_execution(dg.build_init_resource_context()):
+        pass
+    settings = load_settings()
+    assert formats.require_known(settings.state, formats.STATE) == formats.STATE
+    store = open_store(settings)
+    made = {stage.name: store.get(stage.name, store.keys(stage.name)[0]) for stage in KINDS}
+    assert all(store.get_blob(name) for name in store.blobs())
+    assert load_rows(made["tokenized_dataset"], "train").num_rows > 0
+
+    manifest = read_manifest(settings.fine_tuned_model)
+    history = Releases(settings.fine_tuned_model, settings.state).history()
+    assert manifest.key == made["lora_adapter"].key == history[-1]["adapter"]
+    assert load_file(settings.fine_tuned_model / "adapter_model.safetensors")
+    assert trained_on_text(store, "its clerk wrote down what each of the members asked for")
+    for name in restore(store, manifest, workspace / "again"):
+        assert (workspace / "again" / name).read_bytes() == (reports / name).read_bytes()
+    shown = ft_dagster("lineage", "show")
+    assert shown.returncode == 0 and manifest.key in shown.stdout, shown.stderr
+
+
 @pytest.fixture
 def home(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     monkeypatch.setenv("DAGSTER_HOME", str(workspace / "home"))
@@ -112,6 +151,16 @@ def test_a_newer_home_is_refused(home: Settings) -> None:
     for attempt in (lambda: prepare_home(home), lambda: instance_to_read(home).__enter__()):
         with pytest.raises(StoreError, match=NEWER):
             attempt()
+
+
+def test_the_doctor_says_what_a_newer_version_has_written(home: Settings) -> None:
+    prepare_home(home)
+    for place in (home.dagster_home, home.state):
+        place.mkdir(exist_ok=True)
+        (place / formats.NAME).write_text("99")
+    found = {finding.subject: finding for finding in examine(home, {"failed": "not looked at"})}
+    for subject, place in {"pool gpu": home.dagster_home, "store": home.state}.items():
+        assert found[subject].status == "problem" and f"{place / formats.NAME} {NEWER}" in found[subject].text
 
 
 def test_a_history_that_a_newer_dagster_has_migrated_is_refused(home: Settings) -> None:

@@ -13,6 +13,7 @@ from urllib.request import urlopen
 
 import dagster as dg
 
+from ft_dagster import formats
 from ft_dagster.base import BaseModelError, local_base, model_config
 from ft_dagster.defs.executors import executor_for
 from ft_dagster.defs.instance import has_instance, instance_to_read
@@ -193,19 +194,23 @@ def _disks(settings: Settings) -> Iterator[Finding]:
 
 def _store(settings: Settings) -> Finding:
     try:
+        formats.require_known(settings.state, formats.STATE)
         store = open_store(settings)
         store.keys("lora_adapter")
     except StoreError as error:
         return Finding("store", "problem", str(error))
-    return Finding("store", "ok", str(store))
+    return Finding("store", "ok", f"{store}, format {formats.STORE}")
 
 
 def _pool(settings: Settings) -> Finding:
     devices = len(visible_devices())
     if not has_instance(settings):
         return Finding("pool gpu", "ok", f"it will have {devices} slot(s) when Dagster is started here first")
-    with instance_to_read(settings) as instance:
-        limit = _limit(instance)
+    try:
+        with instance_to_read(settings) as instance:
+            limit = _limit(instance)
+    except (StoreError, SettingsError) as error:  # a newer version's, or a server that does not answer
+        return Finding("pool gpu", "problem", str(error))
     if limit == devices:
         return Finding("pool gpu", "ok", f"{limit} slot(s) for {devices} device(s)")
     return Finding(
