@@ -59,6 +59,8 @@ class Settings(BaseSettings):
     """How many of the adapters made last `ft-dagster clean` keeps, with all they were made from."""
     keep_released: bool = True
     """Whether `ft-dagster clean` keeps every adapter that was ever released."""
+    keep_runs: int | None = Field(default=None, ge=1)
+    """How many of the last runs `ft-dagster clean` keeps in Dagster's history; all of them when not set."""
     schedule: str | None = None
     """A cron line for scheduled retraining, such as `0 3 * * *`, which runs only what is stale; off when not set."""
     threads: int | None = Field(default=None, ge=1)

@@ -112,7 +112,8 @@ def clean(
     """Show what in the store no kept adapter was made from, then remove it if you say yes.
 
     Kept are the adapters made last (FT_KEEP_ADAPTERS, 5), every adapter ever released (FT_KEEP_RELEASED), and all that
-    these were made from. Exit codes: 0 removed, or shown; 1 a run uses the store, or what is kept is damaged.
+    these were made from. With FT_KEEP_RUNS, runs before the last so many go from Dagster's history as well. Exit
+    codes: 0 removed, or shown; 1 a run uses the store, or what is kept is damaged.
     """
     console = Console(stderr=True)
     with errors_said(console):
@@ -133,11 +134,11 @@ def clean(
             found = find_removable(instance, workspace)
             print_removable(found, console)
             rows = found.to_json()
-            if found.paths and (yes or (sys.stdin.isatty() and typer.confirm("Remove them?", err=True))):
+            if found and (yes or (sys.stdin.isatty() and typer.confirm("Remove them?", err=True))):
                 with workspace.store.cleaning():
                     found = find_removable(instance, workspace)  # a run may have ended since
                     rows = found.to_json()
-                    found.remove()
+                    found.remove(instance)
                 console.print("Removed.")
     if as_json:
         print_json(rows)

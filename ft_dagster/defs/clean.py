@@ -1,4 +1,4 @@
-"""What the store need not keep: everything that no kept adapter was made from."""
+"""What need not be kept: everything in the store that no kept adapter was made from, and old runs."""
 
 import json
 import shutil
@@ -13,6 +13,7 @@ import dagster as dg
 
 from ft_dagster.corpus.sections import stored_shards
 from ft_dagster.corpus.snapshot import is_snapshot, shard_files, snapshot_shards
+from ft_dagster.defs.history import forget_runs, old_runs, run_files
 from ft_dagster.defs.stages import (
     ADAPTER_EVALUATION,
     ARTIFACT,
@@ -37,22 +38,31 @@ KINDS = (RAW_CHAPTERS, SECTIONS, TOKENIZED_DATASET, LORA_ADAPTER, ADAPTER_EVALUA
 
 @dataclass
 class Removable:
-    """Files and folders that nothing kept refers to."""
+    """Files and folders that nothing kept refers to, and runs that nothing needs."""
 
     paths: dict[str, list[Path]] = field(default_factory=dict)
     """What they are -> where they are."""
     kept_adapters: list[str] = field(default_factory=list)
+    runs: dict[str, list[Path]] = field(default_factory=dict)
+    """Id of an old run of Dagster's history -> the files that hold its events, where it is in files."""
+
+    def __bool__(self) -> bool:
+        return bool(self.paths or self.runs)
 
     def sizes(self) -> dict[str, tuple[int, int]]:
-        """What they are -> how many, and their bytes."""
-        return {name: (len(paths), sum(map(_size, paths))) for name, paths in self.paths.items()}
+        """What they are -> how many, and their bytes; of a history that is a server's the bytes are not known."""
+        sizes = {name: (len(paths), sum(map(_size, paths))) for name, paths in self.paths.items()}
+        if self.runs:
+            sizes["old runs"] = (len(self.runs), sum(_size(file) for files in self.runs.values() for file in files))
+        return sizes
 
     def to_json(self) -> dict[str, Any]:
         rows = {name: {"count": count, "bytes": size} for name, (count, size) in self.sizes().items()}
         return {"removable": rows, "kept_adapters": self.kept_adapters}
 
-    def remove(self) -> None:
+    def remove(self, instance: dg.DagsterInstance) -> None:
         """Remove them: first what refers to others, each at once, so that an interruption leaves nothing half there."""
+        forget_runs(instance, self.runs)
         for paths in self.paths.values():
             for path in paths:
                 if path.is_dir() and not path.is_symlink():
@@ -68,7 +78,8 @@ def find_removable(instance: dg.DagsterInstance, workspace: Workspace) -> Remova
     """What no kept adapter and no current asset needs.
 
     Kept are the adapters that were made last (FT_KEEP_ADAPTERS), those ever released (FT_KEEP_RELEASED), the released
-    one and the current one; of each the chapters, sections, dataset and evaluations; and what the assets hold now.
+    one and the current one; of each the chapters, sections, dataset and evaluations; and what the assets hold now. Runs
+    are kept unless FT_KEEP_RUNS says how many.
 
     Raises:
         StoreError: what is kept is damaged, so that it cannot be told what belongs to it; or the store is a bucket.
@@ -119,6 +130,8 @@ def find_removable(instance: dg.DagsterInstance, workspace: Workspace) -> Remova
     ]
     removable.paths["unfinished artifacts"] = unfinished
     removable.paths = {name: paths for name, paths in removable.paths.items() if paths}
+    if settings.keep_runs is not None:
+        removable.runs = {run: run_files(instance, run) for run in old_runs(instance, settings.keep_runs)}
     return removable
 
 

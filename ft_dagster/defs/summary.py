@@ -124,11 +124,11 @@ def _memory(cost: TrainingCost) -> str:
 
 def print_removable(removable: Removable, console: Console) -> None:
     """What could be removed, as a person reads it."""
-    if not removable.paths:
+    if not removable:
         console.print("[green]Nothing to remove.[/]")
         return
     table = Table(box=None, pad_edge=False)
-    for column in ("what no kept adapter needs", "how many", "MB"):
+    for column in ("what is not needed", "how many", "MB"):
         table.add_column(column, justify="left" if column.startswith("what") else "right")
     sizes = removable.sizes()
     for name, (count, size) in sizes.items():

@@ -11,7 +11,8 @@ from graphs import run
 
 from ft_dagster.corpus.sections import all_chapters
 from ft_dagster.defs.clean import find_removable
-from ft_dagster.defs.stages import stale_stages
+from ft_dagster.defs.history import forget_runs, old_runs
+from ft_dagster.defs.stages import all_materializations, stale_stages
 from ft_dagster.defs.workspace import Workspace
 from ft_dagster.store import Artifact, Store, StoreError
 from ft_dagster.tokens.dataset import load_rows
@@ -49,7 +50,7 @@ def test_only_what_no_kept_adapter_was_made_from_is_removed(
     assert counts.pop("files of chapters, sections and datasets") > 0
     assert counts == {"tokenized_dataset": 1, "sections": 1, "raw_chapters": 1}
     assert first < set(found.kept_adapters) == set(kept), "the first one was released"
-    found.remove()
+    found.remove(up_to_date)
     assert find_removable(up_to_date, Workspace()).paths == {}
     assert stale_stages(up_to_date, Workspace()) == []
     store = Store(workspace / ".ft" / "store")
@@ -80,6 +81,42 @@ def test_adapters_that_were_released_may_be_given_up_but_never_the_one_in_use(
     assert released.exists() and "trainings given up" not in found.paths
 
 
+def test_old_runs_are_forgotten_where_a_number_is_set_but_none_in_which_an_asset_got_what_it_holds(
+    up_to_date: dg.DagsterInstance, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    later = [run(up_to_date, "raw_chapters").run_id for _ in range(4)]
+    before = all_materializations(up_to_date)
+    assert not find_removable(up_to_date, Workspace())
+    monkeypatch.setenv("FT_KEEP_RUNS", "2")
+    found = find_removable(up_to_date, Workspace())
+    assert list(found.runs) == later[:2], "the first one made the adapter"
+    assert all(found.runs.values()) and found.sizes()["old runs"][1] > 0
+    found.remove(up_to_date)
+    assert not any(file.exists() for files in found.runs.values() for file in files)
+    assert {record.run_id for record in up_to_date.get_runs()} >= set(later[2:])
+    assert not {record.run_id for record in up_to_date.get_runs()} & set(later[:2])
+    assert not find_removable(up_to_date, Workspace())
+    assert all_materializations(up_to_date) == before
+    assert stale_stages(up_to_date, Workspace()) == []
+
+
+def test_runs_since_the_last_success_are_kept_since_failed_tries_are_counted_in_them(
+    instance: dg.DagsterInstance,
+) -> None:
+    def ended(status: dg.DagsterRunStatus) -> str:
+        return instance.add_run(dg.DagsterRun(job_name="bring_up_to_date", status=status)).run_id
+
+    under_way = ended(dg.DagsterRunStatus.STARTED)
+    first = [ended(dg.DagsterRunStatus.SUCCESS)]
+    failed = [ended(dg.DagsterRunStatus.FAILURE) for _ in range(3)]
+    assert old_runs(instance, keep=1) == []
+    ended(dg.DagsterRunStatus.SUCCESS)
+    assert old_runs(instance, keep=1) == first + failed
+    assert old_runs(instance, keep=3) == first + failed[:1]
+    forget_runs(instance, first + failed)
+    assert old_runs(instance, keep=1) == [] and instance.get_run_by_id(under_way)
+
+
 def test_a_store_that_a_run_uses_is_not_cleaned(workspace: Path) -> None:
     store = Store(workspace / ".ft" / "store")
     with store.in_use(), pytest.raises(StoreError, match="in use by a run"), store.cleaning(patience=0.2):
@@ -95,7 +132,7 @@ def test_what_a_killed_process_left_half_written_is_removed(up_to_date: dg.Dagst
     (store / "blobs" / "00" / ".half.1234").write_bytes(b"half")
     found = find_removable(up_to_date, Workspace())
     assert found.sizes() == {"unfinished artifacts": (2, 4)}
-    found.remove()
+    found.remove(up_to_date)
     assert find_removable(up_to_date, Workspace()).paths == {}
 
 
