@@ -21,6 +21,7 @@ from ft_dagster.defs.runs import (
     BRING_UP_TO_DATE,
     CAUSE_TAG,
     REASON_TAG,
+    cancelled_for,
     fail_abandoned,
     failure_message,
     failures_for,
@@ -73,6 +74,11 @@ def _decide(instance: dg.DagsterInstance, settings: Settings, workspace: Workspa
     if reason == BLOCKED:
         return dg.SkipReason(f"Held back: a blocking check of {first.name} failed, and its inputs are still the same.")
     cause = cause_of(instance, recipe)
+    if run := cancelled_for(instance, cause):
+        return dg.SkipReason(
+            f"{first.name} is stale ({reason}), but run {run.run_id[:8]} for this content was cancelled. It is begun "
+            "again when something changes, or when you run `ft-dagster run` or materialize it in the UI."
+        )
     failed = failures_for(instance, cause)
     if failed >= _ATTEMPTS:
         return dg.SkipReason(

@@ -28,12 +28,14 @@ from ft_dagster.defs.places import PLACE_TAG, here
 from ft_dagster.defs.plan import Plan, make_plan
 from ft_dagster.defs.runs import REASON_TAG, fail_abandoned, failure_message
 from ft_dagster.defs.summary import print_plan
-from ft_dagster.defs.workspace import Workspace
+from ft_dagster.defs.workspace import GPU_POOL, Workspace
 from ft_dagster.settings import Settings
 from ft_dagster.training.request import PROGRESS
 
 _ROUNDS = 5
 _POLL_SECONDS = 0.5
+_WAITING_SECONDS = 5.0
+"""Between two looks at whose turn it is on the device."""
 _QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 
@@ -191,8 +193,12 @@ class _Follower:
     def _follow(self) -> None:
         tasks: dict[str, TaskID] = {}
         cursor: str | None = None
+        looked = time.monotonic()
         while True:
             ended = self._ended.wait(_POLL_SECONDS)
+            if time.monotonic() - looked > _WAITING_SECONDS:
+                self._show_waiting(tasks)
+                looked = time.monotonic()
             records, cursor = self._news(cursor)
             for entry in records:
                 event = entry.event_log_entry.dagster_event
@@ -220,6 +226,25 @@ class _Follower:
         except Exception:  # of a database's client, see child_process.py
             return [], cursor
         return found.records, found.cursor
+
+    def _show_waiting(self, tasks: dict[str, TaskID]) -> None:
+        """Say which run has the device that this one waits for, and take it from one that was killed."""
+        try:
+            pool = self._instance.event_log_storage.get_concurrency_info(GPU_POOL)
+            waiting = [
+                step.step_key
+                for step in pool.pending_steps
+                if step.run_id == self._run_id and step.assigned_timestamp is None
+            ]
+            if waiting:
+                fail_abandoned(self._instance)  # no daemon may be there to do it
+        except Exception:  # as below
+            return
+        for step in waiting:
+            if step not in tasks:
+                others = ", ".join(sorted(run[:8] for run in pool.active_run_ids))
+                self._progress.console.print(f"{step} waits for the device, which run {others} has.", highlight=False)
+                tasks[step] = self._progress.add_task(step, total=None, note="waits")
 
     def _show_training(self, task: TaskID) -> None:
         for path in self._attempts.glob(f"*/*/{PROGRESS}"):

@@ -3,6 +3,7 @@
 import os
 import re
 import time
+from collections.abc import Sequence
 
 import dagster as dg
 import psutil
@@ -80,22 +81,30 @@ def _is_alive(pid: int, run_started: float) -> bool:
 
 
 def failures_for(instance: dg.DagsterInstance, cause: str) -> int:
-    """How many automatic runs for this cause failed or were cancelled.
+    """How many automatic runs for this cause failed.
 
     Those that ended with Dagster itself, by Ctrl-C or with the machine, do not count: nothing is wrong with them. Nor
     do those before the last run that succeeded: what was in the way then may be gone.
     """
-    ended_badly = [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
+    failed = _since_last_success(instance, cause, dg.DagsterRunStatus.FAILURE)
+    return sum(not _was_interrupted(instance, run) for run in failed)
+
+
+def cancelled_for(instance: dg.DagsterInstance, cause: str) -> dg.DagsterRun | None:
+    """The last automatic run for this cause that a person cancelled, unless a run has succeeded since."""
+    return next(iter(_since_last_success(instance, cause, dg.DagsterRunStatus.CANCELED)), None)
+
+
+def _since_last_success(
+    instance: dg.DagsterInstance, cause: str, status: dg.DagsterRunStatus
+) -> Sequence[dg.DagsterRun]:
     succeeded = dg.RunsFilter(job_name=BRING_UP_TO_DATE, statuses=[dg.DagsterRunStatus.SUCCESS])
     last = instance.get_run_records(succeeded, limit=1)
     since = last[0].create_timestamp if last else None
-    runs = instance.get_runs(dg.RunsFilter(statuses=ended_badly, tags={CAUSE_TAG: cause}, created_after=since))
-    return sum(not _was_interrupted(instance, run) for run in runs)
+    return instance.get_runs(dg.RunsFilter(statuses=[status], tags={CAUSE_TAG: cause}, created_after=since))
 
 
 def _was_interrupted(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
-    if run.status == dg.DagsterRunStatus.CANCELED:  # by a person
-        return False
     if _RESTART_TAG in run.tags:
         return True
     failures = instance.all_logs(run.run_id, of_type=dg.DagsterEventType.STEP_FAILURE)

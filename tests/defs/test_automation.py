@@ -157,6 +157,16 @@ def test_a_failed_run_is_tried_once_more_and_a_new_change_starts_over(
     requested(up_to_date)
 
 
+def test_what_a_person_cancelled_is_not_begun_again_before_something_changes(
+    up_to_date: dg.DagsterInstance, workspace: Path
+) -> None:
+    edit(workspace)
+    ended(up_to_date, requested(up_to_date), dg.DagsterRunStatus.CANCELED)
+    assert "for this content was cancelled" in skipped(up_to_date)
+    edit(workspace, text="Another sentence.\n")
+    requested(up_to_date)
+
+
 def test_failures_before_the_last_run_that_succeeded_do_not_count(
     up_to_date: dg.DagsterInstance, workspace: Path
 ) -> None:

@@ -11,7 +11,7 @@ from dagster._core.events import StepFailureData
 from dagster_shared.error import SerializableErrorInfo
 
 from ft_dagster.defs.places import PLACE_TAG, Place, here, place_of
-from ft_dagster.defs.runs import CAUSE_TAG, fail_abandoned, failures_for
+from ft_dagster.defs.runs import BRING_UP_TO_DATE, CAUSE_TAG, cancelled_for, fail_abandoned, failures_for
 
 NO_SUCH_PROCESS = 2**22 - 1
 
@@ -53,10 +53,16 @@ def test_a_run_that_was_interrupted_with_dagster_is_no_failed_try(
     assert failures_for(instance, "cause") == tries
 
 
-def test_a_run_that_a_person_cancelled_is_not_begun_again_and_again(instance: dg.DagsterInstance) -> None:
+def test_a_run_that_a_person_cancelled_is_no_failed_try_and_is_told_until_one_succeeds(
+    instance: dg.DagsterInstance,
+) -> None:
     run = begun(instance, at=time.time())
     instance.report_run_canceled(run)
-    assert failures_for(instance, "cause") == 1
+    assert failures_for(instance, "cause") == 0
+    found = cancelled_for(instance, "cause")
+    assert found and found.run_id == run.run_id and cancelled_for(instance, "another cause") is None
+    instance.add_run(dg.DagsterRun(job_name=BRING_UP_TO_DATE, status=dg.DagsterRunStatus.SUCCESS))
+    assert cancelled_for(instance, "cause") is None
 
 
 def test_what_goes_on_on_another_machine_is_left_alone(instance: dg.DagsterInstance) -> None:

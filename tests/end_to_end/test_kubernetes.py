@@ -15,7 +15,7 @@ import kubernetes_validate
 import pytest
 import yaml
 from dagster_dev import PROJECT, DagsterDev, wait_until
-from dagster_ui import terminate
+from dagster_ui import launch, terminate
 from kubernetes_api import Cluster, kubernetes_api
 from manifests import problems
 
@@ -46,9 +46,9 @@ class Done:
 
 @pytest.fixture(scope="module")
 def done(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Done]:
-    """Runs of the watcher that make a lost adapter again, as the chart sets it up with our values.
+    """Runs that make a lost adapter again, as the chart sets it up with our values.
 
-    The first one is cancelled while it trains.
+    The first one is the watcher's and is cancelled while it trains, the second one a person's.
     """
     folder = tmp_path_factory.mktemp("kubernetes")
     for part in ("workspace", "home"):
@@ -78,6 +78,8 @@ def done(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[D
             terminate(dev.address, dev.runs()[-1].id)
             wait_until(lambda: cluster.deleted_steps(), "the Job of the step is deleted")
             training.resume()
+            dev.until_skipped("for this content was cancelled")
+            launch(dev.address, "lora_adapter", "adapter_evaluation", "released_adapter")
             dev.until_up_to_date()
             statuses = [run.status for run in dev.runs()][1:]
         yield Done(cluster, folder, statuses)
