@@ -126,9 +126,13 @@ def _first_cause(error: BaseException) -> BaseException:
 
 
 if __name__ == "__main__":  # `make dev`: prepare DAGSTER_HOME and print it
+    from ft_dagster.defs.leftovers import end_leftovers
     from ft_dagster.settings import load_settings
 
     try:
-        print(prepare_home(load_settings()))  # noqa: T201
+        home = prepare_home(load_settings())
+        if ended := end_leftovers(home):
+            print(f"Ended {ended}: servers of a `make dev` that was killed.", file=sys.stderr)  # noqa: T201
+        print(home)  # noqa: T201
     except (SettingsError, StoreError) as error:
         sys.exit(str(error))

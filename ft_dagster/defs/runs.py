@@ -105,11 +105,22 @@ def _since_last_success(
 
 
 def _was_interrupted(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
-    if _RESTART_TAG in run.tags:
+    if _RESTART_TAG in run.tags or _never_began(instance, run):
         return True
     failures = instance.all_logs(run.run_id, of_type=dg.DagsterEventType.STEP_FAILURE)
     errors = [event.dagster_event.step_failure_data.error for event in failures if event.dagster_event]
     return any(error is not None and error.cls_name == _INTERRUPTED for error in errors)
+
+
+def _never_began(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
+    """Whether Dagster ended while the run was being started: the next one waits in vain for it to begin and fails it.
+
+    One that was asked for since this process began is no such run: something keeps it from beginning.
+    """
+    record = instance.get_run_record_by_id(run.run_id)
+    if record is None or record.start_time is not None:
+        return False
+    return record.create_timestamp.timestamp() < psutil.Process(os.getpid()).create_time()
 
 
 def seconds_since_automatic(instance: dg.DagsterInstance) -> float | None:

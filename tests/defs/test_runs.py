@@ -6,6 +6,7 @@ from pathlib import Path
 
 import dagster as dg
 import graphs
+import psutil
 import pytest
 from dagster._core.events import StepFailureData
 from dagster_shared.error import SerializableErrorInfo
@@ -50,6 +51,19 @@ def test_a_run_that_was_interrupted_with_dagster_is_no_failed_try(
     )
     instance.report_dagster_event(event, run.run_id)
     instance.report_run_failed(run)
+    assert failures_for(instance, "cause") == tries
+
+
+@pytest.mark.parametrize(("asked_for", "tries"), [("before this server", 0), ("since", 1)])
+def test_a_run_that_never_began_is_a_failed_try_unless_dagster_was_started_anew_since(
+    instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch, asked_for: str, tries: int
+) -> None:
+    if asked_for == "before this server":
+        monkeypatch.setattr(psutil.Process, "create_time", lambda _: time.time() + 60)
+    run = instance.add_run(
+        dg.DagsterRun(job_name=BRING_UP_TO_DATE, status=dg.DagsterRunStatus.STARTING, tags={CAUSE_TAG: "cause"})
+    )
+    instance.report_run_failed(run, "Run timed out due to taking longer than 120 seconds to start.")
     assert failures_for(instance, "cause") == tries
 
 

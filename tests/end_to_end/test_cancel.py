@@ -37,7 +37,7 @@ def training_of_an_edit(dev: DagsterDev, **training: int) -> Run:
     path = dev.workspace / "recipe.yaml"
     recipe = yaml.safe_load(path.read_text())
     # Nothing saves a checkpoint but being asked to stop.
-    recipe["training"] |= {"epochs": 200, "save_every": 100_000, **training}
+    recipe["training"] |= {"epochs": 40, "save_every": 100_000, **training}
     path.write_text(yaml.safe_dump(recipe))
     dev.until_training()
     return dev.runs()[-1]

@@ -30,6 +30,8 @@ SEED = int(os.environ.get("FT_KILLS_SEED", "1"))
 EVERYTHING = "everything"
 _ENDS_WITH = ("dagster dev", "web server", "daemon", EVERYTHING)
 """What `dagster dev` ends with: it is started again."""
+_NOT_STARTED_AGAIN = ("code server", "code")
+"""Without which Dagster goes on, does nothing, and says so in the UI: a person starts `dagster dev` anew."""
 _SERVICES = ("dagster dev", "web server", "daemon", "code server", "code")
 _ORPHANS_SECONDS = 120
 """A code server ends by itself when it has not heard of `dagster dev` for 45 s, and its child 45 s after it."""
@@ -149,8 +151,12 @@ def strike(dev: DagsterDev, kind: str, moment: float, done: str, chance: random.
     return EVERYTHING
 
 
-def restart(dev: DagsterDev, chance: random.Random) -> str:
+def restart(dev: DagsterDev, hit: str, chance: random.Random) -> str:
     """What a supervisor does when `dagster dev` has ended: systemd kills what is left of it, a person does not."""
+    if hit in _NOT_STARTED_AGAIN:
+        dev.interrupt()
+        dev.start()
+        return "and a person starts it anew"
     dev.until_ended()
     rest = chance.choice(("what is left is killed", "what is left lives on"))
     if rest == "what is left is killed":
@@ -177,7 +183,7 @@ def test_killed_at_random_moments_it_ends_where_an_undisturbed_run_ends(
             span = undisturbed.lives.get(kind, (0.0, undisturbed.seconds)) if first else (0, undisturbed.seconds / 2)
             moment = chance.uniform(*span)
             hit = strike(dev, kind, moment, done, chance)
-            how = restart(dev, chance) if hit in _ENDS_WITH else ""
+            how = restart(dev, hit, chance) if hit in (*_ENDS_WITH, *_NOT_STARTED_AGAIN) else ""
             told.append(f"FT_KILLS_SEED={SEED}, kill {number}: {hit} after {moment:.1f} s {how}")
             print(told[-1])  # noqa: T201 - a test that fails shows it
         recovering = time.monotonic()

@@ -45,3 +45,10 @@ def test_an_edit_outlives_sigkill_of_everything_at_any_moment_and_makes_one_adap
         assert "The ferry went only once." in trained_on(workspace)["chapter_1"]
         assert dev.not_fresh() == set()
         assert not any((workspace / ".ft" / "attempts").iterdir()), "nothing is left half made"
+
+        (itself,) = dev.kinds()["dagster dev"]
+        itself.kill()  # and what it started lives on
+        dev.until_ended()
+        dev.start()
+        kinds = dev.kinds()
+        assert (len(kinds["web server"]), len(kinds["daemon"])) == (1, 1), "those before it have been ended"

@@ -17,6 +17,7 @@ from dagster_ui import Asset, Run, Tick, answers, asset, is_running, runs, ticks
 from processes import free_port, heed_ctrl_c, inheriting
 
 from ft_dagster.defs.instance import prepare_home
+from ft_dagster.defs.leftovers import end_leftovers
 from ft_dagster.defs.stages import STAGES
 from ft_dagster.settings import Settings
 from ft_dagster.training.request import RENDEZVOUS
@@ -105,6 +106,7 @@ class DagsterDev:
                 prepare_home(Settings(workspace=self.workspace, DAGSTER_HOME=self.home))
             config = self.home / "dagster.yaml"
             config.write_text(config.read_text() + _QUICK_QUEUE)
+        end_leftovers(str(self.home))  # as `make dev` does
         port = str(free_port())
         self.address = f"http://127.0.0.1:{port}"
         with (self.workspace.parent / "dagster-dev.log").open("ab") as output:

@@ -1,0 +1,47 @@
+"""Servers that a `dagster dev` has left behind which was killed.
+
+Its code server notices that within a minute or two and ends. The web server and the daemon do not (Dagster 1.13 ends
+them by a message through a pipe, and takes no notice when the pipe is closed): the daemon would go on beside the next
+one, which Dagster does not support.
+"""
+
+import os
+from contextlib import suppress
+
+import psutil
+
+_SERVERS = {"dagster._daemon", "dagster_webserver"}
+_PIPE = "--shutdown-pipe"
+"""What `dagster dev` alone gives to the servers it starts."""
+_PATIENCE_SECONDS = 20.0
+
+
+def end_leftovers(home: str) -> list[int]:
+    """End the servers on a DAGSTER_HOME whose `dagster dev` is gone, those that do not heed it by force.
+
+    Returns:
+        Their process ids.
+    """
+    left = [process for process in psutil.process_iter() if _is_left(process, home)]
+    for process in left:
+        with suppress(psutil.NoSuchProcess):
+            process.terminate()
+    _, stubborn = psutil.wait_procs(left, timeout=_PATIENCE_SECONDS)
+    for process in stubborn:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(stubborn, timeout=_PATIENCE_SECONDS)
+    return [process.pid for process in left]
+
+
+def _is_left(process: psutil.Process, home: str) -> bool:
+    try:
+        command = process.cmdline()
+        if _PIPE not in command or not _SERVERS & set(command):
+            return False
+        if os.path.realpath(process.environ().get("DAGSTER_HOME", "")) != os.path.realpath(home):
+            return False
+        parent = process.parent()
+        return parent is None or "dev" not in parent.cmdline()
+    except psutil.Error:  # it has ended, or is another user's
+        return False
