@@ -28,20 +28,20 @@ def edited(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
     workspace = tmp_path / "workspace"
     with (workspace / "chapter_markdowns" / "chapter_1.md").open("a") as chapter:
         chapter.writelines(prose_of(number) for number in range(20, 26))
-    for name, value in {
-        "FT_WORKSPACE": workspace,
-        "FT_RECIPE": "recipe.yaml",
-        "FT_CACHE": tmp_path / "cache",
-        "DAGSTER_HOME": tmp_path / "home",
-        "DAGSTER_DISABLE_TELEMETRY": "yes",
-    }.items():
-        monkeypatch.setenv(name, str(value))
-    try:
-        with reading_throughout(workspace / "fine_tuned_model") as reads:
+    with reading_throughout(workspace / "fine_tuned_model") as reads:  # by a process that the variables do not name
+        for name, value in {
+            "FT_WORKSPACE": workspace,
+            "FT_RECIPE": "recipe.yaml",
+            "FT_CACHE": tmp_path / "cache",
+            "DAGSTER_HOME": tmp_path / "home",
+            "DAGSTER_DISABLE_TELEMETRY": "yes",
+        }.items():
+            monkeypatch.setenv(name, str(value))
+        try:
             yield workspace
-        assert reads.count > 0
-    finally:
-        end_inheriting("FT_WORKSPACE", str(workspace))
+        finally:
+            end_inheriting("FT_WORKSPACE", str(workspace))
+    assert reads.count > 0
 
 
 def start() -> subprocess.Popen[str]:
