@@ -6,7 +6,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
@@ -16,6 +16,9 @@ from reports import PROSE, chapter_text, recipe_for
 from ft_dagster.store import Store
 from ft_dagster.training.allocator import spin_briefly
 from ft_dagster.training.request import KIND as ADAPTER
+
+if TYPE_CHECKING:
+    import dagster as dg
 
 spin_briefly()  # beside other work, threads that spin for long while they wait make a training take minutes
 
@@ -134,6 +137,18 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
     with instance_on(folder / "workspace", folder / "home", folder / "cache") as instance:
         assert run(instance).success
     return folder
+
+
+@pytest.fixture
+def up_to_date(finished: Path, workspace: Path, tmp_path: Path) -> Iterator["dg.DagsterInstance"]:
+    """The instance of a workspace that is up to date: copies of both, to be changed."""
+    import dagster as dg
+    from graphs import NO_TELEMETRY
+
+    shutil.copytree(finished / "workspace", workspace, dirs_exist_ok=True, symlinks=True)
+    shutil.copytree(finished / "home", tmp_path / "home")
+    with dg.DagsterInstance.local_temp(str(tmp_path / "home"), overrides=NO_TELEMETRY) as instance:
+        yield instance
 
 
 @pytest.fixture

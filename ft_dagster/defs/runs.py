@@ -135,7 +135,7 @@ def failure_message(event: dg.DagsterEvent) -> str:
     """What failed in a step and why, without the frames of Dagster around it."""
     failure = event.step_failure_data
     error = failure.error
-    while error is not None and error.cause is not None:
-        error = error.cause
+    while error is not None and error.cause is not None and (error.cls_name or "").startswith("Dagster"):
+        error = error.cause  # what ours came from says less than ours
     given = failure.user_failure_data.description if failure.user_failure_data else None
     return f"{event.step_key} failed: {(given or (error.message if error else 'no message')).strip()}"

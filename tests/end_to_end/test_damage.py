@@ -1,0 +1,136 @@
+"""A flipped bit in the store is noticed before it is used, told by name, and made again as the message says."""
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+from commands import ft_dagster, on_one_line
+from graphs import run
+
+from ft_dagster.corpus.sections import stored_shards
+from ft_dagster.corpus.snapshot import shard_files, snapshot_shards
+from ft_dagster.defs.clean import KINDS
+from ft_dagster.defs.runs import failure_message
+from ft_dagster.store import Artifact, Store
+from ft_dagster.tokens.dataset import dataset_shards
+
+USED_BY = {
+    "raw_chapters": ("sections",),
+    "sections": ("tokenized_dataset",),
+    "tokenized_dataset": ("lora_adapter", "adapter_evaluation"),  # one reads what is taught, one what is held out
+    "lora_adapter": ("adapter_evaluation",),
+    "adapter_evaluation": ("released_adapter",),
+}
+NOT_READ_THERE = {
+    # What a stage does not read it cannot be misled by; whoever reads it checks it.
+    "sections": {"unreadable.json", "findings.json"},
+}
+
+
+def flip(path: Path) -> None:
+    """One bit in the middle of a file."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def blobs_of(artifact: Artifact) -> Iterator[str]:
+    match artifact.kind:
+        case "raw_chapters":
+            for shard in snapshot_shards(artifact):
+                yield shard.blob
+                yield from (file.sha256 for file in shard_files(artifact.store, shard))
+        case "sections":
+            for stored in stored_shards(artifact):
+                yield from (stored.lines, stored.figures)
+        case "tokenized_dataset":
+            for rows in dataset_shards(artifact):
+                yield from (rows.documents, *rows.rows.values())  # the figures are read for the next dataset alone
+
+
+def files_of(store: Store, kind: str) -> list[Path]:
+    """Every file of the one artifact of a kind, manifest included, and the blobs that it names."""
+    artifact = store.get(kind, store.keys(kind)[0])
+    folder = [path for path in sorted(artifact.path.rglob("*")) if path.is_file()]
+    return folder + [store.blob_path(name) for name in dict.fromkeys(blobs_of(artifact))]
+
+
+def contents(store: Store) -> dict[str, Any]:
+    """What must come out again: keys and bytes; of an evaluation what it measured, because it also holds its time."""
+    found = {}
+    for stage in KINDS:
+        for key in store.keys(stage.name):
+            made = store.get(stage.name, key)
+            found[stage.name] = (key, made.about["models"] if "models" in made.about else dict(made.files))
+    return found
+
+
+def said_by(instance: dg.DagsterInstance, *assets: str) -> str:
+    """Why a run of these failed; nothing where it did not."""
+    result = run(instance, *assets)
+    return "" if result.success else " ".join(map(failure_message, result.get_step_failure_events()))
+
+
+@pytest.mark.parametrize("kind", USED_BY)
+def test_each_flipped_bit_is_noticed_by_name_before_what_it_is_in_is_used(
+    up_to_date: dg.DagsterInstance, workspace: Path, tmp_path: Path, kind: str
+) -> None:
+    store = Store(workspace / ".ft" / "store")
+    before = contents(store)
+    not_read = set()
+    for path in files_of(store, kind):
+        whole = path.read_bytes()
+        for stage in USED_BY[kind]:
+            shutil.rmtree(store.root / stage, ignore_errors=True)  # so that it is made, not found
+            flip(path)
+            said = said_by(up_to_date, stage)
+            path.write_bytes(whole)
+            if said:
+                assert str(path) in said and "is damaged" in said and "Delete" in said, said
+                break
+            assert contents(store).get(stage) == before.get(stage)
+        else:
+            not_read.add(path.name)
+    assert not_read <= NOT_READ_THERE.get(kind, set())
+
+
+@pytest.mark.parametrize("kind", USED_BY)
+def test_what_was_damaged_is_made_again_with_the_same_bytes_when_one_does_what_the_message_says(
+    up_to_date: dg.DagsterInstance, workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home"))
+    store = Store(workspace / ".ft" / "store")
+    before = contents(store)
+    flip(store.get(kind, store.keys(kind)[0]).path / "artifact.json")
+    refused = ft_dagster("run")
+    found = re.search(r"is damaged.*? Delete (\S+) and run", on_one_line(refused.stderr))
+    assert refused.returncode == 1 and found, refused.stderr
+    shutil.rmtree(found[1])
+    done = ft_dagster("run")
+    assert done.returncode == 0, done.stderr
+    assert contents(store) == before
+
+
+def test_reports_and_rows_that_were_damaged_are_made_again_from_the_reports(
+    up_to_date: dg.DagsterInstance, workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home"))
+    store = Store(workspace / ".ft" / "store")
+    before = contents(store)
+    (chapter, *_) = (path for path in files_of(store, "raw_chapters") if "blobs" in path.parts)
+    flip(chapter)
+    with (workspace / "chapter_markdowns" / "chapter_2.md").open("a") as file:
+        file.write("\nThe ferry went only once.\n")
+    refused = ft_dagster("run")
+    said = on_one_line(refused.stderr)
+    assert refused.returncode == 1 and f"{chapter} is damaged. Delete it and the folders" in said, refused.stderr
+    chapter.unlink()
+    for name in ("raw_chapters", "sections", "tokenized_dataset"):
+        shutil.rmtree(store.root / name)
+    done = ft_dagster("run")
+    assert done.returncode == 0, done.stderr
+    assert contents(store) != before
