@@ -43,8 +43,16 @@ def errors_said(console: Console) -> Iterator[None]:
     try:
         with secrets_kept():
             yield
-    except _BAD_INPUT as error:
-        console.print(f"{type(error).__name__}: {error}", highlight=False, soft_wrap=True, markup=False, style="red")
+    except (typer.Exit, typer.Abort):
+        raise
+    except Exception as error:
+        from ft_dagster.defs.room import about_room
+
+        room = None if isinstance(error, SettingsError) else about_room(str(error))
+        if room is None and not isinstance(error, _BAD_INPUT):
+            raise
+        said = f"{type(error).__name__}: {error}" + (f"\n{room}" if room else "")
+        console.print(said, highlight=False, soft_wrap=True, markup=False, style="red")
         raise typer.Exit(FAILED) from None
     except KeyboardInterrupt:
         console.print("Interrupted. What was finished is kept; training goes on from its last checkpoint.")

@@ -155,8 +155,9 @@ def _print_checks(result: ExecutionResult, console: Console) -> None:
 
 def _print_failures(result: ExecutionResult, console: Console) -> None:
     _print_checks(result, console)
-    for event in result.get_step_failure_events():
-        error = event.step_failure_data.error
+    steps = result.get_step_failure_events()
+    for event in steps or [event for event in result.all_events if event.is_job_failure]:
+        error = event.step_failure_data.error if event.is_step_failure else None
         if error is None or error.cls_name != "DagsterAssetCheckFailedError":  # said above
             console.print(failure_message(event), highlight=False, soft_wrap=True, markup=False, style="red")
 

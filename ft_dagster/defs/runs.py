@@ -9,6 +9,7 @@ import dagster as dg
 import psutil
 
 from ft_dagster.defs.places import here, place_of
+from ft_dagster.defs.room import about_room
 
 BRING_UP_TO_DATE = "bring_up_to_date"
 """The job of all stages."""
@@ -132,10 +133,15 @@ def seconds_since_automatic(instance: dg.DagsterInstance) -> float | None:
 
 
 def failure_message(event: dg.DagsterEvent) -> str:
-    """What failed in a step and why, without the frames of Dagster around it."""
-    failure = event.step_failure_data
-    error = failure.error
+    """What failed and why, without the frames of Dagster around it: a step, or a run that came to none."""
+    if event.is_step_failure:
+        failure = event.step_failure_data
+        given = failure.user_failure_data.description if failure.user_failure_data else None
+        subject, error = f"{event.step_key} failed", failure.error
+    else:
+        subject, given, error = "The run failed", None, event.job_failure_data.error
     while error is not None and error.cause is not None and (error.cls_name or "").startswith("Dagster"):
         error = error.cause  # what ours came from says less than ours
-    given = failure.user_failure_data.description if failure.user_failure_data else None
-    return f"{event.step_key} failed: {(given or (error.message if error else 'no message')).strip()}"
+    said = (given or (error.message if error else event.message) or "no message").strip()
+    room = about_room(said)
+    return f"{subject}: {said}" + (f"\n{room}" if room else "")

@@ -28,7 +28,7 @@ LESS_MEMORY = (
 """What to change where memory was too little. `training.fitting.advice` says more where it is known how little."""
 _PR_SET_PDEATHSIG = 1
 _NO_MEMORY = ("allocate memory", "out of memory")
-_NO_SPACE = ("no space left on device", "disk quota exceeded", "pytorchstreamwriter failed writing")
+_NO_SPACE = ("no space left on device", "disk quota exceeded", "pytorchstreamwriter failed writing", "unexpected pos")
 
 
 def out_of_room(error: BaseException, folder: Path) -> str | None:

@@ -74,15 +74,20 @@ def _is_locked(database: Path) -> bool:
     return False
 
 
+def require_namespaces() -> None:
+    """Where this machine lets nobody make namespaces the test is skipped; with CI_HOSTS=required it fails."""
+    if os.geteuid() or not shutil.which("ip") or not shutil.which("unshare"):
+        said = "namespaces need root, `ip` and `unshare` (Debian: apt-get install iproute2 util-linux)"
+        pytest.fail(said) if os.environ.get("CI_HOSTS") == "required" else pytest.skip(said)
+
+
 @contextmanager
 def hosts(count: int = 2) -> Iterator[Sequence[Host]]:
     """Hosts on one network (10.77.0.0/24 between them), gone afterwards with all that runs there.
 
-    Needs root and `ip`. Without them the test is skipped; with CI_HOSTS=required it fails.
+    See `require_namespaces`.
     """
-    if os.geteuid() or not shutil.which("ip"):
-        said = "hosts need root and `ip` (Debian: apt-get install iproute2)"
-        pytest.fail(said) if os.environ.get("CI_HOSTS") == "required" else pytest.skip(said)
+    require_namespaces()
     mark = f"ft{os.getpid()}"
     switch = f"{mark}-switch"
     made = [Host(f"{mark}-{number}", f"10.77.0.{number}") for number in range(1, count + 1)]

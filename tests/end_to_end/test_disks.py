@@ -1,0 +1,118 @@
+"""Disks that are full or cannot be written to: said by name, nothing is torn, and it goes on when there is room.
+
+Each command runs where the disk is another one: in a mount namespace of its own, which the rest does not see.
+"""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from adapter_reader import reading_throughout
+from commands import COMMAND, on_one_line
+from hosts import require_namespaces
+from reports import prose_of
+
+WEIGHTS = "fine_tuned_model/adapter_model.safetensors"
+_ON_A_SMALL_DISK = """
+set -eu
+folder=$1 size=$2 kept=$3; shift 3
+mkdir -p "$folder" "$kept" && cp -a "$folder/." "$kept/"
+mount -t tmpfs -o "size=$size" none "$folder" && cp -a "$kept/." "$folder/"
+if "$@"; then exit 40; fi
+echo 'NOW THERE IS ROOM' >&2
+mount -o remount,size=100m "$folder"
+"$@"
+"""
+_READ_ONLY = """
+set -eu
+folder=$1; shift
+mkdir -p "$folder"
+mount --bind "$folder" "$folder" && mount -o remount,bind,ro "$folder"
+"$@"
+"""
+
+
+@pytest.fixture
+def edited(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A finished workspace with an edit that has not been learned."""
+    require_namespaces()
+    return with_an_edit(finished, tmp_path, monkeypatch)
+
+
+def with_an_edit(finished: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for part in ("workspace", "home"):
+        shutil.copytree(finished / part, folder / part, symlinks=True)
+    with (folder / "workspace" / "chapter_markdowns" / "chapter_1.md").open("a") as chapter:
+        chapter.writelines(prose_of(number) for number in range(20, 26))
+    for name, value in {
+        "FT_WORKSPACE": folder / "workspace",
+        "FT_RECIPE": "recipe.yaml",
+        "FT_CACHE": folder / "cache",
+        "DAGSTER_HOME": folder / "home",
+        "DAGSTER_DISABLE_TELEMETRY": "yes",
+    }.items():
+        monkeypatch.setenv(name, str(value))
+    return folder / "workspace"
+
+
+@pytest.fixture(scope="module")
+def undisturbed(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[bytes]:
+    """The weights that the edit makes where there is room."""
+    with pytest.MonkeyPatch.context() as patch:
+        workspace = with_an_edit(finished, tmp_path_factory.mktemp("undisturbed"), patch)
+        subprocess.run([*COMMAND, "run"], check=True, capture_output=True)
+        yield (workspace / WEIGHTS).read_bytes()
+
+
+def elsewhere(script: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """`ft-dagster run` as a script has it run, with mounts that nobody else has."""
+    command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh", *map(str, arguments)]
+    return subprocess.run([*command, *COMMAND, "run"], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    ("folder", "size", "name"),
+    [
+        (".ft/store", "380k", "FT_STORE"),
+        (".ft/attempts", "120k", "attempts at training"),
+        ("../home", "2000k", "DAGSTER_HOME"),
+    ],
+    ids=["store", "checkpoints", "history"],
+)
+def test_a_full_disk_is_named_and_with_room_on_it_the_next_run_ends_with_the_bytes_of_an_undisturbed_one(
+    edited: Path, undisturbed: bytes, tmp_path: Path, folder: str, size: str, name: str
+) -> None:
+    place = Path(os.path.normpath(edited / folder))
+    with reading_throughout(edited / "fine_tuned_model") as reads:
+        done = elsewhere(_ON_A_SMALL_DISK, place, size, tmp_path / "kept")
+    refused, _, went_on = done.stderr.partition("NOW THERE IS ROOM")
+    assert f"The disk that holds {name} ({place}) is full. Make space and run again" in on_one_line(refused)
+    assert done.returncode == 0, went_on
+    assert (edited / WEIGHTS).read_bytes() == undisturbed
+    assert reads.count > 0
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [(".ft/store", "FT_STORE"), (".ft", "the state of the workspace"), ("../home", "DAGSTER_HOME")],
+)
+def test_a_folder_that_cannot_be_written_to_is_named_and_nothing_is_changed(
+    edited: Path, folder: str, name: str
+) -> None:
+    place = Path(os.path.normpath(edited / folder))
+    before = (edited / "fine_tuned_model").resolve()
+    refused = elsewhere(_READ_ONLY, place)
+    assert refused.returncode == 1
+    said = on_one_line(refused.stderr)
+    assert f"{name} ({place})" in said and "cannot be written to. Mount it for writing" in said, said
+    assert "Traceback" not in said
+    assert (edited / "fine_tuned_model").resolve() == before
+
+
+def test_reports_may_lie_where_nothing_can_be_written(edited: Path, undisturbed: bytes) -> None:
+    done = elsewhere(_READ_ONLY, edited / "chapter_markdowns")
+    assert done.returncode == 0, done.stderr
+    assert (edited / WEIGHTS).read_bytes() == undisturbed
