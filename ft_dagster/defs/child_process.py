@@ -12,10 +12,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
 import dagster as dg
+from pydantic import PrivateAttr
 
 from ft_dagster.defs.runs import has_ended
 from ft_dagster.secrets import child_environment
@@ -35,6 +37,16 @@ class ChildProcess(dg.ConfigurableResource):
 
     grace_seconds: float = 60.0
     """How long a child may take after SIGINT to save a checkpoint."""
+    _running: list[subprocess.Popen[bytes]] = PrivateAttr(default_factory=list)
+
+    def teardown_after_execution(self, context: dg.InitResourceContext) -> None:
+        """End the children of steps that were cut off.
+
+        A run that is cancelled while Dagster stores an observation does not come back to the generator that gave it:
+        what is in a `finally` there comes too late, when the process that would save a checkpoint is killed with this.
+        """
+        for process in self._running:
+            self._end_group(process, context.log.info if context.log else _say_nothing)
 
     def run(
         self,
@@ -69,6 +81,7 @@ class ChildProcess(dg.ConfigurableResource):
             began = output.tell()
             environment = {**child_environment(bucket=bucket), **session.get_bootstrap_env_vars()}
             process = self._start(module, request, environment, output)
+            self._running.append(process)
             context.log.info(f"{module} runs as process {process.pid}; its output goes to {log_path}")
             told = 0
             asked = time.monotonic()
@@ -89,6 +102,7 @@ class ChildProcess(dg.ConfigurableResource):
                     told = len(messages)
             finally:
                 self._end_group(process, context.log.info)
+                self._running.remove(process)
             asked = time.monotonic()
             while _has_ended(context) is None and time.monotonic() - asked < _PATIENCE_SECONDS:
                 time.sleep(_POLL_SECONDS)
@@ -132,11 +146,16 @@ class ChildProcess(dg.ConfigurableResource):
         ):
             if not _alive(process):
                 return
-            log(f"sending {number.name} to process group {process.pid}")
             os.killpg(process.pid, number)
+            with suppress(Exception):  # the history may be away, and the child must end all the same
+                log(f"sent {number.name} to process group {process.pid}")
             until = time.monotonic() + wait
             while _alive(process) and time.monotonic() < until:
                 time.sleep(0.1)
+
+
+def _say_nothing(_: str) -> None:
+    pass
 
 
 def _has_ended(context: dg.AssetExecutionContext) -> bool | None:

@@ -16,11 +16,15 @@ from typing import Any
 
 from filelock import FileLock
 
+from ft_dagster.hashing import digest
 from ft_dagster.settings import Settings
 from ft_dagster.shared_store import open_store
 from ft_dagster.store import Artifact, write_atomically
 from ft_dagster.training.manifest import AdapterError, check_files, read_manifest
 from ft_dagster.training.request import KIND as ADAPTER
+
+_HASH = "hash"
+"""Field of an entry of the history that holds the hash of the others."""
 
 CODE_VERSION = "1"
 """Raised by hand when the same verdict would leave another released adapter."""
@@ -158,11 +162,28 @@ class Releases:
         return aside
 
     def history(self) -> list[dict[str, Any]]:
-        """Every release, oldest first: `adapter`, `at` (UTC), `why` (at least `decision` and `reason`), `back`."""
+        """Every release, oldest first: `adapter`, `at` (UTC), `why` (at least `decision` and `reason`), `back`.
+
+        Raises:
+            ReleaseError: a line is damaged.
+        """
         if not self._history.exists():
             return []
-        with self._history.open(encoding="utf-8") as lines:
-            return [json.loads(line) for line in lines]
+        return [self._entry(number, line) for number, line in enumerate(self._history.read_bytes().splitlines(), 1)]
+
+    def _entry(self, number: int, line: bytes) -> dict[str, Any]:
+        try:
+            entry: dict[str, Any] = json.loads(line)
+            if entry.pop(_HASH, None) not in (None, digest(entry)):  # none: written by an earlier version
+                raise ValueError("its hash is not the one recorded")
+            if not (isinstance(entry["adapter"], str) and "why" in entry):
+                raise ValueError("it names no adapter")
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ReleaseError(
+                f"Line {number} of {self._history} is damaged ({error}). Restore it, or delete the line: what was in "
+                "use then is forgotten, and nothing else."
+            ) from None
+        return entry
 
     def _make_way(self) -> Path | None:
         """A real folder or a foreign link at our place is kept under another name, never written over."""
@@ -199,7 +220,7 @@ class Releases:
         at = datetime.now(UTC).isoformat(timespec="seconds")
         entry: dict[str, Any] = {"adapter": key, "at": at, "why": dict(why)}
         entry |= {"back": True} if back else {}
-        lines = [json.dumps(item, ensure_ascii=False) for item in (*self.history(), entry)]
+        lines = [json.dumps(i | {_HASH: digest(i)}, ensure_ascii=False) for i in (*self.history(), entry)]
         write_atomically(self._history, "\n".join(lines) + "\n")
 
 

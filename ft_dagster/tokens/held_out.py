@@ -9,7 +9,11 @@ from functools import cached_property
 from pathlib import Path
 
 from ft_dagster.corpus.files import CorpusError
+from ft_dagster.hashing import digest
 from ft_dagster.store import write_atomically
+
+_HASH = "hash"
+"""Field of the file that holds the hash of the others."""
 
 
 @dataclass(frozen=True)
@@ -100,20 +104,28 @@ def choose_held_out(
 
 
 def read_pinned(path: Path) -> Pinned:
-    """Earlier decisions of a workspace; none where the file is not there."""
+    """Earlier decisions of a workspace; none where the file is not there.
+
+    Raises:
+        CorpusError: it is damaged. A name with another letter would be learned from although it was held out.
+    """
     try:
         content = json.loads(path.read_bytes())
+        recorded = content.pop(_HASH, None)
+        if recorded not in (None, digest(content)):  # none: written by an earlier version, or by hand
+            raise ValueError("its hash is not the one recorded")
+        return Pinned(frozenset(content["held_out"]), frozenset(content["train"]))
     except FileNotFoundError:
         return Pinned()
-    except ValueError as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise CorpusError(
-            f"{path} is damaged ({error}). Restore it: it says which chapters were never trained on."
+            f"{path} is damaged ({error}). Restore it: it says which chapters were never trained on. If you changed it "
+            f'yourself, delete its line "{_HASH}".'
         ) from None
-    return Pinned(frozenset(content["held_out"]), frozenset(content["train"]))
 
 
 def write_pinned(path: Path, pinned: Pinned) -> None:
     """Remember decisions; nothing is written while there are none."""
     if pinned.held_out or pinned.train:
         content = {"held_out": sorted(pinned.held_out), "train": sorted(pinned.train)}
-        write_atomically(path, json.dumps(content, indent=1, ensure_ascii=False))
+        write_atomically(path, json.dumps(content | {_HASH: digest(content)}, indent=1, ensure_ascii=False))

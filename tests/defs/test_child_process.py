@@ -161,6 +161,51 @@ def test_a_child_is_killed_when_its_run_was_ended_from_elsewhere(
     assert "ended from elsewhere" in failure.step_failure_data.user_failure_data.description
 
 
+CANCELLED_WHILE_STORING = """
+    import os, signal, sys
+    from pathlib import Path
+    import dagster as dg
+    from ft_dagster.defs.child_process import ChildProcess
+
+    folder = Path({folder!r})
+    (folder / "request.json").write_text("{{}}")
+
+    @dg.asset
+    def stage(context: dg.AssetExecutionContext, child: ChildProcess):
+        yield from child.run(context, "child_module", folder / "request.json", folder / "child.log")
+        yield dg.MaterializeResult()
+
+    with dg.instance_for_test() as instance:
+        store = instance.event_log_storage.store_event
+        def interrupted(event):
+            store(event)
+            if event.dagster_event and event.dagster_event.event_type_value == "ASSET_OBSERVATION":
+                os.kill(os.getpid(), signal.SIGINT)
+        instance.event_log_storage.store_event = interrupted
+        dg.materialize([stage], resources={{"child": ChildProcess()}}, instance=instance, raise_on_error=False)
+"""
+
+
+def test_a_child_can_save_when_its_run_is_cancelled_while_dagster_stores_what_it_told(
+    module: Callable[[str], str], tmp_path: Path
+) -> None:
+    module("""
+        import sys, time
+        from pathlib import Path
+        from dagster_pipes import open_dagster_pipes
+        with open_dagster_pipes() as pipes:
+            pipes.report_custom_message({"step": 1})
+            try:
+                time.sleep(600)
+            except KeyboardInterrupt:
+                time.sleep(1)
+                Path(sys.argv[1]).with_name("saved").touch()
+    """)
+    script = textwrap.dedent(CANCELLED_WHILE_STORING.format(folder=str(tmp_path)))
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert (tmp_path / "saved").exists(), done.stderr
+
+
 PARENT = """
     import sys
     from pathlib import Path

@@ -58,13 +58,16 @@ def a_copy(finished: Path, folder: Path) -> Path:
 
 
 def edit(workspace: Path) -> None:
-    """Some seconds' worth of new text, and two processes to learn it, so that training has children of its own."""
-    recipe = yaml.safe_load((workspace / "recipe.yaml").read_text())
-    recipe["training"]["processes"] = 2
-    (workspace / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    """Some seconds' worth of new text, and two processes to learn it, so that training has children of its own.
+
+    The text comes first: until the reports lie still nobody asks for a run, which would be one for the recipe alone.
+    """
     with (workspace / "chapter_markdowns" / "chapter_1.md").open("a") as chapter:
         chapter.write("\nThe ferry went only once.\n")
         chapter.writelines(chapter_text(number).rpartition("\n\n")[2] for number in range(20, 26))
+    recipe = yaml.safe_load((workspace / "recipe.yaml").read_text())
+    recipe["training"]["processes"] = 2
+    (workspace / "recipe.yaml").write_text(yaml.safe_dump(recipe))
 
 
 def released(dev: DagsterDev) -> str:

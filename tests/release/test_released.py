@@ -78,6 +78,25 @@ def test_the_history_says_what_was_released_when_and_why(here: Workspace) -> Non
     assert here.released() == ("one", "one")
 
 
+def test_a_history_with_any_bit_flipped_is_refused_by_its_line_or_read_as_it_was(here: Workspace) -> None:
+    for key in ("one", "two"):
+        here.releases.release(here.adapter(key), {"decision": "release", "reason": "né", "gain": 0.35044398704789764})
+    path = here.releases.folder / "history.jsonl"
+    whole, entries = path.read_bytes(), here.releases.history()
+    refused = 0
+    for place in range(8 * len(whole)):
+        data = bytearray(whole)
+        data[place // 8] ^= 1 << place % 8
+        path.write_bytes(data)
+        try:
+            found = here.releases.history()
+            assert [entry | before for entry, before in zip(found, entries, strict=True)] == found, bytes(data)
+        except ReleaseError as error:
+            refused += 1
+            assert f"of {path} is damaged" in str(error) and "delete the line" in str(error)
+    assert refused > 4 * len(whole)
+
+
 def test_releasing_what_is_released_changes_nothing(here: Workspace) -> None:
     adapter = here.adapter("one")
     here.releases.release(adapter, {})

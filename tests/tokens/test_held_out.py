@@ -149,6 +149,35 @@ def test_pinned_decisions_are_read_as_they_were_written(tmp_path: Path) -> None:
     assert read_pinned(tmp_path / "held_out.json") == pinned
 
 
+def test_decisions_with_any_bit_flipped_are_refused_by_name_or_read_as_they_were(tmp_path: Path) -> None:
+    path, pinned = tmp_path / "held_out.json", Pinned(frozenset({"a#é", "b"}), frozenset({"a"}))
+    write_pinned(path, pinned)
+    whole = path.read_bytes()
+    refused = 0
+    for place in range(8 * len(whole)):
+        data = bytearray(whole)
+        data[place // 8] ^= 1 << place % 8
+        path.write_bytes(data)
+        try:
+            assert read_pinned(path) == pinned, bytes(data)
+        except CorpusError as error:
+            refused += 1
+            assert f"{path} is damaged" in str(error) and "never trained on" in str(error)
+    assert refused > 4 * len(whole)
+
+
+def test_decisions_that_an_earlier_version_wrote_have_no_hash_and_are_read(tmp_path: Path) -> None:
+    (tmp_path / "held_out.json").write_text('{"held_out": ["b"], "train": []}')
+    assert read_pinned(tmp_path / "held_out.json") == Pinned(frozenset({"b"}))
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", "7", '{"held_out": 3, "train": []}'])
+def test_decisions_that_are_none_are_refused_by_name(tmp_path: Path, content: str) -> None:
+    (tmp_path / "held_out.json").write_text(content)
+    with pytest.raises(CorpusError, match=r"held_out\.json is damaged"):
+        read_pinned(tmp_path / "held_out.json")
+
+
 def test_no_decisions_are_no_file(tmp_path: Path) -> None:
     write_pinned(tmp_path / "held_out.json", Pinned())
     assert list(tmp_path.iterdir()) == []
