@@ -48,7 +48,7 @@ def errors_said(console: Console) -> Iterator[None]:
     except Exception as error:
         from ft_dagster.defs.room import about_room
 
-        room = None if isinstance(error, SettingsError) else about_room(str(error))
+        room = about_room(str(error))
         if room is None and not isinstance(error, _BAD_INPUT):
             raise
         said = f"{type(error).__name__}: {error}" + (f"\n{room}" if room else "")

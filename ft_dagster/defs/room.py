@@ -4,7 +4,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from ft_dagster.settings import Settings, load_settings
+from ft_dagster.settings import Settings, SettingsError, load_settings
 
 _FULL = ("no space left on device", "disk quota exceeded", "database or disk is full", "[errno 28]", "[errno 122]")
 _READ_ONLY = ("read-only file system", "attempt to write a readonly database", "[errno 30]")
@@ -20,7 +20,10 @@ def about_room(said: str) -> str | None:
         said: its text.
     """
     text = said.lower()
-    folders = _folders(load_settings())
+    try:
+        folders = _folders(load_settings())
+    except SettingsError:  # which is said by itself
+        return None
     full = [f"{name} ({folder})" for name, folder in folders.items() if _free(folder) < _LITTLE]
     if full or any(part in text for part in _FULL):
         where = f"The disk that holds {', '.join(full)} is full." if full else "A disk is full."
@@ -52,7 +55,11 @@ def _there(folder: Path) -> Path:
 
 
 def _free(folder: Path) -> int:
-    return shutil.disk_usage(_there(folder)).free
+    """Bytes; unknown counts as enough."""
+    try:
+        return shutil.disk_usage(_there(folder)).free
+    except OSError:
+        return _LITTLE
 
 
 def _can_write(folder: Path) -> bool:
