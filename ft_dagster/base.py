@@ -1,7 +1,10 @@
 """The pretrained model: where it is, what it is called, and the hashes it is known by. Imports no torch."""
 
+import hashlib
 import importlib.util
 import json
+import logging
+import re
 import shutil
 import subprocess
 import sys
@@ -17,6 +20,8 @@ from ft_dagster.hashing import digest, file_digest
 from ft_dagster.recipe import Base
 from ft_dagster.secrets import child_environment
 from ft_dagster.store import with_usual_rights, write_atomically
+
+log = logging.getLogger(__name__)
 
 CARD = "base.json"
 """Written last into a prepared folder: what it was made from, and its hashes."""
@@ -189,14 +194,18 @@ def _convert(known: _Embedded, folder: Path) -> None:
 
 
 def _download(base: Base, cache: Path, token: str | None, weights: bool) -> Path:
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import hf_hub_download, snapshot_download
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     patterns = [*_TOKENIZER, *(_WEIGHTS if weights else ())]
+    place: dict[str, Any] = {"revision": base.revision, "cache_dir": cache / "hub", "token": token or False}
+    damaged = None
     try:
-        folder = snapshot_download(
-            base.model, revision=base.revision, cache_dir=cache / "hub", allow_patterns=patterns, token=token or False
-        )
+        folder = Path(snapshot_download(base.model, allow_patterns=patterns, **place))
+        for damaged in _damaged(folder, patterns):
+            log.warning("%s is damaged: its hash is not the one that the hub gave. It is fetched again.", damaged)
+            hf_hub_download(base.model, damaged.name, force_download=True, **place)
+        damaged = None
     except GatedRepoError as error:
         raise BaseModelError(
             f"{base.model} is gated. Accept its terms on the hub, then put HUGGINGFACE_TOKEN into the workspace's .env."
@@ -207,11 +216,43 @@ def _download(base: Base, cache: Path, token: str | None, weights: bool) -> Path
             "HUGGINGFACE_TOKEN is missing, expired or has no access."
         ) from error
     except Exception as error:  # the client lets its transport's errors through, which share no class of its own
+        why = f"{damaged} is damaged, and " if damaged else ""
         raise BaseModelError(
-            f"{base.model} at {base.revision} cannot be downloaded: {type(error).__name__}. Check the connection, or "
-            "use `base: {source: folder}` with a copy, or the recipe smollm2-135m, which needs no hub."
+            f"{why}{base.model} at {base.revision} cannot be downloaded: {type(error).__name__}. Check the connection, "
+            "or use `base: {source: folder}` with a copy, or the recipe smollm2-135m, which needs no hub."
         ) from error
-    return Path(folder)
+    if still := _damaged(folder, patterns):
+        raise BaseModelError(
+            f"{still[0]} is damaged: its hash is not the one that the hub gave, although it was fetched again. Look at "
+            "the disk, and at what stands between here and the hub."
+        )
+    return folder
+
+
+def _damaged(folder: Path, patterns: Sequence[str]) -> list[Path]:
+    """Files of a hub's snapshot whose bytes are not those that the hub named.
+
+    Each is a link to a file that is called as the hub's entity tag: the SHA-256 of large files, git's SHA-1 of small
+    ones (huggingface_hub, documentation of hf_hub_download). Some mirrors give the SHA-1 of the bytes, or a tag that
+    is no hash, of which nothing can be told.
+    """
+    found = []
+    for path in sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_symlink()}):
+        tag = path.readlink().name
+        if re.fullmatch("[0-9a-f]{64}", tag):
+            whole = _known_digest(path) == tag
+        elif re.fullmatch("[0-9a-f]{40}", tag):
+            content = path.read_bytes()
+            whole = tag in (_sha1(b"blob %d\0" % len(content), content), _sha1(content))
+        else:
+            whole = True
+        if not whole:
+            found.append(path)
+    return found
+
+
+def _sha1(*parts: bytes) -> str:
+    return hashlib.sha1(b"".join(parts), usedforsecurity=False).hexdigest()
 
 
 def _describe(name: str, folder: Path, weights: bool) -> PreparedBase:

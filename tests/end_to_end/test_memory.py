@@ -1,0 +1,112 @@
+"""Memory that is too little: said what to change, before a training or after it, and what was learned is kept."""
+
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+from commands import COMMAND, on_one_line
+from dagster_dev import wait_until
+from memory import container, use_up
+from reports import prose_of
+
+from ft_dagster.store import Store
+from ft_dagster.training.request import KIND as ADAPTER
+
+WEIGHTS = "fine_tuned_model/adapter_model.safetensors"
+
+
+@pytest.fixture
+def workspace(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A finished workspace."""
+    return copied(finished, tmp_path, monkeypatch)
+
+
+def copied(finished: Path, folder: Path, patch: pytest.MonkeyPatch) -> Path:
+    for part in ("workspace", "home"):
+        shutil.copytree(finished / part, folder / part, symlinks=True)
+    for name, value in {
+        "FT_WORKSPACE": folder / "workspace",
+        "FT_RECIPE": "recipe.yaml",
+        "FT_CACHE": folder / "cache",
+        "DAGSTER_HOME": folder / "home",
+        "DAGSTER_DISABLE_TELEMETRY": "yes",
+    }.items():
+        patch.setenv(name, str(value))
+    return folder / "workspace"
+
+
+def change(workspace: Path, chapters: int = 0, **parts: dict[str, Any]) -> None:
+    """Change parts of the recipe, and add that many chapters' prose to one."""
+    path = workspace / "recipe.yaml"
+    recipe = yaml.safe_load(path.read_text())
+    path.write_text(yaml.safe_dump(recipe | {name: recipe[name] | part for name, part in parts.items()}))
+    with (workspace / "chapter_markdowns" / "chapter_1.md").open("a") as chapter:
+        chapter.writelines(prose_of(number) for number in range(20, 20 + chapters))
+
+
+def run(*before: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*before, *COMMAND, "run"], capture_output=True, text=True, check=False)
+
+
+def test_a_training_that_does_not_fit_into_the_memory_of_its_container_is_refused_with_what_would_fit(
+    workspace: Path,
+) -> None:
+    before = (workspace / WEIGHTS).read_bytes()
+    change(workspace, tokens={"block_length": 2048}, training={"rows_per_device": 64, "rows_per_step": 64})
+    with container(gibibytes=2.5) as small:
+        done = run(*small.command())
+    said = on_one_line(done.stderr)
+    assert done.returncode == 1
+    assert "This training does not fit: it takes about 5." in said and "of memory are there. With training." in said
+    assert "in the recipe it would take about" in said and "Traceback" not in said
+    assert (workspace / WEIGHTS).read_bytes() == before
+
+
+def test_a_training_that_runs_out_of_memory_says_what_to_change(workspace: Path) -> None:
+    before = (workspace / WEIGHTS).read_bytes()
+    change(
+        workspace, chapters=400, tokens={"block_length": 2048}, training={"rows_per_device": 64, "rows_per_step": 64}
+    )
+    done = run("sh", "-c", 'ulimit -v 4000000; exec "$@"', "sh")
+    said = on_one_line(done.stderr)
+    assert done.returncode == 1
+    assert "Memory is too little for this recipe. Lower training.rows_per_device or tokens.block_length" in said, said
+    assert (workspace / WEIGHTS).read_bytes() == before
+
+
+def test_a_training_that_the_system_kills_for_its_memory_says_so_and_the_next_run_goes_on_from_its_checkpoint(
+    finished: Path, workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = (workspace / WEIGHTS).read_bytes()
+    change(workspace, chapters=6, training={"epochs": 40})
+    with container(gibibytes=3) as small:
+        running = subprocess.Popen(
+            small.command(*COMMAND, "run"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        wait_until(lambda: list((workspace / ".ft" / "attempts").glob("*/*/checkpoint-*/complete")), "a checkpoint")
+        (training,) = (p for p in small.processes() if "ft_dagster.training" in p.cmdline())
+        assert training.status() != psutil.STATUS_ZOMBIE
+        subprocess.run(use_up(small, training), check=False)
+        said, _ = running.communicate()
+    assert running.returncode == 1
+    assert "was killed, most likely by the system because memory ran out. Lower training.rows_per_device" in (
+        on_one_line(said)
+    )
+    assert (workspace / WEIGHTS).read_bytes() == before
+    done = run()
+    assert done.returncode == 0, done.stderr
+    adapter = Store(workspace / ".ft" / "store").newest(ADAPTER)
+    assert adapter and adapter.about["resumed_from"] > 0
+    undisturbed = copied(finished, tmp_path / "undisturbed", monkeypatch)
+    change(undisturbed, chapters=6, training={"epochs": 40})
+    assert run().returncode == 0
+    other = Store(undisturbed / ".ft" / "store").newest(ADAPTER)
+    assert other and other.about["resumed_from"] == 0
+    assert (adapter.key, adapter.files["adapter_model.safetensors"]) == (
+        other.key,
+        other.files["adapter_model.safetensors"],
+    )

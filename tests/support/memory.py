@@ -1,0 +1,79 @@
+"""Processes that have little memory: a control group of their own, as a container has."""
+
+import os
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+from dagster_dev import wait_until
+
+_GROUPS = Path("/sys/fs/cgroup")
+_FIRST, _SECOND = ("memory/{}", "memory.limit_in_bytes"), ("{}", "memory.max")
+"""Version 1 and 2 of control groups: where one is made, and the file that takes its limit."""
+
+
+@dataclass(frozen=True)
+class Container:
+    """A control group with a limit on its memory."""
+
+    folder: Path
+
+    def command(self, *arguments: str) -> list[str]:
+        """What runs these arguments in it."""
+        enter = f'echo $$ > "{self.folder}/cgroup.procs" && exec "$@"'
+        return ["sh", "-c", enter, "sh", *arguments]
+
+    def processes(self) -> list[psutil.Process]:
+        return [psutil.Process(int(line)) for line in (self.folder / "cgroup.procs").read_text().split()]
+
+
+@contextmanager
+def container(gibibytes: float) -> Iterator[Container]:
+    """One with so much memory while the block lasts; what still runs in it then is killed.
+
+    Where the tests may make none it is skipped; with CI_HOSTS=required it fails.
+    """
+    made = next(filter(None, (_make(place, limit, int(gibibytes * 2**30)) for place, limit in (_FIRST, _SECOND))), None)
+    if made is None:
+        message = "no control group for memory can be made here: that takes root"
+        assert os.environ.get("CI_HOSTS") != "required", message
+        pytest.skip(message)
+    try:
+        yield made
+    finally:
+        for process in made.processes():
+            process.kill()
+        wait_until(lambda: not made.processes(), "no process is left in it")
+        made.folder.rmdir()
+
+
+def _make(place: str, limit: str, size: int) -> Container | None:
+    folder = _GROUPS / place.format(f"ft-{uuid.uuid4().hex[:8]}")
+    try:
+        folder.mkdir()
+        (folder / limit).write_text(str(size))
+    except OSError:
+        if folder.is_dir():
+            folder.rmdir()
+        return None
+    return Container(folder)
+
+
+def use_up(container: Container, killed: psutil.Process) -> Sequence[str]:
+    """A command that takes the memory of a container until the system kills a process for it, which is that one."""
+    Path(f"/proc/{killed.pid}/oom_score_adj").write_text("1000")
+    return container.command("python3", "-c", _USE_UP, str(killed.pid))
+
+
+_USE_UP = """
+import sys, time
+open("/proc/self/oom_score_adj", "w").write("-1000")
+taken = []
+while open(f"/proc/{sys.argv[1]}/statm").read() != "0 0 0 0 0 0 0\\n":
+    taken.append(b"x" * 2**22)
+    time.sleep(0.005)
+"""
