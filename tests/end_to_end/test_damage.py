@@ -1,15 +1,19 @@
-"""A flipped bit in the store is noticed before it is used, told by name, and made again as the message says."""
+"""Flipped bits and a checkpoint that was cut off: noticed before use, told by name, and made again as is said."""
 
 import re
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import pytest
-from commands import ft_dagster, on_one_line
+import yaml
+from commands import COMMAND, ft_dagster, on_one_line
+from dagster_dev import wait_until
 from graphs import run
+from processes import end_inheriting
 
 from ft_dagster.corpus.sections import stored_shards
 from ft_dagster.corpus.snapshot import shard_files, snapshot_shards
@@ -134,3 +138,51 @@ def test_reports_and_rows_that_were_damaged_are_made_again_from_the_reports(
     done = ft_dagster("run")
     assert done.returncode == 0, done.stderr
     assert contents(store) != before
+
+
+def test_a_checkpoint_that_was_cut_off_is_named_and_training_goes_on_from_the_one_before(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HUGGINGFACE_TOKEN", raising=False)
+    made = []
+    for name in ("stopped", "undisturbed"):
+        workspace = shutil.copytree(finished / "workspace", tmp_path / name / "workspace", symlinks=True)
+        for variable, value in {
+            "FT_WORKSPACE": workspace,
+            "FT_RECIPE": "recipe.yaml",
+            "FT_CACHE": tmp_path / "cache",
+            "DAGSTER_HOME": tmp_path / name / "home",
+            "DAGSTER_DISABLE_TELEMETRY": "yes",
+        }.items():
+            monkeypatch.setenv(variable, str(value))
+        path = workspace / "recipe.yaml"
+        recipe = yaml.safe_load(path.read_text())
+        recipe["training"] |= {"epochs": 20, "save_every": 2}
+        path.write_text(yaml.safe_dump(recipe))
+        if name == "stopped":
+            before, last = two_checkpoints_of_a_killed_run(workspace)
+            (last / "optimizer.pt").write_bytes((last / "optimizer.pt").read_bytes()[:1000])
+        done = ft_dagster("run")
+        assert done.returncode == 0, done.stderr
+        adapter = Store(workspace / ".ft" / "store").newest("lora_adapter")
+        assert adapter
+        made.append((adapter.key, adapter.files["adapter_model.safetensors"]))
+        if name == "stopped":
+            assert f"{last / 'optimizer.pt'} is damaged or missing" in on_one_line(done.stderr)
+            assert adapter.about["resumed_from"] == int(before.name.rpartition("-")[2])
+    assert made[0] == made[1]
+
+
+def two_checkpoints_of_a_killed_run(workspace: Path) -> list[Path]:
+    """Run, kill everything once two checkpoints are whole, and give the last two, the older one first."""
+
+    def whole() -> list[Path]:
+        found = [path.parent for path in (workspace / ".ft" / "attempts").glob("*/*/checkpoint-*/complete")]
+        return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
+
+    with subprocess.Popen([*COMMAND, "run"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL):
+        try:
+            wait_until(lambda: len(whole()) >= 2, "two checkpoints are whole")
+        finally:
+            end_inheriting("FT_WORKSPACE", str(workspace))
+    return whole()[-2:]
