@@ -1,8 +1,10 @@
 """Processes that have little memory: a control group of their own, as a container has."""
 
+import subprocess
+import sys
 import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +29,11 @@ class Container:
         return ["sh", "-c", enter, "sh", *arguments]
 
     def processes(self) -> list[psutil.Process]:
-        return [psutil.Process(int(line)) for line in (self.folder / "cgroup.procs").read_text().split()]
+        found = []
+        for line in (self.folder / "cgroup.procs").read_text().split():
+            with suppress(psutil.NoSuchProcess):
+                found.append(psutil.Process(int(line)))
+        return found
 
 
 @contextmanager
@@ -45,7 +51,8 @@ def container(gibibytes: float) -> Iterator[Container]:
         yield made
     finally:
         for process in made.processes():
-            process.kill()
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
         wait_until(lambda: not made.processes(), "no process is left in it")
         made.folder.rmdir()
 
@@ -62,16 +69,16 @@ def _make(place: str, limit: str, size: int) -> Container | None:
     return Container(folder)
 
 
-def use_up(container: Container, killed: psutil.Process) -> Sequence[str]:
-    """A command that takes the memory of a container until the system kills a process for it, which is that one."""
+def use_up(container: Container, killed: psutil.Process) -> None:
+    """Take the memory of a container until the system kills a process for it, which is that one."""
     Path(f"/proc/{killed.pid}/oom_score_adj").write_text("1000")
-    return container.command("python3", "-c", _USE_UP, str(killed.pid))
+    subprocess.run(container.command(sys.executable, "-c", _USE_UP, str(killed.pid)), stderr=subprocess.DEVNULL)
 
 
 _USE_UP = """
 import sys, time
 open("/proc/self/oom_score_adj", "w").write("-1000")
-taken = []
+taken = []  # slowly: once that process is gone no other may have to go
 while open(f"/proc/{sys.argv[1]}/statm").read() != "0 0 0 0 0 0 0\\n":
     taken.append(b"x" * 2**22)
     time.sleep(0.005)
