@@ -12,7 +12,7 @@ import dagster as dg
 import psutil
 import pytest
 from adapter_reader import reading_throughout
-from commands import COMMAND
+from commands import COMMAND, work_in
 from dagster_dev import DagsterDev, wait_until
 from processes import end_inheriting, heed_ctrl_c
 from reports import prose_of
@@ -30,14 +30,7 @@ def edited(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
     with (workspace / "chapter_markdowns" / "chapter_1.md").open("a") as chapter:
         chapter.writelines(prose_of(number) for number in range(20, 26))
     with reading_throughout(workspace / "fine_tuned_model") as reads:  # by a process that the variables do not name
-        for name, value in {
-            "FT_WORKSPACE": workspace,
-            "FT_RECIPE": "recipe.yaml",
-            "FT_CACHE": tmp_path / "cache",
-            "DAGSTER_HOME": tmp_path / "home",
-            "DAGSTER_DISABLE_TELEMETRY": "yes",
-        }.items():
-            monkeypatch.setenv(name, str(value))
+        work_in(tmp_path, monkeypatch)
         try:
             yield workspace
         finally:
@@ -105,8 +98,7 @@ def test_a_run_that_waits_for_one_that_is_killed_takes_over_and_goes_on_with_its
 
 def test_a_run_beside_the_watchers_trains_nothing_twice(edited: Path) -> None:
     with DagsterDev(edited.parent) as dev:
-        before = len(dev.runs())
-        wait_until(lambda: len(dev.runs()) > before, "the watcher asks for a run")
+        wait_until(lambda: len(dev.runs()) > 1, "the watcher asks for a run after the one that made the workspace")
         beside = start()
         said = beside.communicate(timeout=240)[1]
         assert beside.returncode == 0, said

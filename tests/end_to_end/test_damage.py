@@ -10,7 +10,7 @@ from typing import Any
 import dagster as dg
 import pytest
 import yaml
-from commands import COMMAND, ft_dagster, on_one_line
+from commands import COMMAND, ft_dagster, on_one_line, work_in_copy
 from dagster_dev import wait_until
 from graphs import run
 from processes import end_inheriting
@@ -143,18 +143,9 @@ def test_reports_and_rows_that_were_damaged_are_made_again_from_the_reports(
 def test_a_checkpoint_that_was_cut_off_is_named_and_training_goes_on_from_the_one_before(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("HUGGINGFACE_TOKEN", raising=False)
     made = []
     for name in ("stopped", "undisturbed"):
-        workspace = shutil.copytree(finished / "workspace", tmp_path / name / "workspace", symlinks=True)
-        for variable, value in {
-            "FT_WORKSPACE": workspace,
-            "FT_RECIPE": "recipe.yaml",
-            "FT_CACHE": tmp_path / "cache",
-            "DAGSTER_HOME": tmp_path / name / "home",
-            "DAGSTER_DISABLE_TELEMETRY": "yes",
-        }.items():
-            monkeypatch.setenv(variable, str(value))
+        workspace = work_in_copy(finished, tmp_path / name, monkeypatch)
         path = workspace / "recipe.yaml"
         recipe = yaml.safe_load(path.read_text())
         recipe["training"] |= {"epochs": 20, "save_every": 2}

@@ -4,14 +4,13 @@ Each command runs where the disk is another one: in a mount namespace of its own
 """
 
 import os
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from adapter_reader import reading_throughout
-from commands import COMMAND, on_one_line
+from commands import COMMAND, on_one_line, work_in_copy
 from hosts import require_namespaces
 from reports import prose_of
 
@@ -43,19 +42,10 @@ def edited(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
 
 
 def with_an_edit(finished: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for part in ("workspace", "home"):
-        shutil.copytree(finished / part, folder / part, symlinks=True)
-    with (folder / "workspace" / "chapter_markdowns" / "chapter_1.md").open("a") as chapter:
+    workspace = work_in_copy(finished, folder, monkeypatch)
+    with (workspace / "chapter_markdowns" / "chapter_1.md").open("a") as chapter:
         chapter.writelines(prose_of(number) for number in range(20, 26))
-    for name, value in {
-        "FT_WORKSPACE": folder / "workspace",
-        "FT_RECIPE": "recipe.yaml",
-        "FT_CACHE": folder / "cache",
-        "DAGSTER_HOME": folder / "home",
-        "DAGSTER_DISABLE_TELEMETRY": "yes",
-    }.items():
-        monkeypatch.setenv(name, str(value))
-    return folder / "workspace"
+    return workspace
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from commands import COMMAND, on_one_line
+from commands import COMMAND, on_one_line, work_in
 from hub import COMMIT, MODEL, TOKEN, Hub, serving_hub
 from reports import prose_of, recipe_for
 
@@ -57,16 +57,8 @@ def edit(folder: Path) -> None:
 
 
 def run_in(folder: Path, hub: Hub, patch: pytest.MonkeyPatch) -> subprocess.CompletedProcess[str]:
-    patch.delenv("HUGGINGFACE_TOKEN", raising=False)
-    for name, value in {
-        "FT_WORKSPACE": folder / "workspace",
-        "FT_RECIPE": "recipe.yaml",
-        "FT_CACHE": folder / "cache",
-        "DAGSTER_HOME": folder / "home",
-        "DAGSTER_DISABLE_TELEMETRY": "yes",
-        "HF_ENDPOINT": hub.address,
-    }.items():
-        patch.setenv(name, str(value))
+    work_in(folder, patch)
+    patch.setenv("HF_ENDPOINT", hub.address)
     return subprocess.run([*COMMAND, "run"], capture_output=True, text=True, check=False)
 
 
