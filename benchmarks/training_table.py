@@ -14,8 +14,8 @@ import psutil
 
 from benchmarks.contenders import NOT_RUN, OURS, Contender
 from benchmarks.match import PEERS, Match, Run
-from benchmarks.model_flops import flops_of_pieces
 from ft_dagster.base import model_config
+from ft_dagster.training.model_flops import flops_of_pieces
 from ft_dagster.training.shape import shape_of
 
 USUAL = ("chapter_markdowns", "chapters")
@@ -61,7 +61,7 @@ def introduction(epochs: int, rounds: int, threads: int, folders: list[Path], co
             "learned from: not padding, not end-of-sequence tokens. Text that reached the loss: these, over the "
             "tokens of the training chapters' Markdown. Training is timed from the first forward pass, which is a "
             "trial in ft_dagster, to the end of the last optimizer step; memory and start-up are those of the whole "
-            "process. Share of the matrix limit: operations that the model needs (benchmarks/model_flops.py) a "
+            "process. Share of the matrix limit: operations that the model needs (training/model_flops.py) a "
             "CPU-second, over those of bfloat16 matrix products in the same run. Adapters are measured by the same "
             "code on the same held-out sections.",
             "\n".join(f"- {c.name}: {c.about}." for c in contenders),

@@ -8,16 +8,20 @@ The docstrings of parts and fields are the descriptions in docs/recipes.md: Mark
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib import resources
 from operator import attrgetter
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 DEFAULT_RECIPE = "smollm2-135m"
+AUTO: Final = "auto"
+"""`base.dtype` where the machine decides."""
+_BEFORE_AUTO = "bfloat16"
+"""The default of `base.dtype` before there was `auto`."""
 
 
 class RecipeError(Exception):
@@ -26,6 +30,30 @@ class RecipeError(Exception):
 
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+    LATER: ClassVar[Collection[str]] = ()
+    """Fields that came after adapters had been made without them. They count in keys only where they differ from their
+    default, so that an upgrade trains nothing again."""
+    REMOVED: ClassVar[Mapping[str, Any]] = {}
+    """Fields that there were, with the values that they had by default: keys go on counting them so."""
+
+    def for_keys(self, include: Collection[str] | None = None, exclude: Collection[str] = ()) -> dict[str, Any]:
+        """The part as plain JSON, as keys and hashes of what is made by it count it.
+
+        Args:
+            include: names of the fields that count; all where it is None.
+            exclude: names of fields that do not count.
+        """
+        dumped = {**self.REMOVED, **self.model_dump(mode="json")}
+        fields = type(self).model_fields.items()
+        defaults = {name: field.get_default(call_default_factory=True) for name, field in fields}
+        return {
+            name: value
+            for name, value in dumped.items()
+            if (include is None or name in include)
+            and name not in exclude
+            and not (name in self.LATER and getattr(self, name) == defaults[name])
+        }
 
 
 def _layer_names(value: Any) -> Any:
@@ -46,8 +74,10 @@ class Base(_Part):
     """The full commit hash to pin; required with `source: hub`, so that the base cannot change under an adapter."""
     quantization: Literal["none", "nf4", "int8"] = "none"
     """How frozen weights are held: as they are, in 4-bit NF4 with double quantization (QLoRA), or in 8 bits."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
-    """What frozen weights are held in, and what matrix products are computed in; `float16` needs a GPU."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = AUTO
+    """What frozen weights are held in, and what matrix products are computed in. `auto`: what is
+    [fast on the machine](training.md#number-formats) that trains or measures: bfloat16, or else float32 on a CPU and
+    float16 on a GPU. `float16` needs a GPU."""
 
     @model_validator(mode="after")
     def _pinned(self) -> "Base":
@@ -271,7 +301,7 @@ class Recipe(_Part):
 
     @property
     def compute_dtype(self) -> str:
-        """What matrix products are computed in."""
+        """What matrix products are computed in; `auto` where that is not decided yet."""
         mixed = {"bf16": "bfloat16", "fp16": "float16", None: self.base.dtype}
         return mixed[self.training.mixed_precision]
 
@@ -314,7 +344,19 @@ class Recipe(_Part):
     def part(self, *names: str) -> dict[str, Any]:
         """The named parts, or what is named of a part (`objectives.taught`), as plain JSON: what keys are made of."""
         found = {name: attrgetter(name)(self) for name in names}
-        return {n: part.model_dump(mode="json") if isinstance(part, BaseModel) else part for n, part in found.items()}
+        return {name: part.for_keys() if isinstance(part, _Part) else part for name, part in found.items()}
+
+    def computing_in(self, number_format: str) -> "Recipe":
+        """The recipe with `base.dtype: auto` decided; one that names a format itself stays as it is."""
+        if self.base.dtype != AUTO:
+            return self
+        return self.model_copy(update={"base": self.base.model_copy(update={"dtype": number_format})})
+
+    @property
+    def readings(self) -> tuple["Recipe", ...]:
+        """This recipe, and how it read before `base.dtype` was `auto`: what was made by either is up to date."""
+        before = self.computing_in(_BEFORE_AUTO)
+        return (self,) if before == self else (self, before)
 
 
 def shipped_recipes() -> list[str]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 from buckets import BUCKET, Server, serving_s3, set_environment
+from machines import remember_machine
 from reports import PROSE, chapter_text, recipe_for
 
 from ft_dagster.store import Store
@@ -94,7 +95,7 @@ def workspace(tmp_path: Path, tiny_recipe: dict[str, Any], monkeypatch: pytest.M
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("FT_WORKSPACE", str(folder))
     monkeypatch.setenv("FT_RECIPE", "recipe.yaml")
-    monkeypatch.setenv("FT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("FT_CACHE", str(remember_machine(tmp_path / "cache")))
     return folder
 
 
@@ -134,6 +135,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
     (folder / "workspace" / "recipe.yaml").write_text(yaml.safe_dump(recipe_for(tiny_base)), "utf-8")
     (folder / "workspace" / ".env").write_text(f"HUGGINGFACE_TOKEN={TOKEN}\n")
     (folder / "home").mkdir()
+    remember_machine(folder / "cache")
     with instance_on(folder / "workspace", folder / "home", folder / "cache") as instance:
         assert run(instance).success
     return folder

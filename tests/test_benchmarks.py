@@ -7,8 +7,8 @@ from peft import LoraConfig, get_peft_model
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
-from benchmarks.model_flops import causal_pairs, flops_of_pieces, training_flops
 from ft_dagster.base import model_config
+from ft_dagster.training.model_flops import causal_pairs, flops_of_pieces, training_flops
 from ft_dagster.training.shape import shape_of
 
 RANK = 4

@@ -53,7 +53,7 @@ def test_parts_are_plain_data_with_every_field_and_no_other_part() -> None:
             "model": "smollm2-135m-instruct",
             "revision": None,
             "quantization": "none",
-            "dtype": "bfloat16",
+            "dtype": "auto",
         },
     }
 
@@ -152,7 +152,7 @@ def test_an_unknown_field_is_refused_with_the_nearest_name(fields: dict[str, Any
         ),
         (
             {"training": {"mixed_precision": "bf16"}},
-            "training.mixed_precision (bf16) needs base.dtype: float32; with bfloat16 products are computed in that "
+            "training.mixed_precision (bf16) needs base.dtype: float32; with auto products are computed in that "
             "already.",
         ),
         (
@@ -173,7 +173,7 @@ def test_an_unknown_field_is_refused_with_the_nearest_name(fields: dict[str, Any
         ),
         (
             {"base": {**EMBEDDED, "dtype": 16}},
-            "base.dtype: Input should be 'float32', 'bfloat16' or 'float16', not 16.",
+            "base.dtype: Input should be 'auto', 'float32', 'bfloat16' or 'float16', not 16.",
         ),
         (
             {"lora": {"targets": "all_linear"}},

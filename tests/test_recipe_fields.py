@@ -300,7 +300,7 @@ FIELDS: dict[str, tuple[Callable[[Laboratory, Recipe], Any], Any, Fields]] = {
     "base.model": (base, "owner/other", HUB),
     "base.revision": (base, "1" * 40, HUB),
     "base.quantization": (loaded_base, "nf4", {}),
-    "base.dtype": (loaded_base, "float32", {}),
+    "base.dtype": (loaded_base, "bfloat16", {"base.dtype": "float32"}),
     "corpus.unreadable": (unreadable_file, "skip", {}),
     "corpus.secrets": (personal_data, "block", {}),
     "corpus.drafts": (text, True, {}),

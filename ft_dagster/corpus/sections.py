@@ -97,7 +97,7 @@ def make_sections(snapshot: Artifact, options: Corpus, each: Each = map) -> Arti
         StoreError: a chapter's bytes are missing from the store, or damaged.
     """
     store = snapshot.store
-    made_by = digest([CODE_VERSION, options.model_dump(mode="json", exclude=_CHECKS_ONLY)])
+    made_by = digest([CODE_VERSION, options.for_keys(exclude=_CHECKS_ONLY)])
     key = digest([snapshot.key, made_by])
     if found := store.find(KIND, key):
         return found

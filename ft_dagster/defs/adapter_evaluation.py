@@ -36,6 +36,7 @@ from ft_dagster.recipe import Recipe
 from ft_dagster.store import Artifact, Store
 from ft_dagster.tokens.dataset import folder_with_rows, held_out_version
 from ft_dagster.training.manifest import AdapterError, differences, read_manifest
+from ft_dagster.training.number_format import resolved_here
 
 _CHECKS = {
     "it_beats_base_and_released": (
@@ -83,10 +84,14 @@ def adapter_evaluation(
     withdrawn = in_use is not None and adapter.key in workspace.releases.withdrawn()
     slices = load_slices(recipe.evaluation, settings.workspace, bool(chat_template(Path(base.folder))))
     beside = in_use.name if in_use else None
-    key = evaluation_key(adapter.key, dataset.about["version"], beside, recipe, slices, before, withdrawn)
+    here = resolved_here(recipe, settings)
+    number_format = here.compute_dtype
+    key = evaluation_key(
+        adapter.key, dataset.about["version"], beside, recipe, number_format, slices, before, withdrawn
+    )
     artifact = store.find(ADAPTER_EVALUATION.name, key)
     if artifact is None:
-        measured = measured_by(held_out_version(dataset), base.identity, recipe, slices)
+        measured = measured_by(held_out_version(dataset), base.identity, here, slices)
         known = _measured_before(store, measured, released)
         with store.staging() as folder:
             unknown = released if released and "released" not in known else None
@@ -94,7 +99,7 @@ def adapter_evaluation(
             request = EvaluationRequest(
                 base=base.to_json(),
                 dataset=str(folder_with_rows(dataset)),
-                recipe=recipe.model_dump(mode="json"),
+                recipe=here.model_dump(mode="json"),
                 adapters=adapters,
                 known=known,
                 texts={kind: {"files": dict(s.files), "folder": str(s.folder)} for kind, s in slices.items()},
@@ -108,7 +113,7 @@ def adapter_evaluation(
                 context, "ft_dagster.evaluation", path, settings.logs / f"evaluation-{key[:12]}.log"
             )
             path.unlink()
-            artifact = _take_in(store, key, folder, adapter, in_use, recipe, before, withdrawn, measured)
+            artifact = _take_in(store, key, folder, adapter, in_use, here, before, withdrawn, measured)
     yield _describe(artifact, recipe, adapter)
 
 
@@ -160,6 +165,7 @@ def _take_in(
         "in_use": in_use.name if in_use else None,
         "verdict": verdict,
         "measured": measured,
+        "number_format": recipe.compute_dtype,
     }
     return store.take_in(ADAPTER_EVALUATION.name, key, folder, about)
 
@@ -196,6 +202,7 @@ def _describe(artifact: Artifact, recipe: Recipe, adapter: Artifact) -> dg.Mater
             "samples": table(_sample_rows(models)),
             **_beside(models),
             "held-out bytes": models["new"]["bytes"],
+            **({"number format": about["number_format"]} if "number_format" in about else {}),
             "seconds": about["seconds"],
             **{f"seconds: {part}": seconds for part, seconds in about["seconds_by_part"].items()},
             "share of training and evaluation": about["seconds"]

@@ -27,6 +27,7 @@ from ft_dagster.store import StoreError
 from ft_dagster.training.estimate import memory_estimate
 from ft_dagster.training.fitting import MARGIN, advice
 from ft_dagster.training.lease import CPU, visible_devices
+from ft_dagster.training.number_format import ProductRates, slowness
 from ft_dagster.training.shape import UnknownModelError
 
 _PATIENCE_SECONDS = 300
@@ -62,6 +63,7 @@ def examine(settings: Settings, machine: dict[str, Any] | None = None) -> Iterat
     else:
         if settings.executor == "local":
             yield _recipe(recipe, machine)
+            yield from _slowness(recipe, machine)
             yield _memory(recipe, settings, machine)
         else:
             yield Finding("recipe", "ok", f"{recipe.name}; what it needs must be where its steps run, not here")
@@ -114,9 +116,10 @@ def _devices(machine: dict[str, Any], settings: Settings) -> Iterator[Finding]:
 def _numbers(machine: dict[str, Any]) -> Iterator[Finding]:
     if "failed" in machine:
         return
-    slow = [device["name"] for device in machine["devices"] if not device["bfloat16"]]
-    text = f"slow on {', '.join(slow)}; base.dtype: float16 is for such GPUs, float32 for such CPUs" if slow else "yes"
-    yield Finding("bfloat16", "warning" if slow else "ok", text)
+    rates = ProductRates(**machine["products"])
+    speeds = ", ".join(f"{name} {rate / 1e9:,.0f}" for name, rate in rates.rates.items())
+    where = rates.device if rates.on_gpu else "core"
+    yield Finding("number format", "ok", f"{rates.best} is used for base.dtype: auto; GFLOP/s of a {where}: {speeds}")
     for kind in ("nf4", "int8"):
         problem = machine[kind]
         yield Finding(f"{kind} weights", "warning" if problem else "ok", problem or "yes")
@@ -133,10 +136,15 @@ def _recipe(recipe: Recipe, machine: dict[str, Any]) -> Finding:
     if training.strategy == "fsdp" and not gpus:
         return Finding("recipe", "problem", f"{said}: fsdp needs GPUs; set ddp")
     if recipe.compute_dtype == "float16" and not gpus:
-        return Finding("recipe", "problem", f"{said}: float16 needs a GPU; set bfloat16")
+        return Finding("recipe", "problem", f"{said}: float16 needs a GPU; set auto")
     if recipe.base.quantization != "none" and machine.get(recipe.base.quantization):
         return Finding("recipe", "problem", f"{said}: {recipe.base.quantization} weights do not work here")
     return Finding("recipe", "ok", said)
+
+
+def _slowness(recipe: Recipe, machine: dict[str, Any]) -> Iterator[Finding]:
+    if "failed" not in machine and (said := slowness(recipe, ProductRates(**machine["products"]))):
+        yield Finding("speed", "warning", said)
 
 
 def _base(recipe: Recipe, settings: Settings) -> Finding:
@@ -156,6 +164,7 @@ def _memory(recipe: Recipe, settings: Settings, machine: dict[str, Any]) -> Find
     if base is None:
         return Finding("memory", "ok", "`ft-dagster plan` says what training takes once the base model is here")
     on_gpu = devices[0]["gpu"]
+    recipe = recipe.computing_in(ProductRates(**machine["products"]).best)
     try:
         estimate = memory_estimate(base, recipe, on_gpu)
     except UnknownModelError as error:

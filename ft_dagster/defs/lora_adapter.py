@@ -3,7 +3,7 @@
 import json
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from ft_dagster.corpus.chapter import natural_key
 from ft_dagster.corpus.snapshot import KIND as SNAPSHOT
 from ft_dagster.corpus.snapshot import snapshot_files
 from ft_dagster.defs.child_process import ChildProcess
+from ft_dagster.defs.cost import training_cost
 from ft_dagster.defs.pictures import loss_curve, table
 from ft_dagster.defs.runs import REASON_TAG
 from ft_dagster.defs.stage_asset import stage_asset
@@ -40,7 +41,7 @@ from ft_dagster.training.request import (
     TrainingRequest,
     adapter_key,
     adapter_to_go_on_from,
-    training_key,
+    training_keys,
 )
 from ft_dagster.training.shared_checkpoints import SharedCheckpoints
 
@@ -81,16 +82,22 @@ def lora_adapter(
     dataset = input_artifact(context, TOKENIZED_DATASET, store)
     before = latest_materialization(context.instance, LORA_ADAPTER.key)
     base = prepare_base(recipe.base, settings.cache, token=settings.token)
-    made_for = training_key(dataset.about["version"], base.identity, recipe)
-    artifact = made_before(store, made_for)
+    keys = training_keys(dataset.about["version"], base.identity, recipe)
+    made_for = keys[0]
+    artifact = made_before(store, keys)
     reused = artifact is not None
     if artifact is None:
         start = _start(workspace, dataset, base)
         key = adapter_key(made_for, start)
-        attempt = next_attempt(settings.state / "attempts" / key)
+        attempts = settings.state / "attempts"
+        for earlier in keys[1:]:
+            _rename_unfinished(attempts / adapter_key(earlier, start), attempts / key)
+        attempt = next_attempt(attempts / key)
         try:
             if not (attempt / RESULT).exists():  # a finished attempt is only waiting to be taken in
-                request = _request(key, dataset, base, recipe, settings, attempt, start).write(attempt / "request.json")
+                seconds = _say_cost(context, recipe, settings, dataset)
+                asked = _request(key, dataset, base, recipe, settings, attempt, start, seconds)
+                request = asked.write(attempt / "request.json")
                 on_hosts = settings.executor == "ray" and recipe.training.processes > 1
                 module = "ft_dagster.training.on_ray" if on_hosts else "ft_dagster.training"
                 log, bucket = settings.logs / f"{key[:12]}.log", store.url is not None  # which takes checkpoints
@@ -98,7 +105,7 @@ def lora_adapter(
                 attempt = next_attempt(attempt.parent)  # the one that has ended
             artifact = _take_in(store, key, attempt, made_for)
         except (dg.Failure, FileNotFoundError):
-            artifact = made_before(store, made_for)
+            artifact = made_before(store, keys)
             if artifact is None:
                 raise
             context.log.info("another attempt came first, and its adapter is used: folders of attempts went with it")
@@ -109,9 +116,30 @@ def lora_adapter(
     yield _describe(artifact, recipe, reused, dataset, {"because": because} | _since(before, artifact, store))
 
 
-def made_before(store: Store, made_for: str) -> Artifact | None:
-    """The adapter that was made for a training key, whatever it went on from."""
-    return store.find(LORA_ADAPTER.name, made_for) or store.newest(LORA_ADAPTER.name, made_for=made_for)
+def made_before(store: Store, keys: Sequence[str]) -> Artifact | None:
+    """The adapter that was made for the first of these training keys that has one, whatever it went on from."""
+    for key in keys:
+        if found := store.find(LORA_ADAPTER.name, key) or store.newest(LORA_ADAPTER.name, made_for=key):
+            return found
+    return None
+
+
+def _rename_unfinished(before: Path, now: Path) -> None:
+    """Attempts that were cut off before an upgrade changed their key go on under the new one."""
+    if before.is_dir() and not now.exists() and not any(before.glob(f"*/{RESULT}")):
+        before.rename(now)
+
+
+def _say_cost(context: dg.AssetExecutionContext, recipe: Recipe, settings: Settings, dataset: Artifact) -> float | None:
+    """Log, before it is spent, what training will take where the step runs; gives the seconds, if they are known."""
+    tokens = dataset.about["splits"]["train"]["tokens"] * recipe.training.epochs
+    here = settings.model_copy(update={"executor": "local"})  # an engine has placed the step already
+    cost = training_cost(here, recipe, tokens)
+    if cost.slow:
+        context.log.warning(cost.slow)
+    if cost.seconds:
+        context.log.info(f"Training takes about {cost.seconds / 60:.1f} min in {cost.number_format} here.")
+    return cost.seconds
 
 
 def _start(workspace: Workspace, dataset: Artifact, base: PreparedBase) -> Path | None:
@@ -130,6 +158,7 @@ def _request(
     settings: Settings,
     attempt: Path,
     start: Path | None,
+    told_seconds: float | None,
 ) -> TrainingRequest:
     trained_on = [
         {"chapter": d.chapter, "title": d.title, "source": d.source, "section": d.section}
@@ -161,6 +190,8 @@ def _request(
             "trained_on": trained_on,
         },
         start=str(start) if start else None,
+        cache=str(settings.cache),
+        told_seconds=told_seconds,
         checkpoints=_checkpoints(dataset.store, key),
         threads=settings.threads,
     )
@@ -233,6 +264,7 @@ def _describe(
             **_estimated(about.get("estimate", {})),
             "trainable parameters": about["trainable_parameters"],
             "device": about["device"],
+            **({"number format": about["number_format"]} if "number_format" in about else {}),
             "base": recipe.base.model,
             "folder": dg.MetadataValue.path(artifact.path),
             "chapters trained on": table([{"chapter": chapter} for chapter in sorted(trained_on, key=natural_key)]),

@@ -7,7 +7,7 @@ figures are estimates from the bytes, and say so.
 
 import math
 import tempfile
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -20,7 +20,7 @@ from ft_dagster.corpus.chapter import natural_key
 from ft_dagster.corpus.files import CorpusError, SourceFile, require_reports
 from ft_dagster.corpus.index import Scan, scan_reports
 from ft_dagster.corpus.ledger import LedgerError
-from ft_dagster.corpus.sections import make_sections, secret_findings, unreadable_rows
+from ft_dagster.corpus.sections import all_chapters, make_sections, secret_findings, unreadable_rows
 from ft_dagster.corpus.snapshot import is_snapshot, keep_contents, snapshot_files, write_snapshot
 from ft_dagster.defs.cost import TrainingCost, training_cost
 from ft_dagster.defs.lora_adapter import made_before
@@ -48,9 +48,9 @@ from ft_dagster.overlay import Overlay
 from ft_dagster.recipe import Recipe, RecipeError
 from ft_dagster.store import Artifact, Store
 from ft_dagster.tokens.dataset import choose_split, make_dataset
-from ft_dagster.tokens.held_out import read_pinned
+from ft_dagster.tokens.held_out import Split, read_pinned
 from ft_dagster.training.manifest import MANIFEST
-from ft_dagster.training.request import WEIGHTS, training_key
+from ft_dagster.training.request import WEIGHTS, training_keys
 
 _TRIED_BYTES = 2_000_000
 """More changed text than this is estimated, not tried out: parsing and tokenizing it takes longer than a person waits
@@ -99,10 +99,13 @@ class Plan:
     trains: bool = False
     train_tokens: int | None = None
     """Tokens in an epoch."""
+    train_chapters: int | None = None
+    """Chapters that are trained on, in whole or in part; None where files that cannot be read stop the run before."""
     steps: int | None = None
     """Optimizer steps; 0 if no training is due."""
     seconds: float | None = None
-    """Estimated time of training and evaluation, from those measured before; None before the first."""
+    """Estimated time of training and evaluation, from those measured before; None before the first, where
+    `training.seconds` is known from the model's operations alone."""
     training: TrainingCost | None = None
     """What the training alone will take; None if none is due."""
 
@@ -145,7 +148,7 @@ def make_plan(instance: dg.DagsterInstance, workspace: Workspace, scan: Scan | N
         made_anew = any(stage in _LIGHT and reason.kind in _ANEW for stage, reason in stale)
         if sum(file.size for file in (scan.files if made_anew else changed)) <= _TRIED_BYTES:
             tried = _Trial(made, workspace, Overlay(workspace.store, Path(scratch)), now).run(scan, dict(stale))
-        plan.exact = tried is not None
+        plan.exact = tried is not None and (tried.dataset is not None or tried.to_train is None)
         plan.stages = tried.stages if tried else [_as_found(stage, reason) for stage, reason in stale]
         _count(plan, made, workspace, recipe, tried, scan)
     return plan
@@ -187,12 +190,23 @@ def _by_chapter(files: Iterable[SourceFile]) -> dict[str, dict[tuple[str, str], 
     return chapters
 
 
+@dataclass(frozen=True)
+class _ToTrain:
+    """Text on the train side."""
+
+    chapters: int
+    size: int
+    """Its bytes."""
+
+
 @dataclass
 class _Outcome:
     """What a trial found."""
 
     stages: list[StagePlan]
     dataset: Artifact | None
+    """None if a file that cannot be read stops the run before, or the base model is not here."""
+    to_train: _ToTrain | None = None
     """None if a file that cannot be read stops the run before."""
 
 
@@ -212,11 +226,11 @@ class _Trial:
         """Assets whose content will be another."""
 
     def run(self, scan: Scan, stale: Mapping[Stage, Reason]) -> _Outcome | None:
-        """None where the base model is not on this machine, or the reports cannot be used: the run will say why."""
+        """None where the reports cannot be used: the run will say why."""
         settings = self.workspace.settings
         try:
             base = local_base(self.recipe.base, settings.cache)
-            if base is None or not keep_contents(settings.workspace, scan, self.store):
+            if not keep_contents(settings.workspace, scan, self.store):
                 return None
             snapshot = write_snapshot(scan, self.store)
             sections = make_sections(snapshot, self.recipe.corpus)
@@ -229,6 +243,9 @@ class _Trial:
                 return self._blocked(stale, versions)
             tokens, objectives = self.recipe.tokens, self.recipe.objectives
             split = choose_split(sections, tokens, read_pinned(settings.pins), objectives)
+            to_train = _to_train(sections, split)
+            if base is None:
+                return _Outcome([_as_found(stage, reason) for stage, reason in stale.items()], None, to_train)
             dataset = make_dataset(sections, Path(base.folder), base.tokenizer, tokens, split, objectives)
         except (CorpusError, RecipeError, LedgerError, OSError, ValueError):
             return None
@@ -239,7 +256,7 @@ class _Trial:
         for stage in STAGES:
             known_adapter = stage == LORA_ADAPTER and adapter is not None
             self._add(stage, stale.get(stage), versions.get(stage), known_adapter)
-        return _Outcome(self.stages, dataset)
+        return _Outcome(self.stages, dataset, to_train)
 
     def _blocked(self, stale: Mapping[Stage, Reason], versions: Mapping[Stage, str]) -> "_Outcome":
         for stage in (RAW_CHAPTERS, SECTIONS):
@@ -269,8 +286,17 @@ class _Trial:
             if last is None or adapter is None or input_version(last, BASE_MODEL) != self.now[BASE_MODEL]:
                 return None
             identity = adapter.read_json(MANIFEST)["base"]
-        key = training_key(dataset.about["version"], identity, self.recipe)
-        return made_before(self.workspace.store, key)
+        return made_before(self.workspace.store, training_keys(dataset.about["version"], identity, self.recipe))
+
+
+def _to_train(sections: Artifact, split: Split) -> _ToTrain:
+    sizes: Counter[str] = Counter()
+    for chapter in all_chapters(sections):
+        for section in chapter.sections:
+            if not split.holds_out(chapter.name, section.title):
+                sizes[chapter.name] += section.used_bytes
+    sizes = +sizes  # chapters without text that counts are not trained on
+    return _ToTrain(len(sizes), sizes.total())
 
 
 def _count(
@@ -279,11 +305,15 @@ def _count(
     """Fill in whether training is due, and how much it is."""
     outcomes = {stage.stage: stage.outcome for stage in plan.stages}
     plan.trains = outcomes.get(LORA_ADAPTER.name) in ("runs", "if needed")
-    if tried and tried.dataset is None:
+    if tried and tried.to_train is None:
         plan.steps = 0
         return
+    plan.train_chapters = tried.to_train.chapters if tried and tried.to_train else None
     if tried and tried.dataset:
         rows, plan.train_tokens = (tried.dataset.about["splits"]["train"][name] for name in ("rows", "tokens"))
+    elif tried and tried.to_train:
+        plan.train_tokens = round(tried.to_train.size / _BYTES_PER_TOKEN)
+        rows = math.ceil(plan.train_tokens / recipe.tokens.block_length)
     else:
         plan.train_tokens = _guess_tokens(_artifact(made, workspace.store, TOKENIZED_DATASET), scan)
         rows = math.ceil(plan.train_tokens / recipe.tokens.block_length)

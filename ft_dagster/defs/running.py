@@ -170,6 +170,7 @@ class _Follower:
         self._run_id = run_id
         self._attempts = settings.state / "attempts"
         self._ended = threading.Event()
+        self._warned: set[str] = set()
         self._began = time.time()
         self._progress = Progress(
             SpinnerColumn(),
@@ -251,11 +252,14 @@ class _Follower:
         for path in self._attempts.glob(f"*/*/{PROGRESS}"):
             content = _read(path)
             if content and content["at"] >= self._began and content["step"] < content["steps"]:
+                if (warning := content["warning"]) and warning not in self._warned:
+                    self._warned.add(warning)
+                    self._progress.console.print(warning, style="yellow", highlight=False, soft_wrap=True)
                 loss = f"loss {content['loss']:.3f}" if "loss" in content else ""
                 self._progress.update(task, total=content["steps"], completed=content["step"], note=loss)
 
 
-def _read(path: Path) -> dict[str, float]:
+def _read(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_bytes())
     except FileNotFoundError:  # training has just ended and its attempt was taken in

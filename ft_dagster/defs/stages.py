@@ -154,7 +154,7 @@ def reason_stale(
     if tags.get(_CODE_VERSION_TAG) != stage.code_version:
         return Reason("code", "its code changed")
     made_by = last.metadata.get(RECIPE)
-    if made_by is not None and made_by.value != stage.recipe_hash(recipe):
+    if made_by is not None and made_by.value not in [stage.recipe_hash(reading) for reading in recipe.readings]:
         return Reason("recipe", f"the recipe changed ({', '.join(stage.recipe_parts)})")
     for parent in stage.parents:
         made_from = tags.get(_DATA_VERSION_TAG) if stage.mirrors_parent else input_version(last, parent)

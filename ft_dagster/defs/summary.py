@@ -105,13 +105,36 @@ def _cost(plan: Plan) -> str:
     about = "" if plan.exact else "about "
     if not plan.trains:
         return "No training."
-    time = "time not known before a first training of this kind"
-    if plan.seconds is not None and plan.training:
-        time = (
-            f"about {max(1, round(plan.seconds / 60))} min, at the speed last measured on {plan.training.measured_on}"
-        )
-    steps = f"Training: {about}{plan.train_tokens:,} tokens an epoch, {about}{plan.steps:,} optimizer steps; {time}."
-    return f"{steps}\n{_memory(plan.training)}" if plan.training else steps
+    chapters = f" of {plan.train_chapters:,} chapter(s)" if plan.train_chapters is not None else ""
+    steps = f"Training: {about}{plan.train_tokens:,} tokens{chapters} an epoch, {about}{plan.steps:,} optimizer steps"
+    if plan.training is None:
+        return f"{steps}."
+    lines = [f"{steps}; {_time(plan, plan.training)}.", *_number_format(plan.training), _memory(plan.training)]
+    return "\n".join(lines)
+
+
+def _time(plan: Plan, cost: TrainingCost) -> str:
+    if plan.seconds is not None and cost.measured_on:
+        return f"{_minutes(plan.seconds)}, at the speed last measured on {cost.measured_on}"
+    if cost.measured_on and cost.seconds is not None:
+        return f"{_minutes(cost.seconds)} and the evaluation, at the speed last measured on {cost.measured_on}"
+    if cost.seconds is not None:
+        return f"{_minutes(cost.seconds)} and the evaluation, by the model's operations and how fast this machine is"
+    return "time not known before a first training of this kind"
+
+
+def _minutes(seconds: float) -> str:
+    """
+    >>> _minutes(20), _minutes(400), _minutes(20000)
+    ('about 1 min', 'about 7 min', 'about 5.6 h')
+    """
+    return f"about {max(1, round(seconds / 60))} min" if seconds < 2 * 3600 else f"about {seconds / 3600:.1f} h"
+
+
+def _number_format(cost: TrainingCost) -> list[str]:
+    where = [cost.where] if cost.where else []
+    said = [f"{cost.number_format} on this machine", *where] if cost.number_format else where
+    return [*([f"Number format: {'; '.join(said)}."] if said else []), *([cost.slow] if cost.slow else [])]
 
 
 def _memory(cost: TrainingCost) -> str:

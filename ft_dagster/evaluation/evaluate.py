@@ -22,6 +22,7 @@ from ft_dagster.tokens.dataset import load_shards
 from ft_dagster.training.adapter import load_adapter
 from ft_dagster.training.model import load_base
 from ft_dagster.training.packed_model import PackedModel
+from ft_dagster.training.products import decided
 from ft_dagster.training.scoring import score
 
 log = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ def evaluate(request: EvaluationRequest) -> dict[str, Any]:
     if request.threads:
         torch.set_num_threads(request.threads)
     began = time.monotonic()
-    recipe = request.resolved_recipe()
+    recipe = decided(request.resolved_recipe())
     base = request.prepared_base()
     dataset = Artifact.open(Path(request.dataset))
     texts = {HELD_OUT: list(load_shards(dataset, "held_out"))}

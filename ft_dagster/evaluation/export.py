@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, PreTrainedModel
 
-from ft_dagster.base import BaseModelError
+from ft_dagster.base import BaseModelError, PreparedBase, model_config
 from ft_dagster.evaluation.request import ExportRequest
 from ft_dagster.recipe import Recipe, resolve_recipe
 from ft_dagster.store import Artifact, StoreError, with_usual_rights, write_atomically
@@ -83,7 +83,8 @@ def _with_adapter(request: ExportRequest, recipe: Recipe) -> Any:
 
 
 def _merged(request: ExportRequest, recipe: Recipe, way: str) -> PreTrainedModel:
-    """In the recipe's dtype; on a CPU added in float32 where that fits into memory, so that it is rounded once."""
+    """In the dtype in which the base is stored; on a CPU added in float32 where that fits into memory, so that it is
+    rounded once."""
     base = request.prepared_base()
     _free()
     if way == DEQUANTIZED:
@@ -94,8 +95,14 @@ def _merged(request: ExportRequest, recipe: Recipe, way: str) -> PreTrainedModel
         loaded.float()
     model: Any = load_adapter(loaded, Path(request.adapter), base).merge_and_unload(safe_merge=True)
     model.config.use_cache = True
-    wanted = getattr(torch, recipe.base.dtype)
+    wanted = _stored_dtype(base, model.dtype)
     return model if model.dtype == wanted else model.to(wanted)  # accelerate refuses it for an offloaded model
+
+
+def _stored_dtype(base: PreparedBase, otherwise: torch.dtype) -> torch.dtype:
+    config = model_config(Path(base.folder))
+    found = getattr(torch, str(config.get("dtype") or config.get("torch_dtype")), None)
+    return found if isinstance(found, torch.dtype) else otherwise
 
 
 def _free() -> None:

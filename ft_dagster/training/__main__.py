@@ -15,6 +15,7 @@ from dagster_pipes import PipesContext, open_dagster_pipes  # the protocol alone
 
 from ft_dagster.training.allocator import keep_freed_memory, spin_briefly
 from ft_dagster.training.lease import LeaseError, leased
+from ft_dagster.training.messages import report
 from ft_dagster.training.processes import (
     FAILED,
     INTERRUPTED,
@@ -65,7 +66,7 @@ def _make(request: TrainingRequest, reports: bool) -> int:
 
         def tell(metrics: dict[str, Any]) -> None:
             if isinstance(pipes, PipesContext):
-                pipes.report_custom_message(metrics)
+                report(pipes, metrics)
 
         try:
             with joined():

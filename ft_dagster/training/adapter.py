@@ -10,6 +10,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from ft_dagster.base import PreparedBase
 from ft_dagster.recipe import Recipe
 from ft_dagster.settings import Settings
+from ft_dagster.training.device import format_to_write_in
 from ft_dagster.training.manifest import AdapterError, check_adapter, made_on, read_manifest
 from ft_dagster.training.model import load_base
 
@@ -51,7 +52,7 @@ def load_for_use(base: PreparedBase, recipe: Recipe, folder: Path, offload: Path
     Raises:
         AdapterError: the adapter does not belong to the base, or is not whole.
     """
-    loaded: Any = load_base(base, recipe, offload)
+    loaded: Any = load_base(base, recipe.computing_in(format_to_write_in()), offload)
     model: Any = load_adapter(loaded, folder, base)
     if recipe.base.quantization == "none" and not torch.cuda.is_available():
         model.float()

@@ -17,6 +17,7 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_pt_utils import safe_globals
 
 from ft_dagster.training import ranks
+from ft_dagster.training.attempt_format import write_format
 from ft_dagster.training.attempts import COMPLETE, last_checkpoint, mark_complete
 from ft_dagster.training.progress import TrainingError
 from ft_dagster.training.shared_checkpoints import SharedCheckpoints
@@ -85,7 +86,8 @@ class _SharesReader(pickle.Unpickler):
 class CompleteCheckpoints(TrainerCallback):
     """Marks a checkpoint as whole once the trainer has written all of it, in every process; then others may have it."""
 
-    def __init__(self, shared: SharedCheckpoints | None = None) -> None:
+    def __init__(self, number_format: str, shared: SharedCheckpoints | None = None) -> None:
+        self.number_format = number_format
         self.shared = shared
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -93,6 +95,7 @@ class CompleteCheckpoints(TrainerCallback):
         if ranks.is_first():
             checkpoint = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
             (checkpoint / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # pickled objects, which nothing reads
+            write_format(checkpoint, self.number_format)
             mark_complete(checkpoint)
             if self.shared:
                 self.shared.put(checkpoint)

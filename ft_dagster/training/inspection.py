@@ -2,12 +2,14 @@
 
 import json
 import sys
+from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
 import torch
 
 from ft_dagster.training.machine import memory_for_process, processor
+from ft_dagster.training.products import time_products
 
 _LIBRARIES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes")
 
@@ -17,13 +19,14 @@ def inspect() -> dict[str, Any]:
 
     Returns:
         `libraries`: name -> version; `cuda`: the CUDA version that torch was built for, or None; `devices`: name,
-        `memory`, `free` and `bfloat16` (whether the hardware has it; a CPU without it is only slower); `nf4` and
-        `int8`: None where a product with weights quantized so comes out on the first device, or else why not.
+        `memory` and `free`; `products`: a ProductRates of the first device; `nf4` and `int8`: None where a product with
+        weights quantized so comes out on the first device, or else why not.
     """
     return {
         "libraries": {name: version(name) for name in _LIBRARIES},
         "cuda": torch.version.cuda,
         "devices": [_gpu(number) for number in range(torch.cuda.device_count())] or [_cpu()],
+        "products": asdict(time_products()),
         "nf4": _problem(_four_bit),
         "int8": _problem(_eight_bit),
     }
@@ -33,15 +36,13 @@ def _gpu(number: int) -> dict[str, Any]:
     about = torch.cuda.get_device_properties(number)
     free, total = torch.cuda.mem_get_info(number)
     name = f"{about.name}, compute capability {about.major}.{about.minor}"
-    # From Ampere (8.0) on: https://docs.nvidia.com/cuda/cuda-c-programming-guide, table of arithmetic instructions.
-    return {"name": name, "gpu": True, "memory": total, "free": free, "bfloat16": about.major >= 8}
+    return {"name": name, "gpu": True, "memory": total, "free": free}
 
 
 def _cpu() -> dict[str, Any]:
     flags = torch.backends.cpu.get_cpu_capability()
     room = memory_for_process()
-    fast = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return {"name": f"{processor()}, {flags}", "gpu": False, "memory": room, "free": room, "bfloat16": fast}
+    return {"name": f"{processor()}, {flags}", "gpu": False, "memory": room, "free": room}
 
 
 def _problem(attempt: Any) -> str | None:

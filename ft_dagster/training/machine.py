@@ -27,6 +27,16 @@ def processor() -> str:
     return f"{name}, {os.cpu_count()} threads"
 
 
+def instructions() -> list[str]:
+    """The processor's instruction sets. Virtual machines of one model name may have different ones."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return []  # not Linux: there the model's name says it
+    flags = next((line.partition(":")[2] for line in lines if line.startswith(("flags", "Features"))), "")
+    return sorted(flags.split())
+
+
 def memory_for_process() -> int:
     """Bytes that this process could take in all, what it has already included; swap does not count."""
     here = psutil.Process().memory_info().rss

@@ -44,6 +44,8 @@ class Manifest:
     """Version of ft_dagster."""
     step: int = 0
     """Optimizer step whose weights these are."""
+    number_format: str = ""
+    """What matrix products were computed in: what the recipe names, or what `auto` was on the machine that trained."""
     started_from: str = ""
     """Key of the adapter whose weights training began with; empty where it began with fresh ones."""
     dataset: str = ""
@@ -82,7 +84,8 @@ def write_manifest(
         recipe: the resolved recipe.
         code: version of the training code.
         step: the optimizer step that was kept.
-        lineage: `started_from`, `dataset`, `made_from`, `chapters`, `held_out`, `trained_on`, as far as they are known.
+        lineage: `number_format`, `started_from`, `dataset`, `made_from`, `chapters`, `held_out`, `trained_on`, as far
+            as they are known.
     """
     wanted = Base.model_validate(recipe["base"])
     manifest = Manifest(

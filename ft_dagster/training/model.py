@@ -16,6 +16,7 @@ from ft_dagster.recipe import Lora, Recipe
 from ft_dagster.training import ranks
 from ft_dagster.training.device import device
 from ft_dagster.training.pissa import start_from_principal_components
+from ft_dagster.training.products import decided
 from ft_dagster.training.progress import TrainingError
 
 
@@ -42,9 +43,10 @@ def load_base(base: PreparedBase, recipe: Recipe, offload: Path) -> PreTrainedMo
 
     Training and evaluation both load it here: a k-bit model that is prepared differently computes differently.
     """
+    recipe = decided(recipe)
     if recipe.compute_dtype == "float16" and not torch.cuda.is_available():
         named = "training.mixed_precision: fp16" if recipe.training.mixed_precision else "base.dtype: float16"
-        raise TrainingError(f"{named} needs a GPU. Compute in bfloat16 or float32 instead.")
+        raise TrainingError(f"{named} needs a GPU. Let the machine decide with base.dtype: auto, or name float32.")
     if ranks.is_first():
         verify_base(base)
     quantized = recipe.base.quantization != "none"

@@ -26,6 +26,7 @@ from torch.distributed import is_nccl_available
 
 from ft_dagster.settings import load_settings
 from ft_dagster.training.attempts import next_attempt
+from ft_dagster.training.messages import report
 from ft_dagster.training.processes import FAILED, INTERRUPTED
 from ft_dagster.training.request import RESULT, TrainingRequest
 
@@ -133,7 +134,7 @@ def _run(request: TrainingRequest, told: Any, pipes: PipesContext | None) -> Tra
         thread.join(_POLL_SECONDS)
         for metrics in ray.get(told.take.remote()):
             if pipes:
-                pipes.report_custom_message(metrics)
+                report(pipes, metrics)
     return failures[0] if failures else None
 
 

@@ -14,6 +14,7 @@ from ft_dagster.recipe import Recipe
 from ft_dagster.training.fused_layer import FusedLayer, cannot_fuse, fused_norm
 from ft_dagster.training.loss import nats_and_hits, summed_nats
 from ft_dagster.training.packed_attention import Pieces
+from ft_dagster.training.products import decided
 from ft_dagster.training.rows import IGNORED
 
 log = logging.getLogger(__name__)
@@ -31,6 +32,7 @@ class PackedModel:
             model: base and adapters, or a model alone; it stays usable as it is, and sees the same weights.
             recipe: says what matrix products are computed in, and whether fused layers are wanted.
         """
+        recipe = decided(recipe)
         self.model = model
         self.base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
         self.dtype = getattr(torch, recipe.compute_dtype)

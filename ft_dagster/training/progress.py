@@ -1,6 +1,7 @@
 """What a training process tells while it runs: a file for whoever looks, and messages to the run that started it."""
 
 import json
+import logging
 import math
 import resource
 import time
@@ -13,10 +14,20 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from ft_dagster.store import write_atomically
 from ft_dagster.training import ranks
+from ft_dagster.training.messages import WARNING
 from ft_dagster.training.request import PROGRESS
 
+_MUCH_SLOWER = 10.0
+"""How many times as long as it was told before a training may take until that is worth a warning."""
+_STEPS_TO_JUDGE = 2
+"""Optimizer steps after which it is known how long a step takes."""
+_LEAST_TOLD = 60.0
+"""Seconds: less than a minute is told as one."""
 _MESSAGES = 50
 """Messages to the run, at most: each is an event in its log."""
+
+
+log = logging.getLogger(__name__)
 
 
 class TrainingError(Exception):
@@ -33,7 +44,23 @@ def peak_memory() -> int:
 class Progress(TrainerCallback):
     """Follows the trainer's log: loss, learning rate, tokens a second, memory."""
 
-    def __init__(self, attempt: Path, tokens_seen: Callable[[], int], tell: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(
+        self,
+        attempt: Path,
+        tokens_seen: Callable[[], int],
+        tell: Callable[[dict[str, Any]], None],
+        told_seconds: float | None = None,
+    ) -> None:
+        """Follow a training.
+
+        Args:
+            attempt: its folder, for progress.json.
+            tokens_seen: gives the tokens that went by.
+            tell: takes what the run is to know.
+            told_seconds: how long the plan said that it takes; None if it said nothing.
+        """
+        self.told_seconds = told_seconds and max(told_seconds, _LEAST_TOLD)
+        self.warning: str | None = None
         self.path = attempt / PROGRESS
         self.tokens_seen = tokens_seen
         self.tell = tell
@@ -73,10 +100,27 @@ class Progress(TrainerCallback):
             "peak_memory_bytes": peak_memory(),
         }
         self.history.append(row)
+        if (done := state.global_step - self.first_step) >= _STEPS_TO_JUDGE:
+            self.compare((time.monotonic() - self.began) / done * (state.max_steps - self.first_step))
         self._write(state, row)
         every = max(1, math.ceil(state.max_steps / _MESSAGES))
         if state.global_step % every == 0 or state.global_step == state.max_steps:
             self.tell(row | {"steps": state.max_steps})
+
+    def compare(self, seconds: float) -> None:
+        """Say, once, that training will take much longer than was told before it began.
+
+        Args:
+            seconds: how long it will take in all, as far as is known by now.
+        """
+        if self.warning or not self.told_seconds or seconds <= _MUCH_SLOWER * self.told_seconds:
+            return
+        self.warning = (
+            f"Training will take about {_duration(seconds)}, not {_duration(self.told_seconds)} as was told before it "
+            "began. Other programs may be using this machine; `ft-dagster doctor` says how fast it is in which format."
+        )
+        log.warning("%s", self.warning)
+        self.tell({WARNING: self.warning})
 
     def _write(self, state: TrainerState, row: dict[str, Any]) -> None:
         if not ranks.is_first():
@@ -89,6 +133,15 @@ class Progress(TrainerCallback):
             "step": state.global_step,
             "steps": state.max_steps,
             "seconds_left": remaining,
+            "warning": self.warning,
             **row,
         }
         write_atomically(self.path, json.dumps(content))
+
+
+def _duration(seconds: float) -> str:
+    """
+    >>> _duration(90), _duration(9000)
+    ('2 min', '2.5 h')
+    """
+    return f"{math.ceil(seconds / 60)} min" if seconds < 2 * 3600 else f"{seconds / 3600:.1f} h"

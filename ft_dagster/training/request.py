@@ -8,7 +8,7 @@ from typing import Any
 
 from ft_dagster.base import PreparedBase
 from ft_dagster.hashing import digest
-from ft_dagster.recipe import Recipe, resolve_recipe
+from ft_dagster.recipe import Lora, Recipe, resolve_recipe
 from ft_dagster.store import write_atomically
 from ft_dagster.training.manifest import differences, read_manifest
 
@@ -28,20 +28,28 @@ RENDEZVOUS = "FT_RENDEZVOUS"
 
 
 def training_key(dataset_version: str, base: dict[str, str], recipe: Recipe) -> str:
-    """The key of an adapter: everything that decides its weights, and nothing else."""
+    """The key of an adapter: everything that decides its weights, and nothing else.
+
+    With `base.dtype: auto` that is `auto`, whatever a machine makes of it: machines that share a store train once.
+    """
     return digest(
         {
             "dataset": dataset_version,
             "base": base,
             "recipe": {
-                "base": recipe.base.model_dump(mode="json", include={"quantization", "dtype"}),
-                "objectives": recipe.objectives.model_dump(mode="json"),
-                "lora": recipe.lora.model_dump(mode="json"),
-                "training": recipe.training.model_dump(mode="json", exclude={"save_every"}),
+                "base": recipe.base.for_keys(include=("quantization", "dtype")),
+                "objectives": recipe.objectives.for_keys(),
+                "lora": recipe.lora.for_keys(),
+                "training": recipe.training.for_keys(exclude=("save_every",)),
             },
             "code": CODE_VERSION,
         }
     )
+
+
+def training_keys(dataset_version: str, base: dict[str, str], recipe: Recipe) -> list[str]:
+    """The key that a new adapter gets, and then those of other adapters that serve as well (`Recipe.readings`)."""
+    return [training_key(dataset_version, base, reading) for reading in recipe.readings]
 
 
 def adapter_key(made_for: str, start: Path | None) -> str:
@@ -64,7 +72,7 @@ def adapter_to_go_on_from(
         return None
     manifest = read_manifest(in_use)
     known = {item["section"] for item in manifest.trained_on}
-    fits = not differences(manifest, base) and manifest.recipe["lora"] == recipe.lora.model_dump(mode="json")
+    fits = not differences(manifest, base) and Lora.model_validate(manifest.recipe["lora"]) == recipe.lora
     return in_use if fits and set(sections) - known else None
 
 
@@ -92,6 +100,10 @@ class TrainingRequest:
     start: str | None = None
     """Folder of the adapter to go on from, with its manifest; None for a fresh one."""
     threads: int | None = None
+    told_seconds: float | None = None
+    """How long it was said that training takes; None where nothing was said."""
+    cache: str | None = None
+    """FT_CACHE, where it is kept how fast this machine is in each number format; None where it is measured anew."""
     speeds: str | None = None
     """Folder where it is remembered what trainings took; None where it is not."""
     checkpoints: str | None = None

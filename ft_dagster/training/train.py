@@ -27,6 +27,7 @@ from ft_dagster.recipe import Recipe
 from ft_dagster.store import Artifact, write_atomically
 from ft_dagster.tokens.dataset import load_rows, load_shards
 from ft_dagster.training import ranks
+from ft_dagster.training.attempt_format import settle_format
 from ft_dagster.training.checkpoints import CompleteCheckpoints, StopOnSignal, last_complete, require_plain_state
 from ft_dagster.training.device import device, device_name
 from ft_dagster.training.early_stopping import EarlyStopping
@@ -117,21 +118,23 @@ class _Training:
         self._require_company()
         if sum(len(row["input_ids"]) - sum(row["prompts"]) for row in self.rows) == 0:
             raise TrainingError("No token of the dataset is supervised, so there is nothing to learn from.")
+        if self.shared and ranks.is_first():
+            self.shared.bring(self.attempt)
+        ranks.wait_for_all()
+        cache = Path(self.request.cache) if self.request.cache else None
+        self.recipe = settle_format(self.recipe, self.attempt, cache, self.shared)
         memory = require_memory(self.base, self.recipe)
         self.estimate: dict[str, float | None] = {"memory_bytes": memory.total if memory else None, "seconds": None}
         began = time.monotonic()
         tokenizer = AutoTokenizer.from_pretrained(self.base.folder, trust_remote_code=False)
         model = add_adapter(load_base(self.base, self.recipe, Path(self.request.offload)), self.base, self.recipe)
         rows = CountedRows(tokenizer.eos_token_id, loss_weights(self.recipe.objectives))
-        progress = Progress(self.attempt, lambda: trainer.tokens, self.tell)
+        progress = Progress(self.attempt, lambda: trainer.tokens, self.tell, self.request.told_seconds)
         if self.request.start is not None:
             go_on_from(model, Path(self.request.start), self.base)
         packed = PackedModel(model, self.recipe)
         stopping = self._stopping(packed, tokenizer)
         trainer = self._trainer(packed, tokenizer, rows, progress, stopping)
-        if self.shared and ranks.is_first():
-            self.shared.bring(self.attempt)
-        ranks.wait_for_all()
         checkpoint = last_complete(self.attempt)
         if checkpoint:
             require_plain_state(checkpoint)
@@ -170,6 +173,7 @@ class _Training:
             "estimate": self.estimate,
             "trainable_parameters": trainable_parameters(model, self.recipe.lora),
             "device": device_name(),
+            "number_format": self.recipe.compute_dtype,
             **self._prove(model, adapter),
         }
         if result["tokens_per_second"]:
@@ -239,6 +243,7 @@ class _Training:
         )
         trial = collate(fullest(self.rows, options.rows_per_device), rows.pad_id)
         probe = Probe(trial, packed.summed_nats, lambda trial: self._tried(trial, progress))
+        checkpoints = CompleteCheckpoints(self.recipe.base.dtype, self.shared)
         trainer = PackedTrainer(
             packed,
             model=packed.model,
@@ -246,7 +251,7 @@ class _Training:
             train_dataset=self.rows,
             data_collator=rows,
             processing_class=tokenizer,
-            callbacks=[probe, progress, *filter(None, [stopping]), CompleteCheckpoints(self.shared), self.stop],
+            callbacks=[probe, progress, *filter(None, [stopping]), checkpoints, self.stop],
         )
         trainer.remove_callback(PrinterCallback)  # progress says the same
         return trainer
@@ -254,6 +259,7 @@ class _Training:
     def _tried(self, trial: Trial, progress: Progress) -> None:
         """Say how long training will take, before its first step."""
         progress.expected_seconds = self.estimate["seconds"] = trial.seconds_of_training
+        progress.compare(trial.seconds_of_training)
         self._remember(ranks.count() * trial.tokens / trial.seconds, trial.peak_memory_bytes)
         log.info("A full batch took %.1f s, so training takes up to %.0f s.", trial.seconds, trial.seconds_of_training)
         told = {"estimated_seconds": trial.seconds_of_training, "peak_memory_bytes": trial.peak_memory_bytes}
@@ -282,6 +288,7 @@ class _Training:
         tokenizer.save_pretrained(str(adapter))
         request = self.request
         lineage = request.lineage | ({"started_from": read_manifest(Path(request.start)).key} if request.start else {})
+        lineage |= {"number_format": self.recipe.compute_dtype}
         write_manifest(adapter, request.key, self.base, request.recipe, CODE_VERSION, step, lineage)
         ranks.wait_for_all()
         return adapter

@@ -10,6 +10,7 @@ import dagster as dg
 import pytest
 import yaml
 from graphs import run
+from reports import prose_of
 from rich.console import Console
 
 from ft_dagster.base import EMBEDDED
@@ -18,6 +19,8 @@ from ft_dagster.defs.stages import STAGES
 from ft_dagster.defs.summary import print_plan
 from ft_dagster.defs.workspace import Workspace
 from ft_dagster.recipe import resolve_recipe
+from ft_dagster.tokens.held_out import Pinned, choose_held_out
+from ft_dagster.training.number_format import ProductRates
 
 ALL = [stage.name for stage in STAGES]
 
@@ -197,8 +200,11 @@ def test_before_the_base_model_is_on_the_machine_figures_are_estimates_and_say_s
     tiny_recipe["base"] = {"source": "embedded", "model": next(iter(EMBEDDED))}
     (workspace / "recipe.yaml").write_text(yaml.safe_dump(tiny_recipe))
     plan = planned(instance)
+    (held_out,) = choose_held_out({path.stem: 1 for path in chapters}, list, 0.2, Pinned()).held_out
+    used = [prose_of(number) for number in range(1, 7) if f"chapter_{number}" != held_out]
     assert not plan.exact and plan.trains and plan.seconds is None
-    assert plan.train_tokens == pytest.approx(sum(path.stat().st_size for path in chapters) / 4, abs=1)
+    assert plan.train_chapters == len(used) == 5, "those that are held out are not trained on"
+    assert plan.train_tokens == pytest.approx(sum(map(len, used)) / 4, rel=0.05)
     assert [stage.kind for stage in plan.stages] == ["missing"] * len(STAGES)
     assert plan.training is not None and plan.training.memory_bytes is None
     assert plan.training.problem == "the base model is not on this machine yet"
@@ -220,8 +226,11 @@ def test_the_plan_says_what_training_takes_by_the_formula_and_as_it_was_measured
     assert f"Memory: about {cost.memory_bytes / 2**30:.1f} GiB at the peak" in shown and "the last time" in shown
     (workspace / "recipe.yaml").write_text(yaml.safe_dump(tiny_recipe | {"lora": {"rank": 2}}))
     other = planned(up_to_date)
-    assert other.seconds is None and other.training and other.training.memory_bytes
-    assert other.training.measured_memory_bytes is None
+    assert other.training and other.training.memory_bytes
+    assert other.training.measured_memory_bytes is None and other.training.measured_on is None
+    assert other.training.seconds, "by the model's operations, before anything was measured"
+    print_plan(other, Console())
+    assert "by the model's operations and how fast this machine is" in " ".join(capsys.readouterr().out.split())
 
 
 def test_the_plan_says_that_a_training_will_be_refused_and_what_to_change(
@@ -270,3 +279,38 @@ def test_a_recipe_change_that_decides_no_weights_leaves_the_adapter_as_it_is(
     (workspace / "recipe.yaml").write_text(yaml.safe_dump(tiny_recipe))
     plan = planned(up_to_date)
     assert outcomes(plan) == {"lora_adapter": "unchanged"} and not plan.trains
+
+
+SLOW = ProductRates("cpu", {"float32": 80e9, "bfloat16": 1e9}, threads=2)
+
+
+def test_a_format_that_is_slow_here_is_told_with_the_line_to_change_before_anything_runs(
+    up_to_date: dg.DagsterInstance,
+    workspace: Path,
+    tiny_recipe: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("ft_dagster.defs.cost.machine_rates", lambda _: SLOW)
+    tiny_recipe["base"]["dtype"] = "bfloat16"
+    tiny_recipe["training"]["seed"] = 1
+    (workspace / "recipe.yaml").write_text(yaml.safe_dump(tiny_recipe))
+    print_plan(planned(up_to_date), Console(width=1000))
+    assert (
+        "base.dtype: bfloat16 in the recipe is slow on this machine: its matrix products take about 80 times as long "
+        "as in float32. Write base.dtype: auto, or float32." in capsys.readouterr().out
+    )
+    del tiny_recipe["base"]["dtype"]
+    (workspace / "recipe.yaml").write_text(yaml.safe_dump(tiny_recipe))
+    cost = planned(up_to_date).training
+    assert cost is not None and (cost.number_format, cost.slow) == ("float32", None)
+
+
+def test_where_steps_run_elsewhere_the_plan_does_not_tell_their_number_format(
+    up_to_date: dg.DagsterInstance, workspace: Path, tiny_recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_recipe["training"]["seed"] = 1
+    (workspace / "recipe.yaml").write_text(yaml.safe_dump(tiny_recipe))
+    monkeypatch.setenv("FT_EXECUTOR", "ray")
+    cost = planned(up_to_date).training
+    assert cost is not None and (cost.number_format, cost.where) == (None, "decided where the step runs")

@@ -10,7 +10,7 @@ import pytest
 
 from ft_dagster.base import prepare_base
 from ft_dagster.evaluation.evaluate import evaluate
-from ft_dagster.evaluation.request import EvaluationRequest, evaluation_key
+from ft_dagster.evaluation.request import EvaluationRequest, evaluation_key, measured_by
 from ft_dagster.evaluation.slices import Slice, load_slices
 from ft_dagster.recipe import Evaluation, RecipeError, resolve_recipe
 from ft_dagster.training.request import TrainingRequest
@@ -67,17 +67,26 @@ def test_base_new_and_released_adapter_are_measured_side_by_side(
 
 def test_an_evaluation_is_made_again_when_what_is_compared_changes(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
     recipe = resolve_recipe(tiny_recipe)
-    key = evaluation_key("new", "dataset", None, recipe, {})
-    assert key == evaluation_key("new", "dataset", None, recipe, {})
-    assert key != evaluation_key("new", "dataset", "released", recipe, {})
-    assert key != evaluation_key("other", "dataset", None, recipe, {})
+    key = evaluation_key("new", "dataset", None, recipe, "bfloat16", {})
+    assert key == evaluation_key("new", "dataset", None, recipe, "bfloat16", {})
+    assert key != evaluation_key("new", "dataset", "released", recipe, "bfloat16", {})
+    assert key != evaluation_key("other", "dataset", None, recipe, "bfloat16", {})
     asked_more = resolve_recipe(tiny_recipe | {"release": {"minimum_gain": 1}})
-    assert key != evaluation_key("new", "dataset", None, asked_more, {})
+    assert key != evaluation_key("new", "dataset", None, asked_more, "bfloat16", {})
     texts = {"general": Slice("general", {"a.md": "One."}, tmp_path)}
     others = {"general": Slice("general", {"a.md": "Two."}, tmp_path)}
     moved = {"general": Slice("general", {"a.md": "One."}, tmp_path / "elsewhere")}
-    keys = [evaluation_key("new", "dataset", None, recipe, slices) for slices in (texts, others, moved)]
+    keys = [evaluation_key("new", "dataset", None, recipe, "bfloat16", slices) for slices in (texts, others, moved)]
     assert len({key, *keys}) == 3 and keys[0] == keys[2]
+
+
+def test_numbers_of_different_formats_are_never_taken_for_each_other(tiny_recipe: dict[str, Any]) -> None:
+    auto, named = resolve_recipe(tiny_recipe), resolve_recipe(tiny_recipe).computing_in("bfloat16")
+    keys = {dtype: evaluation_key("new", "dataset", None, auto, dtype, {}) for dtype in ("bfloat16", "float32")}
+    assert keys["bfloat16"] != keys["float32"]
+    assert keys["bfloat16"] == evaluation_key("new", "dataset", None, named, "bfloat16", {}), "as before there was auto"
+    measured = [measured_by("held out", {}, auto.computing_in(dtype), {}) for dtype in keys]
+    assert len(set(measured)) == 2
 
 
 def test_texts_that_ship_and_do_not_fit_the_base_are_left_out_and_others_are_refused(

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from machines import remember_machine
 
 COMMAND = [sys.executable, "-m", "ft_dagster.cli"]
 
@@ -30,6 +31,7 @@ def work_in(folder: Path, patch: pytest.MonkeyPatch) -> Path:
         "DAGSTER_DISABLE_TELEMETRY": "yes",
     }.items():
         patch.setenv(name, str(value))
+    remember_machine(folder / "cache")
     return folder / "workspace"
 
 

@@ -49,7 +49,7 @@ def recipe(rows: int, length: int, quantization: str = "nf4", checkpointing: boo
     return resolve_recipe(
         {
             "name": "test",
-            "base": {"source": "folder", "model": "base", "quantization": quantization},
+            "base": {"source": "folder", "model": "base", "quantization": quantization, "dtype": "bfloat16"},
             "tokens": {"block_length": length},
             "lora": lora,
             "training": {
@@ -110,7 +110,7 @@ def test_activations_are_those_that_autograd_keeps(
         (folder / name).write_bytes((tiny_base / name).read_bytes())
     content = tiny_recipe | {"tokens": {"block_length": 256}, "lora": {"rank": 2}}
     content["training"] = tiny_recipe["training"] | {"fused": False}
-    content["base"] = {"source": "folder", "model": str(folder)}
+    content["base"] = {"source": "folder", "model": str(folder), "dtype": "bfloat16"}
     tuned = resolve_recipe(content | {name: content[name] | fields for name, fields in parts.items()})
     base = prepare_base(tuned.base, tmp_path / "cache")
     model: Any = add_adapter(load_base(base, tuned, tmp_path / "offload"), base, tuned)
@@ -151,7 +151,7 @@ def test_activations_of_fused_layers_are_those_that_they_keep(
     targets: str | list[str],
 ) -> None:
     content = tiny_recipe | {"tokens": {"block_length": 256}, "lora": {"rank": 2, "targets": targets}}
-    tuned = resolve_recipe(content)
+    tuned = resolve_recipe(content).computing_in("bfloat16")
     base = prepare_base(tuned.base, tmp_path / "cache")
     packed = PackedModel(add_adapter(load_base(base, tuned, tmp_path / "offload"), base, tuned), tuned)
     assert packed.not_fused is None and is_fused(shape_of(model_config(tiny_base)), tuned, on_gpu=False)

@@ -12,6 +12,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 from ft_dagster.base import model_config
 from ft_dagster.training.estimate import memory_estimate
 from ft_dagster.training.probe import fullest
+from ft_dagster.training.products import decided
 from ft_dagster.training.progress import Progress, TrainingError
 from ft_dagster.training.request import PROGRESS, TrainingRequest
 from ft_dagster.training.speeds import recall_speed, speed_key
@@ -22,7 +23,7 @@ Requests = Callable[..., TrainingRequest]
 
 def estimated(request: TrainingRequest) -> int:
     config = model_config(Path(request.prepared_base().folder))
-    return memory_estimate(config, request.resolved_recipe(), on_gpu=False).total
+    return memory_estimate(config, decided(request.resolved_recipe()), on_gpu=False).total
 
 
 def test_a_training_that_cannot_fit_is_refused_before_weights_are_loaded(
@@ -69,14 +70,14 @@ def test_weights_are_the_same_with_and_without_a_trial_and_the_trial_is_told_fir
 def test_what_a_training_took_is_remembered_for_the_next_of_its_shape(request_for: Requests) -> None:
     request = request_for()
     result = train(request, lambda _: None)
-    config, recipe = model_config(Path(request.prepared_base().folder)), request.resolved_recipe()
+    config, recipe = model_config(Path(request.prepared_base().folder)), decided(request.resolved_recipe())
     speed = recall_speed(Path(str(request.speeds)), speed_key(config, recipe, None))
     assert speed is not None and speed.device == "cpu"
     assert speed.tokens_per_second == result["tokens_per_second"]
     assert recall_speed(Path(str(request.speeds)), speed_key(config, recipe, 1)) is None
-    other = request_for(lora={"rank": 3}).resolved_recipe()
+    other = decided(request_for(lora={"rank": 3}).resolved_recipe())
     assert recall_speed(Path(str(request.speeds)), speed_key(config, other, None)) is None
-    longer = request_for(training={"epochs": 9, "learning_rate": 0.1}).resolved_recipe()
+    longer = decided(request_for(training={"epochs": 9, "learning_rate": 0.1}).resolved_recipe())
     assert recall_speed(Path(str(request.speeds)), speed_key(config, longer, None)) == speed
 
 
@@ -91,3 +92,29 @@ def test_progress_says_from_the_start_how_long_it_will_take(tmp_path: Path) -> N
     progress.expected_seconds = 12.5
     progress.on_train_begin(TrainingArguments(str(tmp_path)), TrainerState(max_steps=3), TrainerControl())
     assert json.loads((tmp_path / PROGRESS).read_bytes())["seconds_left"] == 12.5
+
+
+def test_a_training_that_takes_far_longer_than_was_told_says_so_once(tmp_path: Path) -> None:
+    told: list[dict[str, Any]] = []
+    progress = Progress(tmp_path, lambda: 0, told.append, told_seconds=600.0)
+    progress.on_train_begin(TrainingArguments(str(tmp_path)), TrainerState(max_steps=3), TrainerControl())
+    progress.compare(10 * 600.0)
+    assert told == []
+    for _ in range(2):
+        progress.compare(4 * 3600.0)
+    assert [sorted(row) for row in told] == [["warning"]]
+    assert "about 4.0 h, not 10 min as was told" in told[0]["warning"]
+    progress.on_train_begin(TrainingArguments(str(tmp_path)), TrainerState(max_steps=3), TrainerControl())
+    assert json.loads((tmp_path / PROGRESS).read_bytes())["warning"] == told[0]["warning"]
+
+
+def test_the_first_steps_are_compared_with_what_was_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(0, 10**9, 1000))
+    monkeypatch.setattr("ft_dagster.training.progress.time.monotonic", lambda: next(clock))
+    told: list[dict[str, Any]] = []
+    progress = Progress(tmp_path, lambda: 0, told.append, told_seconds=600.0)
+    state, row = TrainerState(max_steps=100), {"loss": 1.0, "learning_rate": 0.1}
+    progress.on_train_begin(TrainingArguments(str(tmp_path)), state, TrainerControl())
+    for state.global_step in (1, 2):
+        progress.on_log(TrainingArguments(str(tmp_path)), state, TrainerControl(), row)
+    assert any("warning" in row for row in told)

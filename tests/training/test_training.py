@@ -154,7 +154,7 @@ def test_the_same_request_gives_the_same_bytes(request_for: Callable[..., Traini
     [
         {"base": {"quantization": "nf4"}},
         {"base": {"quantization": "nf4"}, "training": {"gradient_checkpointing": True}},
-        {"training": {"gradient_checkpointing": True}},
+        {"base": {"dtype": "bfloat16"}, "training": {"gradient_checkpointing": True}},
         {"training": {"attention": "eager", "optimizer": "adamw_bnb_8bit"}, "lora": {"targets": ["q_proj", "v_proj"]}},
         {"base": {"dtype": "float32"}},
     ],

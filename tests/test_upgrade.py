@@ -1,0 +1,112 @@
+"""An upgrade trains nothing again: keys and hashes of before there were `auto` and later fields still hold."""
+
+import tarfile
+from pathlib import Path
+from typing import ClassVar
+
+import dagster as dg
+import pytest
+from commands import ft_dagster
+from graphs import NO_TELEMETRY
+from machines import remember_machine
+
+from ft_dagster.base import prepare_base
+from ft_dagster.corpus.index import scan_reports
+from ft_dagster.defs.lora_adapter import made_before
+from ft_dagster.defs.stages import BASE_MODEL, LORA_ADAPTER, REPORT_FILES, all_materializations, stale_among
+from ft_dagster.defs.workspace import Workspace
+from ft_dagster.recipe import Recipe, _Part, load_recipe, resolve_recipe
+from ft_dagster.settings import load_settings
+from ft_dagster.shared_store import open_store
+from ft_dagster.training.manifest import read_manifest
+from ft_dagster.training.request import KIND, training_key, training_keys
+
+ARCHIVES = sorted((Path(__file__).parent / "data").glob("history-*.tar.xz"))
+"""Workspaces with their history and base, as an earlier version left them; data/README.md says how they were made."""
+
+
+@pytest.fixture(params=ARCHIVES, ids=lambda path: path.name.partition(".")[0])
+def annual(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A workspace that an earlier version brought up to date, with its history."""
+    with tarfile.open(request.param) as tar:
+        tar.extractall(tmp_path, filter="data")
+    for name in ("HUGGINGFACE_TOKEN", "DAGSTER_HOME", "FT_STORE", "FT_THREADS", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("FT_WORKSPACE", str(tmp_path / "annual"))
+    monkeypatch.setenv("FT_RECIPE", "recipe.yaml")
+    monkeypatch.setenv("FT_CACHE", str(remember_machine(tmp_path / "cache")))
+    return tmp_path / "annual"
+
+
+def test_nothing_that_an_earlier_version_made_is_stale(annual: Path) -> None:
+    settings = load_settings()
+    there = Path(read_manifest(annual / "fine_tuned_model").recipe["base"]["model"])  # where its workspace was
+    recipe = load_recipe("recipe.yaml", annual)
+    recipe = recipe.model_copy(update={"base": recipe.base.model_copy(update={"model": str(there)})})
+    with dg.DagsterInstance.local_temp(str(annual / ".dagster"), overrides=NO_TELEMETRY) as instance:
+        made = all_materializations(instance)
+    version = scan_reports(annual, settings.index, remember=False).version
+    now = {REPORT_FILES: version, BASE_MODEL: made[BASE_MODEL].tags["dagster/data_version"]}  # type: ignore[index]
+    assert stale_among(made, Workspace(), recipe, now) == []
+
+
+def test_a_run_at_another_place_uses_the_adapter_again(annual: Path) -> None:
+    store, before = annual / ".ft" / "store", read_manifest(annual / "fine_tuned_model")
+    kinds = (KIND, "adapter_evaluation", "tokenized_dataset")
+    made = {kind: sorted(path.name for path in (store / kind).iterdir()) for kind in kinds}
+    done = ft_dagster("run")
+    assert done.returncode == 0, done.stderr
+    assert {kind: sorted(path.name for path in (store / kind).iterdir()) for kind in kinds} == made
+    assert read_manifest(annual / "fine_tuned_model") == before
+    assert not (annual / "logs").exists(), "a training or an evaluation writes one there"
+
+
+def test_an_adapter_of_bfloat16_is_found_for_auto_and_not_the_other_way_round(annual: Path) -> None:
+    settings = load_settings()
+    recipe = load_recipe("recipe.yaml", annual)
+    manifest = read_manifest(annual / "fine_tuned_model")
+    identity = prepare_base(recipe.base, settings.cache).identity
+    store = open_store(settings)
+    assert recipe.base.dtype == "auto"
+    found = made_before(store, training_keys(manifest.dataset, identity, recipe))
+    assert found is not None and found.key == manifest.key
+    for dtype, same in (("bfloat16", True), ("float32", False)):
+        named = recipe.computing_in(dtype)
+        assert training_keys(manifest.dataset, identity, named) == [training_key(manifest.dataset, identity, named)]
+        assert (training_key(manifest.dataset, identity, named) == manifest.key) == same
+    assert training_key(manifest.dataset, identity, recipe) != manifest.key, "so that a switch to bfloat16 is seen"
+
+
+def test_a_switch_from_auto_to_a_format_is_a_change_and_back_from_bfloat16_is_none() -> None:
+    auto = resolve_recipe({"name": "mine", "base": {"source": "embedded", "model": "m"}})
+    hashes = {name: LORA_ADAPTER.recipe_hash(auto.computing_in(name)) for name in ("bfloat16", "float32")}
+    accepted = [LORA_ADAPTER.recipe_hash(reading) for reading in auto.readings]
+    assert hashes["bfloat16"] in accepted and hashes["float32"] not in accepted
+    assert auto.computing_in("bfloat16").readings == (auto.computing_in("bfloat16"),)
+    assert LORA_ADAPTER.recipe_hash(auto) not in hashes.values()
+
+
+class Before(_Part):
+    kept: int = 1
+
+
+class After(_Part):
+    LATER: ClassVar = ("new", "newer")
+    REMOVED: ClassVar = {"gone": "old default"}
+
+    kept: int = 1
+    new: int = 2
+    newer: tuple[int, ...] = ()
+
+
+def test_fields_that_came_later_count_only_where_they_differ_and_removed_ones_as_they_were() -> None:
+    assert Before().for_keys() == {"kept": 1}
+    assert After().for_keys() == {"kept": 1, "gone": "old default"}
+    assert After(new=3).for_keys() == {"kept": 1, "new": 3, "gone": "old default"}
+    assert After(newer=(1,)).for_keys(exclude=("gone",)) == {"kept": 1, "newer": [1]}
+    assert After(new=3).for_keys(include=("new",)) == {"new": 3}
+
+
+def test_the_shipped_recipes_leave_the_number_format_to_the_machine() -> None:
+    recipes: list[Recipe] = [load_recipe(name) for name in ("smollm2-135m", "mistral-7b-qlora")]
+    assert [recipe.base.dtype for recipe in recipes] == ["auto", "auto"]
