@@ -7,12 +7,16 @@ from pathlib import Path
 from ft_dagster.evaluation.request import EvaluationRequest
 from ft_dagster.training.allocator import keep_freed_memory, spin_briefly
 from ft_dagster.training.processes import out_of_room
+from ft_dagster.training.quick_start import compile_nothing, import_quickly
 
 
 def main(request_path: Path) -> int:
     spin_briefly()
     keep_freed_memory()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    request = EvaluationRequest.read(request_path)
+    compile_nothing(request.resolved_recipe())
+    import_quickly("ft_dagster.evaluation.evaluate")
     from ft_dagster.base import BaseModelError
     from ft_dagster.corpus.files import CorpusError
     from ft_dagster.evaluation.evaluate import evaluate
@@ -21,7 +25,6 @@ def main(request_path: Path) -> int:
     from ft_dagster.training.manifest import AdapterError
     from ft_dagster.training.progress import TrainingError
 
-    request = EvaluationRequest.read(request_path)
     try:
         with leased(Path(request.locks)):
             evaluate(request)

@@ -25,6 +25,7 @@ from ft_dagster.training.processes import (
     out_of_room,
     run_together,
 )
+from ft_dagster.training.quick_start import compile_nothing, import_quickly
 from ft_dagster.training.request import RENDEZVOUS, TrainingRequest
 
 
@@ -54,8 +55,10 @@ def _threads(request: TrainingRequest) -> int:
 def _make(request: TrainingRequest, reports: bool) -> int:
     spin_briefly()
     keep_freed_memory()
+    compile_nothing(request.resolved_recipe())
     started_by_a_run = reports and "DAGSTER_PIPES_CONTEXT" in os.environ
     with open_dagster_pipes() if started_by_a_run else nullcontext() as pipes:
+        import_quickly("ft_dagster.training.train")
         import torch
 
         from ft_dagster.base import BaseModelError
