@@ -28,6 +28,7 @@ from ft_dagster.training.machine import memory_for_process
 from ft_dagster.training.manifest import MANIFEST, AdapterError
 from ft_dagster.training.model import load_base
 from ft_dagster.training.packed_model import PackedModel
+from ft_dagster.training.products import decided
 from ft_dagster.training.progress import TrainingError
 from ft_dagster.training.scoring import score
 
@@ -45,7 +46,7 @@ def export(request: ExportRequest) -> dict[str, Any]:
     """
     if request.threads:
         torch.set_num_threads(request.threads)
-    recipe = request.resolved_recipe()
+    recipe = decided(request.resolved_recipe())
     plain = _unquantized(recipe)
     output = Path(request.output)
     measured: dict[str, float] = {}
@@ -60,8 +61,8 @@ def export(request: ExportRequest) -> dict[str, Any]:
     ways = (OWN, DEQUANTIZED) if recipe.base.quantization != "none" else (OWN,)
     for way in ways:
         model = _merged(request, recipe, way)
-        measure(way, model, plain)
         model.save_pretrained(output / way.replace(" ", "-"))
+        measure(way, _in(model, getattr(torch, plain.base.dtype)), plain)  # as it was saved, in what is fast here
         del model
     best = min(ways, key=lambda way: measured.get(way, 0.0))
     folder = output / best.replace(" ", "-")
@@ -95,8 +96,11 @@ def _merged(request: ExportRequest, recipe: Recipe, way: str) -> PreTrainedModel
         loaded.float()
     model: Any = load_adapter(loaded, Path(request.adapter), base).merge_and_unload(safe_merge=True)
     model.config.use_cache = True
-    wanted = _stored_dtype(base, model.dtype)
-    return model if model.dtype == wanted else model.to(wanted)  # accelerate refuses it for an offloaded model
+    return _in(model, _stored_dtype(base, model.dtype))
+
+
+def _in(model: Any, dtype: torch.dtype) -> Any:
+    return model if model.dtype == dtype else model.to(dtype)  # accelerate refuses it for an offloaded model
 
 
 def _stored_dtype(base: PreparedBase, otherwise: torch.dtype) -> torch.dtype:

@@ -25,6 +25,7 @@ from ft_dagster.hashing import file_digest
 from ft_dagster.settings import load_settings
 from ft_dagster.store import Artifact
 from ft_dagster.training.manifest import read_manifest
+from ft_dagster.training.number_format import ProductRates
 from ft_dagster.training.request import CODE_VERSION
 
 
@@ -222,12 +223,23 @@ def test_an_adapter_that_does_not_beat_the_released_one_is_kept_back_with_the_re
     assert all(now[name].equal(released[name]) for name in released)
 
 
-def test_training_that_fails_says_why_in_the_run(
-    instance: dg.DagsterInstance, workspace: Path, chapters: list[Path], tiny_recipe: dict[str, Any]
+def test_training_that_fails_says_why_in_the_run_and_a_slow_format_is_said_before_it_begins(
+    instance: dg.DagsterInstance,
+    workspace: Path,
+    chapters: list[Path],
+    tiny_recipe: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    slow = ProductRates("cpu", {"float32": 80e9, "bfloat16": 1e9}, threads=2)
+    monkeypatch.setattr("ft_dagster.defs.cost.machine_rates", lambda _: slow)
+    tiny_recipe["base"]["dtype"] = "bfloat16"
     tiny_recipe["training"] |= {"learning_rate": 1e30, "warmup": 0.0}
     (workspace / "recipe.yaml").write_text(yaml.safe_dump(tiny_recipe))
     result = run(instance)
+    said = [entry.user_message for entry in instance.all_logs(result.run_id)]
+    (warned,) = (i for i, text in enumerate(said) if "base.dtype: bfloat16 in the recipe is slow" in text)
+    (started,) = (i for i, text in enumerate(said) if "ft_dagster.training runs as process" in text)
+    assert warned < started
     (failure,) = result.get_step_failure_events()
     assert failure.step_key == "lora_adapter"
     message = failure.step_failure_data.user_failure_data.description

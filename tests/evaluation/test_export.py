@@ -34,11 +34,13 @@ def logits(folder: str | Path, base: Any = None) -> torch.Tensor:
     return model(tokens, use_cache=False).logits.float()
 
 
-def test_a_merged_model_needs_no_adapter_and_measures_the_same(make_request: Callable[..., ExportRequest]) -> None:
+def test_a_merged_model_needs_no_adapter_is_stored_as_its_base_and_measures_the_same(
+    make_request: Callable[..., ExportRequest],
+) -> None:
     request = make_request(dtype="float32")
     about = export(request)
     assert about["merged_into"] == OWN and about["bits_per_byte"].keys() == {"adapter", OWN}
-    assert about["bits_per_byte"][OWN] == pytest.approx(about["bits_per_byte"]["adapter"], rel=1e-5)
+    assert about["bits_per_byte"][OWN] == pytest.approx(about["bits_per_byte"]["adapter"], rel=1e-2)
     output = Path(request.output)
     assert json.loads((output / MERGED).read_bytes()) == about
     assert read_manifest(output).key == read_manifest(Path(request.adapter)).key
@@ -47,7 +49,10 @@ def test_a_merged_model_needs_no_adapter_and_measures_the_same(make_request: Cal
     from peft import AutoPeftModelForCausalLM
 
     with_adapter = AutoPeftModelForCausalLM.from_pretrained(request.adapter, dtype=torch.float32)
-    assert torch.allclose(logits(output), logits("", with_adapter), atol=1e-4)
+    wanted = logits("", with_adapter)
+    rounded, untuned = ((logits(folder) - wanted).abs().mean() for folder in (output, request.base["folder"]))
+    assert rounded < untuned / 5, "what rounding to bfloat16 does is small beside what the adapter does"
+    assert AutoModelForCausalLM.from_pretrained(output).dtype == torch.bfloat16
 
 
 def test_both_ways_to_merge_a_quantized_base_are_measured_and_the_better_one_is_kept(
