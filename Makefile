@@ -70,7 +70,7 @@ lock: $(READY) ## The locks anew from pyproject.toml; they keep their versions u
 docs: $(READY) ## The tables of fields in docs/, made from the models that read them
 	PYTHONPATH=. $(BIN)/python docs/tables.py
 
-REPORTS ?= examples/chapter_markdowns
+REPORTS ?= ft_dagster/examples/chapter_markdowns
 SIZES ?= 100 1000 10000 100000
 bench: $(READY) ## The benchmarks, as tables in benchmarks/results/ (about an hour; SIZES and REPORTS choose)
 	PYTHONPATH=. $(BIN)/python benchmarks/memory.py
