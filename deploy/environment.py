@@ -125,4 +125,5 @@ if __name__ == "__main__":
     try:
         make_environment(Path(sys.argv[1]))
     except KeyboardInterrupt:
+        say("")
         sys.exit(130)
