@@ -31,6 +31,7 @@ def folder(tmp_path: Path, tiny_recipe: dict[str, Any], monkeypatch: pytest.Monk
         monkeypatch.delenv(name)
     tiny_recipe["tokens"] = {"block_length": 256, "held_out": 0.1}
     tiny_recipe["training"] |= {"epochs": 0.1, "save_every": 100}
+    tiny_recipe["evaluation"] |= {"train_tokens": 128}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(tiny_recipe))
     monkeypatch.setenv("FT_RECIPE", str(tmp_path / "recipe.yaml"))
     monkeypatch.setenv("FT_CACHE", str(tmp_path / "cache"))
