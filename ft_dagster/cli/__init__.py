@@ -105,7 +105,7 @@ def run(as_json: Json = False) -> None:
 def demo(
     folder: Annotated[
         Path | None,
-        typer.Argument(help="The workspace; where it is missing, that of FT_WORKSPACE, or else demo/ in this folder."),
+        typer.Argument(help="The workspace. Default: that of FT_WORKSPACE, else demo/ in the current folder."),
     ] = None,
     as_json: Json = False,
 ) -> None:
