@@ -11,21 +11,11 @@ help: ## What there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
 $(READY): pyproject.toml requirements.lock requirements-torch.lock
-	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "Python 3.11 to 3.13 is needed; name one: make PYTHON=python3.11 ...")'
-	$(PYTHON) -m venv $(VENV)
-	@# Of a version with several builds pip would take PyPI's, even where an index has a CPU build: hashes come first.
-	$(BIN)/pip download --quiet --no-deps --dest $(VENV)/torch $$(grep -o '^torch==[0-9.]*' requirements-torch.lock)
-	$(BIN)/pip install --quiet --no-deps --require-hashes --no-index --find-links $(VENV)/torch -r requirements-torch.lock
-	@rm -r $(VENV)/torch
-	$(BIN)/pip install --quiet --no-deps --require-hashes --requirement requirements.lock
-	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
-	@# PyPI's torch for Linux asks for NVIDIA's libraries, gigabytes that the lock does not name; a CPU build, for none.
-	$(BIN)/pip install --quiet torch
+	@$(PYTHON) deploy/environment.py $(VENV)
 	@touch $@
 
 demo: $(READY) ## The whole graph on the example report, in the workspace demo/
-	@[ -e demo/chapter_markdowns ] || { mkdir -p demo && cp -R examples/chapter_markdowns examples/outputs demo/; }
-	@FT_WORKSPACE=demo $(BIN)/ft-dagster run
+	@$(BIN)/ft-dagster demo demo
 
 test: $(READY) ## All tests, two at a time, with coverage
 	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --cov --cov-report term-missing:skip-covered
@@ -70,7 +60,7 @@ lock: $(READY) ## The locks anew from pyproject.toml; they keep their versions u
 docs: $(READY) ## The tables of fields in docs/, made from the models that read them
 	PYTHONPATH=. $(BIN)/python docs/tables.py
 
-REPORTS ?= examples/chapter_markdowns
+REPORTS ?= ft_dagster/examples/chapter_markdowns
 SIZES ?= 100 1000 10000 100000
 bench: $(READY) ## The benchmarks, as tables in benchmarks/results/ (about an hour; SIZES and REPORTS choose)
 	PYTHONPATH=. $(BIN)/python benchmarks/memory.py

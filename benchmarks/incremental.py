@@ -34,7 +34,7 @@ PAGE = """{ assetNodes { assetKey { path } staleStatus staleCauses { reason } as
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sizes", nargs="*", type=int, default=[100, 1_000, 10_000])
-    parser.add_argument("--reports", type=Path, default=PROJECT / "examples" / "chapter_markdowns")
+    parser.add_argument("--reports", type=Path, default=PROJECT / "ft_dagster" / "examples" / "chapter_markdowns")
     parser.add_argument("--output", type=Path, default=PROJECT / "benchmarks" / "results" / "incremental.md")
     parser.add_argument("--scratch", type=Path, help="where workspaces are made (default: a temporary folder)")
     parser.add_argument("--phase", help=argparse.SUPPRESS)

@@ -53,7 +53,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--reports", type=Path, default=PROJECT / "examples")
+    parser.add_argument("--reports", type=Path, default=PROJECT / "ft_dagster" / "examples")
     parser.add_argument("--output", type=Path, default=PROJECT / "benchmarks" / "results" / "memory.md")
     options = parser.parse_args()
     shipped = load_recipe("smollm2-135m")

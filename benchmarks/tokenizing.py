@@ -39,7 +39,7 @@ BATCH = 512
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--reports", type=Path, default=PROJECT / "examples" / "chapter_markdowns")
+    parser.add_argument("--reports", type=Path, default=PROJECT / "ft_dagster" / "examples" / "chapter_markdowns")
     parser.add_argument("--chapters", type=int, default=2000)
     parser.add_argument("--output", type=Path, default=PROJECT / "benchmarks" / "results" / "tokenizing.md")
     options = parser.parse_args()

@@ -25,7 +25,9 @@ from ft_dagster.settings import Settings
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--chapters", type=Path, nargs="+", default=[PROJECT / "examples"], help="one table each")
+    parser.add_argument(
+        "--chapters", type=Path, nargs="+", default=[PROJECT / "ft_dagster" / "examples"], help="one table each"
+    )
     parser.add_argument("--epochs", type=int, default=1, choices=(1, 2))
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--threads", type=int, default=os.cpu_count())

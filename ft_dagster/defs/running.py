@@ -20,9 +20,11 @@ from rich.progress import (
     SpinnerColumn,
     TaskID,
     TextColumn,
+    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 
+from ft_dagster.base import local_base, prepare_base
 from ft_dagster.defs.external import look, record
 from ft_dagster.defs.places import PLACE_TAG, here
 from ft_dagster.defs.plan import Plan, make_plan
@@ -60,6 +62,8 @@ def bring_up_to_date(
     scan = look(workspace.settings)
     record(instance, scan, workspace.recipe)
     plan = make_plan(instance, workspace, scan)
+    if plan.stages and _prepare_base(workspace, console):
+        plan = make_plan(instance, workspace, scan)  # which counts tokens now, and need not estimate them
     print_plan(plan, console)
     for _ in range(_ROUNDS):
         if plan.nothing_to_do:
@@ -74,6 +78,38 @@ def bring_up_to_date(
             print_plan(plan, console)
     console.print(f"After {_ROUNDS} runs there is still something to do, see above.", style="red")
     return False
+
+
+def _prepare_base(workspace: Workspace, console: Console) -> bool:
+    """Fetch and convert an embedded base model that is not here yet, with progress; give whether that was so.
+
+    Steps that run on other machines do so there, and a hub's client shows its own progress.
+    """
+    settings, base = workspace.settings, workspace.recipe.base
+    if settings.executor != "local" or base.source != "embedded" or local_base(base, settings.cache):
+        return False
+    with Progress(
+        TextColumn("Base model {task.description}"),
+        SpinnerColumn(finished_text="[green]✓[/]"),
+        TimeElapsedColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    ) as progress:
+
+        def end_step() -> None:
+            for task in progress.task_ids:
+                progress.update(task, completed=1)
+
+        def say(step: str) -> None:
+            if console.is_terminal:
+                end_step()
+                progress.add_task(step, total=1)
+            else:
+                console.print(f"Base model: {step}", highlight=False, soft_wrap=True)
+
+        prepare_base(base, settings.cache, say=say)
+        end_step()
+    return True
 
 
 def _run(

@@ -2,6 +2,7 @@
 
 import os
 import shlex
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -67,9 +68,19 @@ def print_summary(summary: dict[str, Any], console: Console) -> None:
     for name, sample in summary["sample"].items():
         table.add_row(f"{_LABELS[name]} writes", Text(sample["prompt"]).append(sample["text"], style="bold"))
     table.add_row("released adapter", Text(summary["adapter"] or "none yet"))
-    table.add_row("see it", Text(f"FT_WORKSPACE={shlex.quote(os.path.relpath(summary['workspace']))} make dev"))
+    table.add_row("see it", Text(_command_for_the_ui(summary["workspace"])))
     console.print()
     console.print(table, highlight=False)
+
+
+def _command_for_the_ui(workspace: str) -> str:
+    """`make dev` where that is: in a checkout. Elsewhere Dagster's own command, for the same history."""
+    variables = f"FT_WORKSPACE={shlex.quote(os.path.relpath(workspace))}"
+    checkout = Path(__file__).resolve().parents[2]
+    if Path.cwd() == checkout and (checkout / "Makefile").is_file():
+        return f"{variables} make dev"
+    home = os.environ.get("DAGSTER_HOME") or f"{workspace}/.dagster"
+    return f"{variables} DAGSTER_HOME={shlex.quote(home)} dagster dev --module-name ft_dagster.definitions"
 
 
 def print_plan(plan: Plan, console: Console) -> None:

@@ -1,7 +1,7 @@
 """The asset tokenized_dataset."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ def tokenized_dataset(context: dg.AssetExecutionContext, workspace: Workspace) -
     """Sections as packed rows of tokens, train and held out, with the ledger of every byte."""
     settings, store, recipe = workspace.settings, workspace.store, workspace.recipe
     source = input_artifact(context, SECTIONS, store)
-    base = prepare_base(recipe.base, settings.cache, token=settings.token, weights=False)
+    base = prepare_base(recipe.base, settings.cache, token=settings.token, weights=False, say=_logged(context))
     artifact = _find_or_make(settings, source, base, recipe)
     about = artifact.about
     ledger, pairs = about["ledger"], about["pairs"]
@@ -70,6 +70,10 @@ def tokenized_dataset(context: dg.AssetExecutionContext, workspace: Workspace) -
         },
         [_balanced(about, store), _separate(about)],
     )
+
+
+def _logged(context: dg.AssetExecutionContext) -> Callable[[str], None]:
+    return lambda step: context.log.info(f"Base model: {step}")
 
 
 def ledger_rows(ledger: dict[str, Any]) -> list[tuple[str, int]]:

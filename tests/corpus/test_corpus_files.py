@@ -235,8 +235,8 @@ def test_a_workspace_without_reports_is_refused_with_what_to_put_where(tmp_path:
         require_reports(tmp_path, 0)
     assert str(error.value) == (
         f"No chapters in the workspace {tmp_path}. Put Markdown chapters into {tmp_path}/chapter_markdowns or report "
-        f"JSON into {tmp_path}/outputs/consolidated, name another workspace with FT_WORKSPACE, or try `make demo`, "
-        "which brings a report of its own."
+        f"JSON into {tmp_path}/outputs/consolidated, name another workspace with FT_WORKSPACE, or try "
+        "`ft-dagster demo`, which brings a report of its own."
     )
     require_reports(tmp_path, 1)
 

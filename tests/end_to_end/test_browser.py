@@ -22,7 +22,7 @@ from ft_dagster.recipe import load_recipe
 from ft_dagster.settings import Settings
 
 PROJECT = Path(__file__).parents[2]
-EXAMPLES = PROJECT / "examples"
+EXAMPLES = PROJECT / "ft_dagster" / "examples"
 TEXTS = PROJECT / "ft_dagster" / "evaluation" / "texts"
 QUICK = ("chapter_1.md", "chapter_6.md", "chapter_7.md")
 PICTURES = os.environ.get("FT_SCREENSHOTS")

@@ -37,7 +37,7 @@ def job(tmp_path_factory: pytest.TempPathFactory, new_history: Callable[[], dict
     workspace = tmp_path_factory.mktemp("job") / "workspace"
     (workspace / "chapter_markdowns").mkdir(parents=True)
     for name in CHAPTERS:
-        shutil.copy(PROJECT / "examples" / "chapter_markdowns" / name, workspace / "chapter_markdowns")
+        shutil.copy(PROJECT / "ft_dagster" / "examples" / "chapter_markdowns" / name, workspace / "chapter_markdowns")
     recipe = load_recipe("smollm2-135m").model_dump(mode="json")
     recipe["training"] |= {"rows_per_step": 2, "epochs": 1}
     recipe["evaluation"] |= {"sample_tokens": 8}

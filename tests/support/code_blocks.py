@@ -29,7 +29,7 @@ PAGES = [
     for path in (
         *sorted(PROJECT.glob("*.md")),
         *sorted((PROJECT / "docs").rglob("*.md")),
-        PROJECT / "examples/README.md",
+        PROJECT / "ft_dagster/examples/README.md",
     )
 ]
 RUN = {"sh", "python"}

@@ -187,7 +187,7 @@ def test_the_example_report_has_pairs_with_briefs_and_all_of_them_are_taught(
     tiny_base: Path, tmp_path: Path, objectives: Objectives
 ) -> None:
     sections = make_sections(
-        take_snapshot(PROJECT / "examples", tmp_path / "files.db", Store(tmp_path / "store")), Corpus()
+        take_snapshot(PROJECT / "ft_dagster" / "examples", tmp_path / "files.db", Store(tmp_path / "store")), Corpus()
     )
     pairs = [pair for chapter in all_chapters(sections) for pair in chapter.pairs]
     assert [(pair.title, len(pair.brief)) for pair in pairs if pair.brief] == [
