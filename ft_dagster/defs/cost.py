@@ -65,10 +65,10 @@ def training_cost(settings: Settings, recipe: Recipe, tokens: float) -> Training
         except UnknownRatesError as error:
             cost.problem = str(error)
             return cost
+        if recipe.base.dtype == AUTO and shutil.which("sbatch") and "SLURM_JOB_ID" not in os.environ:
+            cost.where = "a job of Slurm decides it where it runs"
         recipe = recipe.computing_in(rates.best)
         cost.number_format = recipe.compute_dtype
-        if shutil.which("sbatch") and "SLURM_JOB_ID" not in os.environ:
-            cost.where = "a job of Slurm decides it where it runs"
     elif recipe.base.dtype == AUTO:
         recipe = recipe.computing_in(_ASSUMED)
         cost.where = "decided where the step runs"
