@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 from buckets import BUCKET, Server, serving_s3, set_environment
+from forks import forking
+from postgres import serving_postgres
 from reports import PROSE, chapter_text, recipe_for
 
 from ft_dagster.store import Store
@@ -19,13 +21,21 @@ from ft_dagster.training.request import KIND as ADAPTER
 
 if TYPE_CHECKING:
     import dagster as dg
+    from watched import Watched
 
 spin_briefly()  # beside other work, threads that spin for long while they wait make a training take minutes
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The long ones first, so that two workers end together."""
-    items.sort(key=lambda item: "end_to_end" not in item.path.parts)
+    items.sort(key=lambda item: "system" not in item.path.parts)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def forked_children() -> Iterator[None]:
+    """What runs in this process trains and evaluates in forked processes."""
+    with forking():
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -174,6 +184,46 @@ def two_adapters(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             shutil.copy(first.path / name, folder / name)
         store.take_in(ADAPTER, "second", folder, first.about)
     return tmp_path / "workspace"
+
+
+@pytest.fixture(scope="session")
+def new_history() -> Iterator[Callable[[], dict[str, str]]]:
+    """Gives the variables that lead Dagster to a history of its own, in which there is nothing yet.
+
+    They are none: it is in DAGSTER_HOME. With FT_TEST_STORAGE=postgres it is a database of a real server.
+    """
+    storage = os.environ.get("FT_TEST_STORAGE", "sqlite")
+    assert storage in ("sqlite", "postgres"), f"FT_TEST_STORAGE={storage} is neither sqlite nor postgres"
+    if storage == "sqlite":
+        yield dict
+    else:
+        with serving_postgres() as server:
+            yield lambda: server.new_database().environment
+
+
+@pytest.fixture(scope="module")
+def watched(
+    finished: Path,
+    tiny_base: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    new_history: Callable[[], dict[str, str]],
+) -> Iterator["Watched"]:
+    """`dagster dev` without any history on a workspace that has chapters, a store and a base model of its own."""
+    from dagster_dev import DagsterDev
+    from watched import Watched
+
+    folder = tmp_path_factory.mktemp("watched")
+    workspace = folder / "workspace"
+    shutil.copytree(finished / "workspace", workspace, symlinks=True)
+    shutil.copytree(tiny_base, workspace / tiny_base.name)
+    recipe = yaml.safe_load((workspace / "recipe.yaml").read_text())
+    recipe["base"]["model"] = tiny_base.name
+    (workspace / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    dev = DagsterDev(folder, **new_history())
+    found = dev.made()
+    with dev:
+        dev.until_up_to_date()
+        yield Watched(dev, workspace, found)
 
 
 @pytest.fixture

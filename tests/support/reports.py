@@ -16,7 +16,7 @@ def recipe_for(base: Path) -> dict[str, Any]:
     """A recipe, as plain data, that trains on the tiny base within seconds."""
     return {
         "name": "tiny",
-        "base": {"source": "folder", "model": str(base)},
+        "base": {"source": "folder", "model": str(base), "dtype": "float32"},
         "tokens": {"block_length": 64, "held_out": 0.2},
         "lora": {"rank": 4, "alpha": 8, "dropout": 0.1},
         "training": {

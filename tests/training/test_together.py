@@ -14,7 +14,7 @@ import torch
 from datasets import Dataset
 from processes import inheriting
 from safetensors.torch import load_file
-from trainings import start, wait_until, weights
+from trainings import start, start_anew, wait_until, weights
 
 from ft_dagster.training.processes import run_together
 from ft_dagster.training.request import RESULT, WEIGHTS, TrainingRequest
@@ -88,7 +88,7 @@ def test_no_process_is_left_when_the_one_that_started_them_is_killed(
 ) -> None:
     request = request_for("killed", **asked(2, epochs=50))
     monkeypatch.setenv("FT_TEST_MARK", request.attempt)
-    process = start(request)
+    process = start_anew(request)
     wait_until(lambda: any(Path(request.attempt).glob("checkpoint-*/complete")), process)
     left = [p for p in inheriting("FT_TEST_MARK", request.attempt) if p.pid != process.pid]
     assert len(left) >= 3, "torchrun and its two"
