@@ -15,20 +15,27 @@ from forks import forking
 from postgres import serving_postgres
 from reports import PROSE, chapter_text, recipe_for
 
-from ft_dagster.store import Store
+from ft_dagster.base import prepare_base
+from ft_dagster.recipe import resolve_recipe
+from ft_dagster.store import Artifact, Store
 from ft_dagster.training.allocator import spin_briefly
 from ft_dagster.training.request import KIND as ADAPTER
+from ft_dagster.training.request import TrainingRequest, training_key
 
 if TYPE_CHECKING:
     import dagster as dg
     from watched import Watched
 
 spin_briefly()  # beside other work, threads that spin for long while they wait make a training take minutes
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # and what a tiny model computes is too little to share out
+
+LONG = ("system", "test_main_job.py", "test_daemon.py", "training", "evaluation", "defs")
+"""Folders and modules whose tests take longest, in that order."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The long ones first, so that two workers end together."""
-    items.sort(key=lambda item: "system" not in item.path.parts)
+    items.sort(key=lambda item: next((at for at, part in enumerate(LONG) if part in item.path.parts), len(LONG)))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -266,3 +273,33 @@ def prose() -> Callable[[int, int], str]:
         ).strip()
 
     return write
+
+
+@pytest.fixture
+def dataset(make_dataset: Callable[..., Path], prose: Callable[[int, int], str]) -> Path:
+    return make_dataset({f"chapter_{n}": prose(n, 9 + n) for n in range(6)}, held_out=["chapter_5"])
+
+
+@pytest.fixture
+def request_for(dataset: Path, tiny_recipe: dict[str, Any], tmp_path: Path) -> Callable[..., TrainingRequest]:
+    """Builds a request; keyword arguments change the recipe's parts."""
+
+    def build(attempt: str = "attempt", **parts: dict[str, Any]) -> TrainingRequest:
+        content = tiny_recipe | {name: tiny_recipe.get(name, {}) | fields for name, fields in parts.items()}
+        recipe = resolve_recipe(content)
+        base = prepare_base(recipe.base, tmp_path / "cache")
+        version = Artifact.open(dataset).about["version"]
+        return TrainingRequest(
+            key=training_key(version, base.identity, recipe),
+            base=base.to_json(),
+            dataset=str(dataset),
+            recipe=recipe.model_dump(mode="json"),
+            attempt=str(tmp_path / attempt),
+            logs=str(tmp_path / "logs"),
+            offload=str(tmp_path / "offload"),
+            locks=str(tmp_path / "locks"),
+            speeds=str(tmp_path / "speeds"),
+            lineage={"dataset": version},
+        )
+
+    return build

@@ -39,6 +39,7 @@ def job(tmp_path_factory: pytest.TempPathFactory, new_history: Callable[[], dict
     with pytest.MonkeyPatch.context() as patch:
         for name in ("HUGGINGFACE_TOKEN", "DAGSTER_HOME", "FT_STORE", "FT_THREADS", "MLFLOW_TRACKING_URI"):
             patch.delenv(name, raising=False)
+        patch.delenv("OMP_NUM_THREADS", raising=False)  # as many threads as it takes by itself
         patch.setenv("FT_WORKSPACE", str(workspace))
         patch.setenv("FT_RECIPE", "recipe.yaml")
         patch.setenv("FT_CACHE", str(cache()))
