@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export DAGSTER_DISABLE_TELEMETRY := yes
 
-.PHONY: demo test test-long test-postgres dev check audit lock docs bench fuzz screenshots clean-venv help
+.PHONY: demo test test-all test-long test-postgres dev check audit lock docs bench fuzz screenshots clean-venv help
 
 help: ## What there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -17,16 +17,21 @@ $(READY): pyproject.toml requirements.lock requirements-torch.lock
 demo: $(READY) ## The whole graph on the example report, in the workspace demo/
 	@$(BIN)/ft-dagster demo demo
 
-test: $(READY) ## All tests, two at a time, with coverage
-	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --cov --cov-report term-missing:skip-covered
+PYTEST := $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+test: $(READY) ## Whether everything works on this machine, in ten minutes: all but tests/system
+	$(PYTEST) --ignore tests/system
+
+test-all: $(READY) ## All tests, with coverage: those of `test`, and real daemons, browsers, databases, clusters, kills
+	$(PYTEST) --cov --cov-report term-missing:skip-covered
 
 test-long: $(READY) ## What takes minutes each: random kills, many edits, secrets planted everywhere (FT_KILLS, FT_SOAK_EDITS: how many)
 	FT_LONG_TESTS=yes CI_POSTGRES=required \
-	  $(BIN)/pytest tests/end_to_end/test_canaries.py tests/end_to_end/test_kills.py tests/end_to_end/test_soak.py
+	  $(BIN)/pytest tests/system/test_canaries.py tests/system/test_kills.py tests/system/test_soak.py
 
 test-postgres: $(READY) ## The main job and retraining with Dagster's history in a PostgreSQL server of their own
 	CI_POSTGRES=required FT_TEST_STORAGE=postgres \
-	  $(BIN)/pytest tests/end_to_end/test_main_job.py tests/end_to_end/test_retraining.py tests/end_to_end/test_postgres.py
+	  $(BIN)/pytest tests/test_main_job.py tests/test_daemon.py tests/system/test_retraining.py \
+	    tests/system/test_postgres.py
 
 dev: $(READY) ## The Dagster UI on the workspace FT_WORKSPACE (default: this folder), daemon included
 	@DAGSTER_HOME="$$($(BIN)/python -m ft_dagster.defs.instance)" && export DAGSTER_HOME && \
@@ -77,7 +82,7 @@ fuzz: $(READY) ## Look for chapters that break what must hold: RUNS inputs for e
 	  TOKENIZERS_PARALLELISM=false $(FUZZ)/bin/python -m fuzz.targets $$target -runs=$(RUNS) -max_len=64 -timeout=20 || exit; done
 
 screenshots: $(READY) ## The pictures in docs/images/, taken of the UI by its tests (needs Chromium; 5 to 11 minutes on 2 cores)
-	CI_BROWSER=required FT_SCREENSHOTS=docs/images $(BIN)/pytest tests/end_to_end/test_browser.py
+	CI_BROWSER=required FT_SCREENSHOTS=docs/images $(BIN)/pytest tests/system/test_browser.py
 
 clean-venv: ## Remove .venv
 	rm -rf $(VENV)

@@ -11,22 +11,39 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 from buckets import BUCKET, Server, serving_s3, set_environment
+from forks import forking
 from machines import remember_machine
+from postgres import serving_postgres
 from reports import PROSE, chapter_text, recipe_for
 
-from ft_dagster.store import Store
+from ft_dagster.base import prepare_base
+from ft_dagster.recipe import resolve_recipe
+from ft_dagster.store import Artifact, Store
 from ft_dagster.training.allocator import spin_briefly
 from ft_dagster.training.request import KIND as ADAPTER
+from ft_dagster.training.request import TrainingRequest, training_key
 
 if TYPE_CHECKING:
     import dagster as dg
+    from watched import Watched
 
 spin_briefly()  # beside other work, threads that spin for long while they wait make a training take minutes
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # and what a tiny model computes is too little to share out
+
+LONG = ("system", "test_main_job.py", "test_daemon.py", "training", "evaluation", "defs")
+"""Folders and modules whose tests take longest, in that order."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The long ones first, so that two workers end together."""
-    items.sort(key=lambda item: "end_to_end" not in item.path.parts)
+    items.sort(key=lambda item: next((at for at, part in enumerate(LONG) if part in item.path.parts), len(LONG)))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def forked_children() -> Iterator[None]:
+    """What runs in this process trains and evaluates in forked processes."""
+    with forking():
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -178,6 +195,46 @@ def two_adapters(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     return tmp_path / "workspace"
 
 
+@pytest.fixture(scope="session")
+def new_history() -> Iterator[Callable[[], dict[str, str]]]:
+    """Gives the variables that lead Dagster to a history of its own, in which there is nothing yet.
+
+    They are none: it is in DAGSTER_HOME. With FT_TEST_STORAGE=postgres it is a database of a real server.
+    """
+    storage = os.environ.get("FT_TEST_STORAGE", "sqlite")
+    assert storage in ("sqlite", "postgres"), f"FT_TEST_STORAGE={storage} is neither sqlite nor postgres"
+    if storage == "sqlite":
+        yield dict
+    else:
+        with serving_postgres() as server:
+            yield lambda: server.new_database().environment
+
+
+@pytest.fixture(scope="module")
+def watched(
+    finished: Path,
+    tiny_base: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    new_history: Callable[[], dict[str, str]],
+) -> Iterator["Watched"]:
+    """`dagster dev` without any history on a workspace that has chapters, a store and a base model of its own."""
+    from dagster_dev import DagsterDev
+    from watched import Watched
+
+    folder = tmp_path_factory.mktemp("watched")
+    workspace = folder / "workspace"
+    shutil.copytree(finished / "workspace", workspace, symlinks=True)
+    shutil.copytree(tiny_base, workspace / tiny_base.name)
+    recipe = yaml.safe_load((workspace / "recipe.yaml").read_text())
+    recipe["base"]["model"] = tiny_base.name
+    (workspace / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    dev = DagsterDev(folder, **new_history())
+    found = dev.made()
+    with dev:
+        dev.until_up_to_date()
+        yield Watched(dev, workspace, found)
+
+
 @pytest.fixture
 def make_dataset(tiny_base: Path, tmp_path: Path) -> Callable[..., Path]:
     """Builds a tokenized dataset: `make_dataset({"a": "text", "b": {"sections": ...}}, held_out=["b"])`.
@@ -218,3 +275,33 @@ def prose() -> Callable[[int, int], str]:
         ).strip()
 
     return write
+
+
+@pytest.fixture
+def dataset(make_dataset: Callable[..., Path], prose: Callable[[int, int], str]) -> Path:
+    return make_dataset({f"chapter_{n}": prose(n, 9 + n) for n in range(6)}, held_out=["chapter_5"])
+
+
+@pytest.fixture
+def request_for(dataset: Path, tiny_recipe: dict[str, Any], tmp_path: Path) -> Callable[..., TrainingRequest]:
+    """Builds a request; keyword arguments change the recipe's parts."""
+
+    def build(attempt: str = "attempt", **parts: dict[str, Any]) -> TrainingRequest:
+        content = tiny_recipe | {name: tiny_recipe.get(name, {}) | fields for name, fields in parts.items()}
+        recipe = resolve_recipe(content)
+        base = prepare_base(recipe.base, tmp_path / "cache")
+        version = Artifact.open(dataset).about["version"]
+        return TrainingRequest(
+            key=training_key(version, base.identity, recipe),
+            base=base.to_json(),
+            dataset=str(dataset),
+            recipe=recipe.model_dump(mode="json"),
+            attempt=str(tmp_path / attempt),
+            logs=str(tmp_path / "logs"),
+            offload=str(tmp_path / "offload"),
+            locks=str(tmp_path / "locks"),
+            speeds=str(tmp_path / "speeds"),
+            lineage={"dataset": version},
+        )
+
+    return build

@@ -1,11 +1,10 @@
 """`ft-dagster lineage`, `generate` and `release push` as people type them, on a finished workspace."""
 
 import json
-import subprocess
 from pathlib import Path
 
 import pytest
-from commands import COMMAND, ft_dagster, on_one_line
+from commands import ft_dagster, on_one_line
 from reports import chapter_text
 
 from ft_dagster import load_released
@@ -84,9 +83,7 @@ def test_a_notebook_gets_model_and_tokenizer_that_write_what_the_command_writes(
 
 
 def test_a_conversation_ends_with_its_input() -> None:
-    done = subprocess.run(
-        [*COMMAND, "chat", "--tokens", "4"], input="Who met?\n", capture_output=True, text=True, check=False
-    )
+    done = ft_dagster("chat", "--tokens", "4", said="Who met?\n")
     assert done.returncode == 0, done.stderr
     assert "/exit or Ctrl-D ends" in on_one_line(done.stderr)
 

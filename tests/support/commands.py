@@ -1,17 +1,45 @@
-"""`ft-dagster` as a process, and where it works."""
+"""`ft-dagster`, in this process or one of its own, and where it works."""
 
+import gc
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import warnings
+from contextlib import chdir
 from pathlib import Path
 
 import pytest
 from machines import remember_machine
+from typer.testing import CliRunner
+
+from ft_dagster.cli import app
 
 COMMAND = [sys.executable, "-m", "ft_dagster.cli"]
 
 
-def ft_dagster(*arguments: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+def ft_dagster(*arguments: str, folder: Path | None = None, said: str = "") -> subprocess.CompletedProcess[str]:
+    """The command in this process, which need not load its libraries again; `said` is its standard input.
+
+    What it changes of the process is undone: the environment, handlers of signals, filters of warnings.
+    """
+    before, on_term = dict(os.environ), signal.getsignal(signal.SIGTERM)
+    try:
+        with chdir(folder or Path.cwd()), warnings.catch_warnings():
+            done = CliRunner().invoke(app, list(arguments), input=said, env={"COLUMNS": "80"}, prog_name="ft-dagster")
+    finally:
+        gc.enable()
+        signal.signal(signal.SIGTERM, on_term)
+        os.environ.clear()
+        os.environ.update(before)
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return subprocess.CompletedProcess(arguments, done.exit_code, done.stdout, done.stderr)
+
+
+def as_process(*arguments: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """The same in a process of its own, as people type it."""
     return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, check=False, cwd=folder)
 
 

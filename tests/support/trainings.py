@@ -1,24 +1,34 @@
 """Training processes, as the asset starts them but without Dagster."""
 
+import json
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from ft_dagster.training.request import WEIGHTS, TrainingRequest
+from forks import Forked
+
+from ft_dagster.training.request import RESULT, WEIGHTS, TrainingRequest
 
 
-def start(request: TrainingRequest) -> subprocess.Popen[str]:
-    """A training process."""
+def start(request: TrainingRequest) -> Forked:
+    """A training process, forked; `communicate` gives what it wrote."""
+    path = request.write(Path(request.attempt) / "request.json")
+    return Forked("ft_dagster.training", str(path), os.environ, path.with_suffix(".log"))
+
+
+def start_anew(request: TrainingRequest) -> subprocess.Popen[str]:
+    """A training process with an interpreter of its own, which shows its environment to others."""
     path = request.write(Path(request.attempt) / "request.json")
     environment = os.environ | {"PYTHONHASHSEED": "0"}
     command = [sys.executable, "-m", "ft_dagster.training", str(path)]
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
 
-def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 120) -> None:
+def wait_until(condition: Callable[[], bool], process: Forked | subprocess.Popen[str], seconds: float = 120) -> None:
     until = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, process.communicate()[1]
@@ -29,3 +39,19 @@ def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str], se
 def weights(request: TrainingRequest) -> bytes:
     """The bytes of the adapter that a request made."""
     return (Path(request.attempt) / "adapter" / WEIGHTS).read_bytes()
+
+
+def asked(processes: int, *parts: dict[str, Any], **training: Any) -> dict[str, Any]:
+    """Parts of a recipe whose steps have four rows, an incomplete one at the end of each epoch."""
+    changed: dict[str, Any] = {}
+    for part in parts:
+        changed |= {name: changed.get(name, {}) | fields for name, fields in part.items()}
+    options = {"processes": processes, "rows_per_device": 1, "rows_per_step": 4, "epochs": 2}
+    return changed | {"training": options | training}
+
+
+def made(request: TrainingRequest) -> dict[str, Any]:
+    """What a process that a run would start makes of a request."""
+    process = start(request)
+    assert process.communicate()[1] is not None and process.returncode == 0
+    return json.loads((Path(request.attempt) / RESULT).read_bytes())

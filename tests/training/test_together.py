@@ -1,43 +1,27 @@
-"""Several processes that train together make what one makes alone."""
+"""Several processes that train together make what one makes alone.
+
+How they are stopped and go on is in tests/system/test_together_ended.py.
+"""
 
 import json
 import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import shared_base
 import torch
 from datasets import Dataset
-from processes import inheriting
 from safetensors.torch import load_file
-from trainings import start, wait_until, weights
+from trainings import asked, made, start
 
 from ft_dagster.training.processes import run_together
-from ft_dagster.training.request import RESULT, WEIGHTS, TrainingRequest
+from ft_dagster.training.request import WEIGHTS, TrainingRequest
 
 NF4 = {"base": {"quantization": "nf4"}}
 FLOAT32 = {"base": {"dtype": "float32"}, "lora": {"dropout": 0.0}}
 """So that the order of sums decides nothing that can be seen: bf16 shows it in the fourth digit."""
-
-
-def asked(processes: int, *parts: dict[str, Any], **training: Any) -> dict[str, Any]:
-    """Parts of a recipe whose steps have four rows, an incomplete one at the end of each epoch."""
-    changed: dict[str, Any] = {}
-    for part in parts:
-        changed |= {name: changed.get(name, {}) | fields for name, fields in part.items()}
-    options = {"processes": processes, "rows_per_device": 1, "rows_per_step": 4, "epochs": 2}
-    return changed | {"training": options | training}
-
-
-def made(request: TrainingRequest) -> dict[str, Any]:
-    """What a process that a run would start makes of a request."""
-    process = start(request)
-    assert process.communicate()[1] is not None and process.returncode == 0
-    return json.loads((Path(request.attempt) / RESULT).read_bytes())
 
 
 @pytest.mark.parametrize("base", [{}, NF4], ids=["whole", "nf4"])
@@ -59,43 +43,6 @@ def test_two_processes_have_the_losses_of_one_to_five_digits(
     for name in mine:
         torch.testing.assert_close(mine[name], theirs[name], atol=1e-5, rtol=1e-3)
     assert together["reloads"] and together["largest_logit_change"] > 0
-
-
-def test_they_go_on_exactly_where_they_were(request_for: Callable[..., TrainingRequest]) -> None:
-    parts = asked(2, {"lora": {"dropout": 0.1}}, epochs=6, save_every=2)
-    undisturbed = request_for("undisturbed", **parts)
-    expected = made(undisturbed)
-    for number, code in ((signal.SIGKILL, 1), (signal.SIGTERM, 130)):
-        stopped = request_for(f"stopped-{code}", **parts)
-        process = start(stopped)
-        wait_until(lambda stopped=stopped: any(Path(stopped.attempt).glob("checkpoint-*/complete")), process)
-        ranks = [p for p in psutil.Process(process.pid).children(recursive=True) if "RANK" in p.environ()]
-        assert len(ranks) == 2
-        (ranks[1] if number == signal.SIGKILL else psutil.Process(process.pid)).send_signal(number)
-        said = process.communicate()[1]
-        assert process.returncode == code, said
-        assert not (Path(stopped.attempt) / RESULT).exists()
-        psutil.wait_procs(ranks, timeout=10)
-        assert not any(p.is_running() for p in ranks)
-        found = made(stopped)
-        assert found["resumed_from"] > 0
-        assert found["history"] == expected["history"]
-        assert weights(stopped) == weights(undisturbed)
-
-
-def test_no_process_is_left_when_the_one_that_started_them_is_killed(
-    request_for: Callable[..., TrainingRequest], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    request = request_for("killed", **asked(2, epochs=50))
-    monkeypatch.setenv("FT_TEST_MARK", request.attempt)
-    process = start(request)
-    wait_until(lambda: any(Path(request.attempt).glob("checkpoint-*/complete")), process)
-    left = [p for p in inheriting("FT_TEST_MARK", request.attempt) if p.pid != process.pid]
-    assert len(left) >= 3, "torchrun and its two"
-    process.kill()
-    process.communicate()
-    psutil.wait_procs(left, timeout=30)
-    assert not inheriting("FT_TEST_MARK", request.attempt)
 
 
 def test_a_base_that_is_shared_out_has_the_loss_and_gradients_of_a_whole_one(

@@ -12,7 +12,7 @@ import torch
 from filelock import FileLock
 from peft import PeftModel
 from safetensors.torch import load_file
-from trainings import start, weights
+from trainings import start, wait_until, weights
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ft_dagster.base import BaseModelError
@@ -225,9 +225,7 @@ def test_one_training_a_device_the_second_waits_and_says_so(request_for: Callabl
     request = request_for()
     with FileLock(Path(request.locks) / f"{CPU.name}.lock"):
         process = start(request)
-        assert process.stderr is not None
-        waiting = next(line for line in process.stderr if "waiting" in line)
-        assert f"Another training or evaluation holds {CPU.name};" in waiting
+        wait_until(lambda: f"Another training or evaluation holds {CPU.name}; waiting" in process.written(), process)
         assert not (Path(request.attempt) / RESULT).exists()
     _, errors = process.communicate()
     assert process.returncode == 0, errors

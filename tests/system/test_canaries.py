@@ -16,7 +16,7 @@ import pytest
 import yaml
 from buckets import KEY_ID, SECRET_KEY, SESSION_TOKEN
 from canaries import Watched, echoing, files_with, processes_watched, rows_with, secrets_in, spellings
-from commands import ft_dagster
+from commands import as_process
 from dagster_dev import DagsterDev
 from dagster_ui import graphql
 from graphs import run
@@ -66,7 +66,7 @@ class Planted:
         return self.folder / "workspace"
 
     def ft_dagster(self, *arguments: str, code: int = 0, says: str = "") -> None:
-        done = ft_dagster(*arguments)
+        done = as_process(*arguments)
         self.said.append(done.stdout + done.stderr)
         assert done.returncode == code and says in done.stdout + done.stderr, (arguments, done.stdout + done.stderr)
 

@@ -12,7 +12,7 @@ from typing import Any
 import dagster as dg
 import pytest
 import yaml
-from commands import COMMAND, ft_dagster
+from commands import COMMAND, as_process
 from dagster_dev import wait_until
 from graphs import run
 from processes import end_inheriting, heed_ctrl_c
@@ -87,7 +87,7 @@ def test_a_device_is_free_again_when_its_worker_was_killed(
         wait_until(lambda: any((workspace / ".ft" / "attempts").glob("*/*/checkpoint-*/complete")), "it trains")
     killed.send_signal(signal.SIGKILL)
     killed.wait()
-    done = ft_dagster("run")
+    done = as_process("run")
     assert done.returncode == 0, done.stderr
     with open_instance(load_settings()) as instance:
         pool = instance.event_log_storage.get_concurrency_info("gpu")

@@ -16,7 +16,7 @@ import dagster as dg
 import psutil
 import pytest
 import yaml
-from commands import COMMAND, ft_dagster
+from commands import COMMAND, as_process
 from dagster_dev import wait_until
 from hosts import INTERFACE, Host, hosts
 from processes import heed_ctrl_c
@@ -117,7 +117,7 @@ def locally(workspace: Path) -> Artifact:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FT_EXECUTOR", "local")
         patch.setenv("FT_WORKSPACE", str(workspace))
-        done = ft_dagster("run")
+        done = as_process("run")
     assert done.returncode == 0, done.stderr
     return adapter_of(workspace)
 

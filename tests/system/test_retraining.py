@@ -1,4 +1,6 @@
-"""With the daemon running, an edit is all a person does: one `dagster dev`, and what happens when things change.
+"""With the daemon running, an edit is all a person does: one `dagster dev`, and every kind of change.
+
+That a new chapter is one run, and its deletion the earlier adapter, is in tests/test_daemon.py.
 
 Each test begins and ends with everything up to date, and leaves its changes behind.
 """
@@ -9,81 +11,20 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from itertools import takewhile
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 from commands import COMMAND
-from dagster_dev import UP_TO_DATE, WRITING, DagsterDev, Made, wait_until
-from dagster_ui import SCHEDULE, Run, Tick, steps, stop_sensor, ticks
+from dagster_dev import UP_TO_DATE, WRITING, DagsterDev, wait_until
+from dagster_ui import SCHEDULE, steps, stop_sensor, ticks
 from lineage import sections, trained_on
 from reports import PROSE, chapter_text
+from watched import Watched, statuses
 
-from ft_dagster.defs.stages import STAGES
 from ft_dagster.store import write_atomically
 from ft_dagster.tokens.held_out import position
 
 NEW_CONTENT = "raw_chapters: report_files has new content"
-
-
-@dataclass
-class Watched:
-    """A workspace that `dagster dev` watches, and what it found there when it was started."""
-
-    dev: DagsterDev
-    folder: Path
-    found: Made
-
-    def chapter(self, name: str) -> Path:
-        return self.folder / "chapter_markdowns" / f"{name}.md"
-
-    def append(self, name: str, sentence: str) -> None:
-        with self.chapter(name).open("a", encoding="utf-8") as file:
-            file.write(f"\n{sentence}\n")
-
-    def recipe(self) -> dict[str, Any]:
-        return yaml.safe_load((self.folder / "recipe.yaml").read_text())
-
-    def save_recipe(self, recipe: dict[str, Any]) -> None:
-        write_atomically(self.folder / "recipe.yaml", yaml.safe_dump(recipe))
-
-    @property
-    def released(self) -> str:
-        """Key of the released adapter."""
-        return (self.folder / "fine_tuned_model").resolve().name
-
-    def adapter(self, key: str) -> Path:
-        return self.folder / ".ft" / "store" / "lora_adapter" / key
-
-    def current_text(self) -> str:
-        """The text of all sections as they are now."""
-        key = self.dev.asset("sections").metadata["artifact"]
-        return "\n".join(section.text for section in sections(self.folder, key))
-
-
-@pytest.fixture(scope="module")
-def watched(
-    finished: Path,
-    tiny_base: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-    new_history: Callable[[], dict[str, str]],
-) -> Iterator[Watched]:
-    """`dagster dev` without any history on a workspace that has chapters, a store and a base model of its own."""
-    folder = tmp_path_factory.mktemp("watched")
-    workspace = folder / "workspace"
-    shutil.copytree(finished / "workspace", workspace, symlinks=True)
-    shutil.copytree(tiny_base, workspace / tiny_base.name)
-    recipe = yaml.safe_load((workspace / "recipe.yaml").read_text())
-    recipe["base"]["model"] = tiny_base.name
-    (workspace / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    dev = DagsterDev(folder, **new_history())
-    found = dev.made()
-    with dev:
-        dev.until_up_to_date()
-        yield Watched(dev, workspace, found)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -108,10 +49,6 @@ def scheduled(
         yield dev
 
 
-def statuses(runs: list[Run]) -> list[str]:
-    return [run.status for run in runs]
-
-
 def write_slowly(path: Path, text: str, enough: Callable[[], object]) -> None:
     """Write a file in pieces until it is enough, then the rest of it, which ends with "Complete."."""
     with path.open("w") as file:
@@ -120,22 +57,6 @@ def write_slowly(path: Path, text: str, enough: Callable[[], object]) -> None:
             file.flush()
             time.sleep(0.2)
         file.write(text[file.tell() :] + "\nComplete.\n")
-
-
-def asked_at_once(ticks: list[Tick]) -> bool:
-    """Whether the first tick that saw the reports lie still asked for a run, and no tick did after it."""
-    waited = list(takewhile(lambda tick: not tick.runs, ticks))
-    return all(WRITING in tick.skipped for tick in waited) and sum(bool(tick.runs) for tick in ticks) == 1
-
-
-def test_a_cold_start_adopts_what_the_store_has_and_starts_no_process(watched: Watched) -> None:
-    first = watched.dev.runs()[0]
-    assert (first.status, first.reason) == ("SUCCESS", "raw_chapters: never materialized")
-    assert steps(watched.dev.address, first.id) == {stage.name: "SUCCESS" for stage in STAGES}
-    if len(watched.dev.runs()) == 1:  # no other test has run before this one
-        assert watched.dev.made() == watched.found
-        assert watched.dev.asset("lora_adapter").metadata["reused"] is True
-        assert watched.dev.not_fresh() == set()
 
 
 def touch_and_copy(watched: Watched) -> None:
@@ -192,27 +113,6 @@ def test_what_leaves_the_text_as_it_is_trains_nothing(
     assert [(run.status, run.reason) for run in runs] == [("SUCCESS", reason) for reason in reasons]
     assert watched.dev.made() == made, "no training or evaluation process was started"
     assert watched.dev.asset("lora_adapter").data_version == adapter
-    assert watched.dev.not_fresh() == set()
-
-
-def test_a_new_chapter_is_one_run_and_when_it_is_deleted_the_earlier_adapter_is_back(watched: Watched) -> None:
-    first = watched.released
-    sentence = "The heron was counted twice."
-    began = time.time()
-    runs = watched.dev.runs_for(
-        lambda: watched.chapter("chapter_9").write_text(f"{chapter_text(9)}\n{sentence}\n{' '.join(PROSE)}\n")
-    )
-    assert statuses(runs) == ["SUCCESS"] and asked_at_once(watched.dev.ticks_since(began))
-    assert steps(watched.dev.address, runs[0].id) == {stage.name: "SUCCESS" for stage in STAGES}
-    assert watched.released != first and sentence in trained_on(watched.folder)["chapter_9"]
-
-    made = watched.dev.made()
-    runs = watched.dev.runs_for(watched.chapter("chapter_9").unlink)
-    assert statuses(runs) == ["SUCCESS"]
-    assert watched.dev.asset("lora_adapter").metadata["reused"] is True
-    assert (watched.dev.made().adapters, watched.dev.made().trainings) == (made.adapters, made.trainings)
-    assert watched.released == first
-    assert "chapter_9" not in trained_on(watched.folder) and sentence not in watched.current_text()
     assert watched.dev.not_fresh() == set()
 
 

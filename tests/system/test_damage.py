@@ -148,7 +148,7 @@ def test_a_checkpoint_that_was_cut_off_is_named_and_training_goes_on_from_the_on
         workspace = work_in_copy(finished, tmp_path / name, monkeypatch)
         path = workspace / "recipe.yaml"
         recipe = yaml.safe_load(path.read_text())
-        recipe["training"] |= {"epochs": 20, "save_every": 2}
+        recipe["training"] |= {"epochs": 8, "save_every": 2}
         path.write_text(yaml.safe_dump(recipe))
         if name == "stopped":
             before, last = two_checkpoints_of_a_killed_run(workspace)

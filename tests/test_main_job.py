@@ -1,7 +1,6 @@
-"""The main job with the real embedded base model, as a user runs it; and the UI that shows it."""
+"""The main job with the real embedded base model, as a user runs it."""
 
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,17 +9,14 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from commands import ft_dagster
-from dagster_ui import graphql
+from commands import as_process, ft_dagster
 from peft import PeftModel
+from real_base import CHAPTERS, cache, quick_recipe
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from ft_dagster.recipe import load_recipe
-from ft_dagster.settings import Settings
-
-PROJECT = Path(__file__).parents[2]
 PROMPT = "A low-rank update of the weights"
-CHAPTERS = ("chapter_1.md", "chapter_6.md", "chapter_7.md")
+TAKEN = {"chapter_1.md": 7000, "chapter_6.md": 3000}
+"""Chapters of the example, and how many characters of them: enough for a few steps, and for a release."""
 
 
 @dataclass(frozen=True)
@@ -33,24 +29,23 @@ class Job:
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory, new_history: Callable[[], dict[str, str]]) -> Iterator[Job]:
-    """`ft-dagster run` on three chapters with the real base, in an environment that stays for the module."""
+    """`ft-dagster run` on two short chapters with the real base, in an environment that stays for the module."""
     workspace = tmp_path_factory.mktemp("job") / "workspace"
     (workspace / "chapter_markdowns").mkdir(parents=True)
-    for name in CHAPTERS:
-        shutil.copy(PROJECT / "ft_dagster" / "examples" / "chapter_markdowns" / name, workspace / "chapter_markdowns")
-    recipe = load_recipe("smollm2-135m").model_dump(mode="json")
-    recipe["training"] |= {"rows_per_step": 2, "epochs": 1}
-    recipe["evaluation"] |= {"sample_tokens": 8}
+    for name, length in TAKEN.items():
+        (workspace / "chapter_markdowns" / name).write_text((CHAPTERS / name).read_text("utf-8")[:length], "utf-8")
+    recipe = quick_recipe(workspace, rows_per_device=1, rows_per_step=1)
     (workspace / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     with pytest.MonkeyPatch.context() as patch:
         for name in ("HUGGINGFACE_TOKEN", "DAGSTER_HOME", "FT_STORE", "FT_THREADS", "MLFLOW_TRACKING_URI"):
             patch.delenv(name, raising=False)
+        patch.delenv("OMP_NUM_THREADS", raising=False)  # as many threads as it takes by itself
         patch.setenv("FT_WORKSPACE", str(workspace))
         patch.setenv("FT_RECIPE", "recipe.yaml")
-        patch.setenv("FT_CACHE", str(Settings().cache))  # the converted base is kept between test runs
+        patch.setenv("FT_CACHE", str(cache()))
         for name, value in new_history().items():
             patch.setenv(name, value)
-        done = ft_dagster("run", "--json")
+        done = as_process("run", "--json")
         assert done.returncode == 0, done.stderr
         yield Job(workspace, json.loads(done.stdout))
 
@@ -87,12 +82,3 @@ def released(job: Job) -> tuple[PeftModel, PreTrainedTokenizerBase]:
     base = json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     return PeftModel.from_pretrained(model, str(folder)), AutoTokenizer.from_pretrained(folder)
-
-
-def test_the_ui_shows_the_graph_and_sends_no_telemetry(user_interface: str, workspace: Path) -> None:
-    nodes = graphql(user_interface, "{ assetNodes { assetKey { path } groupName description kinds } }")["assetNodes"]
-    assert {node["assetKey"]["path"][0] for node in nodes} >= {"report_files", "lora_adapter", "released_adapter"}
-    assert {node["groupName"] for node in nodes} == {"ft_dagster"}
-    assert all(node["description"] and node["kinds"] for node in nodes)
-    instance = graphql(user_interface, "{ instance { info } canBulkTerminate }")["instance"]["info"]
-    assert yaml.safe_load(instance)["telemetry"]["enabled"] is False

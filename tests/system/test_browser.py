@@ -16,14 +16,11 @@ from browser import Album, UserInterface, open_page
 from dagster_dev import MakeDev, wait_until
 from dagster_ui import Run, steps
 from playwright.sync_api import expect
+from real_base import CHAPTERS, cache, quick_recipe
 
 from ft_dagster.defs.stages import BASE_MODEL, REPORT_FILES, STAGES
 from ft_dagster.recipe import load_recipe
-from ft_dagster.settings import Settings
 
-PROJECT = Path(__file__).parents[2]
-EXAMPLES = PROJECT / "ft_dagster" / "examples"
-TEXTS = PROJECT / "ft_dagster" / "evaluation" / "texts"
 QUICK = ("chapter_1.md", "chapter_6.md", "chapter_7.md")
 PICTURES = os.environ.get("FT_SCREENSHOTS")
 ASSETS = [BASE_MODEL.to_user_string(), REPORT_FILES.to_user_string(), *(stage.name for stage in STAGES)]
@@ -47,27 +44,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     shutil.rmtree(shown)
 
 
-def some_texts(workspace: Path, kind: str) -> Path:
-    """A folder with the first three of the texts beside the reports that ship with the project."""
-    folder = workspace / kind
-    folder.mkdir()
-    for path in sorted((TEXTS / kind).iterdir())[:3]:
-        shutil.copy(path, folder)
-    return folder
-
-
 @pytest.fixture(scope="module")
 def ui(folder: Path) -> Iterator[UserInterface]:
     """`make dev` on a workspace without chapters, and a browser."""
     workspace = folder / "workspace"
     (workspace / "chapter_markdowns").mkdir(parents=True)
-    recipe = load_recipe("smollm2-135m").model_dump(mode="json")
-    if not PICTURES:
-        recipe["training"] |= {"epochs": 1}
-        recipe["evaluation"] |= {"prompts": ["A low-rank update"], "sample_tokens": 8, "train_tokens": 512}
-        recipe["evaluation"] |= {kind: str(some_texts(workspace, kind)) for kind in ("general", "chat")}
+    recipe = load_recipe("smollm2-135m").model_dump(mode="json") if PICTURES else quick_recipe(workspace)
     (workspace / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    settings = {"FT_CACHE": str(Settings().cache), "FT_MINIMUM_INTERVAL_SECONDS": "3600"}
+    settings = {"FT_CACHE": str(cache()), "FT_MINIMUM_INTERVAL_SECONDS": "3600"}
     with open_page() as page, MakeDev(folder, **settings) as dev:  # the base, once converted, is kept
         yield UserInterface(dev, page)
 
@@ -78,11 +62,11 @@ def first_run(ui: UserInterface) -> Run:
     ui.turn_watcher(on=False)
     chapters = ui.dev.workspace / "chapter_markdowns"
     if PICTURES:
-        shutil.copytree(EXAMPLES / "chapter_markdowns", chapters, dirs_exist_ok=True)
-        shutil.copytree(EXAMPLES / "outputs", ui.dev.workspace / "outputs")
+        shutil.copytree(CHAPTERS, chapters, dirs_exist_ok=True)
+        shutil.copytree(CHAPTERS.parent / "outputs", ui.dev.workspace / "outputs")
     else:
         for name in QUICK:
-            shutil.copy(EXAMPLES / "chapter_markdowns" / name, chapters)
+            shutil.copy(CHAPTERS / name, chapters)
     ui.open_graph()
     run = ui.materialize_all()
     expect(ui.node("tokenized_dataset")).to_contain_text("Materialized")

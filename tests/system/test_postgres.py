@@ -11,7 +11,7 @@ import dagster as dg
 import psutil
 import pytest
 import yaml
-from commands import ft_dagster
+from commands import as_process
 from dagster_dev import DagsterDev, wait_until
 from dagster_ui import graphql, steps
 from postgres import PASSWORD, Database, Server, serving_postgres
@@ -69,12 +69,12 @@ def answered(ask: Callable[[], object]) -> bool:
 def test_the_main_job_and_a_retraining_by_the_daemon_are_in_postgres_and_the_password_is_nowhere(
     database: Database, on_postgres: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    done = ft_dagster("run")
+    done = as_process("run")
     assert done.returncode == 0, done.stderr
     assert not list((tmp_path / "home").rglob("*.db")), "nothing is kept beside it"
     with monkeypatch.context() as patch:
         patch.setenv("DAGSTER_HOME", str(tmp_path / "other"))
-        assert ft_dagster("plan").returncode == 0, "another machine sees the history"
+        assert as_process("plan").returncode == 0, "another machine sees the history"
     with DagsterDev(tmp_path, **database.environment) as dev:
         dev.until_up_to_date()
         chapter = on_postgres / "chapter_markdowns" / "chapter_1.md"
@@ -185,7 +185,7 @@ def test_a_server_that_cannot_be_used_is_named_without_the_password(
     on_postgres: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DAGSTER_POSTGRES_USER", "somebody")
-    done = ft_dagster("plan")
+    done = as_process("plan")
     assert done.returncode == 1
     assert "The history in PostgreSQL cannot be opened:" in done.stderr and "somebody" in done.stderr
     assert PASSWORD not in done.stderr and "Traceback" not in done.stderr

@@ -1,0 +1,18 @@
+"""A real Dagster: web server, daemon and code server."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from dagster_dev import DagsterDev
+
+collect_ignore = [] if "FT_LONG_TESTS" in os.environ else ["test_canaries.py", "test_kills.py", "test_soak.py"]
+"""Minutes each: `make test-long`."""
+
+
+@pytest.fixture
+def user_interface(workspace: Path, chapters: list[Path], new_history: Callable[[], dict[str, str]]) -> Iterator[str]:
+    """`dagster dev` on six chapters, as `make dev` starts it; gives its address."""
+    with DagsterDev(workspace.parent, **new_history()) as dev:
+        yield dev.address
