@@ -154,7 +154,7 @@ def _base(recipe: Recipe, settings: Settings) -> Finding:
         return Finding("base model", "problem", str(error))
     if base is not None:
         return Finding("base model", "ok", f"{base.name} is in {base.folder}")
-    from_where = "made from its package" if recipe.base.source == "embedded" else "downloaded"
+    from_where = "fetched and converted" if recipe.base.source == "embedded" else "downloaded"
     return Finding("base model", "ok", f"{recipe.base.model} is not here yet; the first run has it {from_where}")
 
 
