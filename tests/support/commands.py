@@ -1,6 +1,7 @@
 """`ft-dagster`, in this process or one of its own, and where it works."""
 
 import gc
+import logging
 import os
 import shutil
 import signal
@@ -21,13 +22,17 @@ COMMAND = [sys.executable, "-m", "ft_dagster.cli"]
 def ft_dagster(*arguments: str, folder: Path | None = None, said: str = "") -> subprocess.CompletedProcess[str]:
     """The command in this process, which need not load its libraries again; `said` is its standard input.
 
-    What it changes of the process is undone: the environment, handlers of signals, filters of warnings.
+    What it logs is on standard error, as in a process where nobody handles it. What it changes of this one is undone:
+    the environment, handlers of signals, filters of warnings.
     """
     before, on_term = dict(os.environ), signal.getsignal(signal.SIGTERM)
+    assert logging.lastResort
+    logging.getLogger().addHandler(logging.lastResort)
     try:
         with chdir(folder or Path.cwd()), warnings.catch_warnings():
             done = CliRunner().invoke(app, list(arguments), input=said, env={"COLUMNS": "80"}, prog_name="ft-dagster")
     finally:
+        logging.getLogger().removeHandler(logging.lastResort)
         gc.enable()
         signal.signal(signal.SIGTERM, on_term)
         os.environ.clear()
