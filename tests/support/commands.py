@@ -22,6 +22,7 @@ COMMAND = [sys.executable, "-m", "ft_dagster.cli"]
 def ft_dagster(*arguments: str, folder: Path | None = None, said: str = "") -> subprocess.CompletedProcess[str]:
     """The command in this process, which need not load its libraries again; `said` is its standard input.
 
+    For commands that answer themselves: what the processes of `generate`, `chat` and `serve` write is not seen.
     What it logs is on standard error, as in a process where nobody handles it. What it changes of this one is undone:
     the environment, handlers of signals, filters of warnings.
     """
@@ -42,9 +43,9 @@ def ft_dagster(*arguments: str, folder: Path | None = None, said: str = "") -> s
     return subprocess.CompletedProcess(arguments, done.exit_code, done.stdout, done.stderr)
 
 
-def as_process(*arguments: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """The same in a process of its own, as people type it."""
-    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, check=False, cwd=folder)
+def as_process(*arguments: str, folder: Path | None = None, said: str = "") -> subprocess.CompletedProcess[str]:
+    """The same in a process of its own, as people type it; what it starts writes where it does."""
+    return subprocess.run([*COMMAND, *arguments], input=said, capture_output=True, text=True, check=False, cwd=folder)
 
 
 def on_one_line(text: str) -> str:
