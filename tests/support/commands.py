@@ -19,8 +19,8 @@ from ft_dagster.cli import app
 COMMAND = [sys.executable, "-m", "ft_dagster.cli"]
 
 
-def ft_dagster(*arguments: str, folder: Path | None = None, said: str = "") -> subprocess.CompletedProcess[str]:
-    """The command in this process, which need not load its libraries again; `said` is its standard input.
+def ft_dagster(*arguments: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """The command in this process, which need not load its libraries again.
 
     For commands that answer themselves: what the processes of `generate`, `chat` and `serve` write is not seen.
     What it logs is on standard error, as in a process where nobody handles it. What it changes of this one is undone:
@@ -31,7 +31,7 @@ def ft_dagster(*arguments: str, folder: Path | None = None, said: str = "") -> s
     logging.getLogger().addHandler(logging.lastResort)
     try:
         with chdir(folder or Path.cwd()), warnings.catch_warnings():
-            done = CliRunner().invoke(app, list(arguments), input=said, env={"COLUMNS": "80"}, prog_name="ft-dagster")
+            done = CliRunner().invoke(app, list(arguments), env={"COLUMNS": "80"}, prog_name="ft-dagster")
     finally:
         logging.getLogger().removeHandler(logging.lastResort)
         gc.enable()
@@ -44,7 +44,7 @@ def ft_dagster(*arguments: str, folder: Path | None = None, said: str = "") -> s
 
 
 def as_process(*arguments: str, folder: Path | None = None, said: str = "") -> subprocess.CompletedProcess[str]:
-    """The same in a process of its own, as people type it; what it starts writes where it does."""
+    """The same in a process of its own, as people type it; `said` is its standard input."""
     return subprocess.run([*COMMAND, *arguments], input=said, capture_output=True, text=True, check=False, cwd=folder)
 
 
