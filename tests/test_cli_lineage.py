@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from commands import ft_dagster, on_one_line
+from commands import as_process, ft_dagster, on_one_line
 from reports import chapter_text
 
 from ft_dagster import load_released
@@ -63,10 +63,10 @@ def test_reports_are_restored_to_a_new_folder_and_to_no_other(here: Path, tmp_pa
 
 
 def test_base_and_adapter_answer_side_by_side(here: Path) -> None:
-    done = ft_dagster("generate", "The committee met on", "--tokens", "8", "--json")
+    done = as_process("generate", "The committee met on", "--tokens", "8", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout).keys() == {"base", "adapter"}
-    said = ft_dagster("generate", "--chat", "Who met?", "--tokens", "4").stdout
+    said = as_process("generate", "--chat", "Who met?", "--tokens", "4").stdout
     assert said.startswith("base: ") and "\nadapter: " in said
 
 
@@ -74,7 +74,7 @@ def test_a_notebook_gets_model_and_tokenizer_that_write_what_the_command_writes(
     here: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     prompt = "The committee met on"
-    written = json.loads(ft_dagster("generate", prompt, "--tokens", "8", "--json").stdout)["adapter"]
+    written = json.loads(as_process("generate", prompt, "--tokens", "8", "--json").stdout)["adapter"]
     monkeypatch.delenv("FT_WORKSPACE")
     model, tokenizer = load_released(here)
     assert continue_prompt(model, tokenizer, prompt, 8) == written
@@ -83,7 +83,7 @@ def test_a_notebook_gets_model_and_tokenizer_that_write_what_the_command_writes(
 
 
 def test_a_conversation_ends_with_its_input() -> None:
-    done = ft_dagster("chat", "--tokens", "4", said="Who met?\n")
+    done = as_process("chat", "--tokens", "4", said="Who met?\n")
     assert done.returncode == 0, done.stderr
     assert "/exit or Ctrl-D ends" in on_one_line(done.stderr)
 

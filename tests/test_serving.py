@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from commands import COMMAND, ft_dagster, on_one_line
+from commands import COMMAND, as_process, ft_dagster, on_one_line
 from dagster_dev import wait_until
 from openai import NotFoundError, OpenAI
 from processes import free_port
@@ -108,7 +108,7 @@ def test_a_release_that_cannot_be_loaded_leaves_the_one_before_answering(
 
 def test_a_port_that_is_taken_is_told_with_what_to_do(two_adapters: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        done = ft_dagster("serve", "--port", str(taken.getsockname()[1]))
+        done = as_process("serve", "--port", str(taken.getsockname()[1]))
     assert done.returncode == 1 and "Name another with --port" in done.stderr
 
 
@@ -122,5 +122,5 @@ def test_ctrl_c_ends_it_without_a_word_of_python(
 
 
 def test_with_nothing_released_it_says_so(workspace: Path) -> None:
-    done = ft_dagster("serve")
+    done = as_process("serve")
     assert done.returncode == 1 and "Nothing is released" in on_one_line(done.stderr)

@@ -1,6 +1,7 @@
 """`ft-dagster`, in this process or one of its own, and where it works."""
 
 import gc
+import logging
 import os
 import shutil
 import signal
@@ -19,16 +20,21 @@ from ft_dagster.cli import app
 COMMAND = [sys.executable, "-m", "ft_dagster.cli"]
 
 
-def ft_dagster(*arguments: str, folder: Path | None = None, said: str = "") -> subprocess.CompletedProcess[str]:
-    """The command in this process, which need not load its libraries again; `said` is its standard input.
+def ft_dagster(*arguments: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """The command in this process, which need not load its libraries again.
 
-    What it changes of the process is undone: the environment, handlers of signals, filters of warnings.
+    For commands that answer themselves: what the processes of `generate`, `chat` and `serve` write is not seen.
+    What it logs is on standard error, as in a process where nobody handles it. What it changes of this one is undone:
+    the environment, handlers of signals, filters of warnings.
     """
     before, on_term = dict(os.environ), signal.getsignal(signal.SIGTERM)
+    assert logging.lastResort
+    logging.getLogger().addHandler(logging.lastResort)
     try:
         with chdir(folder or Path.cwd()), warnings.catch_warnings():
-            done = CliRunner().invoke(app, list(arguments), input=said, env={"COLUMNS": "80"}, prog_name="ft-dagster")
+            done = CliRunner().invoke(app, list(arguments), env={"COLUMNS": "80"}, prog_name="ft-dagster")
     finally:
+        logging.getLogger().removeHandler(logging.lastResort)
         gc.enable()
         signal.signal(signal.SIGTERM, on_term)
         os.environ.clear()
@@ -38,9 +44,9 @@ def ft_dagster(*arguments: str, folder: Path | None = None, said: str = "") -> s
     return subprocess.CompletedProcess(arguments, done.exit_code, done.stdout, done.stderr)
 
 
-def as_process(*arguments: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """The same in a process of its own, as people type it."""
-    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, check=False, cwd=folder)
+def as_process(*arguments: str, folder: Path | None = None, said: str = "") -> subprocess.CompletedProcess[str]:
+    """The same in a process of its own, as people type it; `said` is its standard input."""
+    return subprocess.run([*COMMAND, *arguments], input=said, capture_output=True, text=True, check=False, cwd=folder)
 
 
 def on_one_line(text: str) -> str:

@@ -43,6 +43,7 @@ class Forked:
             spin_briefly()
             _context.set_forkserver_preload(_LOADED)
             forkserver.ensure_running()
+        output.touch()
         self._process = _context.Process(target=_become, args=(module, argument, dict(environment), output))
         self._process.start()
         self._output = output

@@ -77,9 +77,11 @@ def test_training_saves_and_stops_within_thirty_seconds_and_the_next_run_goes_on
 
 def test_a_training_that_does_not_react_is_killed_after_the_grace_period(dev: DagsterDev) -> None:
     run = training_of_an_edit(dev, processes=2, seed=3)
-    for process in dev.kinds()["one of several that train"]:
+    both = dev.kinds()["one of several that train"]
+    assert len(both) == 2
+    for process in both:
         process.send_signal(signal.SIGSTOP)
-    assert all(process.status() == psutil.STATUS_STOPPED for process in dev.kinds()["one of several that train"])
+    wait_until(lambda: all(process.status() == psutil.STATUS_STOPPED for process in both), "both stand still")
     cancelled(dev, run, seconds=_GRACE + 30)
     assert not checkpoints(dev), "it could not save one"
     assert resumed_from(dev) == 0
