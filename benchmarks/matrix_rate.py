@@ -1,4 +1,4 @@
-"""What this machine does in bfloat16 matrix products, in GFLOP per CPU-second: `matrix_rate.py THREADS`."""
+"""What this machine does in matrix products, in GFLOP per CPU-second: `matrix_rate.py THREADS FORMAT SIZE`."""
 
 import statistics
 import sys
@@ -6,19 +6,19 @@ import time
 
 import torch
 
-SIZE = 4096
 PRODUCTS = 5
 
 
 def main() -> None:
     torch.set_num_threads(int(sys.argv[1]))
-    first, second = (torch.randn(SIZE, SIZE).bfloat16() for _ in range(2))
+    size = int(sys.argv[3])
+    first, second = (torch.randn(size, size).to(getattr(torch, sys.argv[2])) for _ in range(2))
     result = torch.mm(first, second)
     rates = []
     for _ in range(PRODUCTS):
         began = time.process_time()
         torch.mm(first, second, out=result)
-        rates.append(2 * SIZE**3 / 1e9 / (time.process_time() - began))
+        rates.append(2 * size**3 / 1e9 / (time.process_time() - began))
     print(statistics.median(rates))
 
 
