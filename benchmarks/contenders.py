@@ -18,6 +18,8 @@ class Contender:
     options: dict[str, Any] = field(default_factory=dict)
     all_linear: bool = True
     """Whether it has LoRA where the recipe has it, so that its operations can be counted."""
+    lossless: bool = True
+    """Whether all of the text reaches its loss (but for the first token of every piece)."""
 
 
 CONTENDERS = [
@@ -26,29 +28,32 @@ CONTENDERS = [
         "original.py",
         "hugging_face.txt",
         "the recipe of fine_tune.py: one example a file, cut at 512 tokens; LoRA on q, k, v, o; NF4; checkpointing; "
-        "its own learning rate and warm-up. bfloat16 instead of fp16, which does not work on a CPU",
+        "its own learning rate and warm-up. Instead of fp16, which does not work on a CPU, the number format of all",
         all_linear=False,
+        lossless=False,
     ),
     Contender(
         "trl",
         "trl_sft.py",
         "hugging_face.txt",
-        "SFTTrainer with `packing=True` and else its defaults: strategy `bfd`, float32 weights under bf16 autocast, "
-        "gradient checkpointing",
+        "SFTTrainer with `packing=True` and else its defaults: strategy `bfd`, float32 weights (in bfloat16 under "
+        "autocast), gradient checkpointing",
         {"strategy": "bfd", "best": False},
+        lossless=False,
     ),
     Contender(
         "trl-lossless",
         "trl_sft.py",
         "hugging_face.txt",
-        "SFTTrainer with `bfd_split`, frozen weights in bfloat16, no checkpointing",
+        "SFTTrainer with `bfd_split`, frozen weights in the number format, no checkpointing",
         {"strategy": "bfd_split", "best": True},
     ),
     Contender(
         "litgpt",
         "litgpt_lora.py",
         "litgpt.txt",
-        "`litgpt finetune_lora`, bf16-true: it has no packing, a chapter is a sequence and a step; its own schedule",
+        "`litgpt finetune_lora`, bf16-true or 32-true: it has no packing, a chapter is a sequence and a step; its own "
+        "schedule",
     ),
     Contender(OURS, "ours.py", None, "`python -m ft_dagster.training`, the recipe as it ships"),
 ]

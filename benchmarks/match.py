@@ -37,7 +37,7 @@ class Run:
 class Match:
     """All contenders on one report."""
 
-    def __init__(self, chapters: Path, scratch: Path, recipe: Recipe, threads: int) -> None:
+    def __init__(self, chapters: Path, scratch: Path, recipe: Recipe, threads: int, patience_seconds: float) -> None:
         """Make the dataset, and see which files are held out.
 
         Args:
@@ -45,8 +45,10 @@ class Match:
             scratch: for all that is made.
             recipe: of ft_dagster; its whole number of epochs holds for all.
             threads: for all.
+            patience_seconds: a contender that would train longer gives its rate alone.
         """
         self.scratch, self.recipe, self.threads = scratch, recipe, threads
+        self.patience_seconds = patience_seconds
         self.bench = Workbench(chapters, scratch / "workspace", recipe)
         self.dataset: Artifact = self.bench.dataset(recipe)
         self.base = Path(self.bench.base.folder)
@@ -82,6 +84,8 @@ class Match:
             epochs=int(recipe.training.epochs),
             threads=self.threads,
             recipe=numbers,
+            number_format=recipe.base.dtype,
+            patience_seconds=self.patience_seconds,
             options=options,
         )
         path = request.write(output / "request.json")

@@ -1,4 +1,4 @@
-"""What this machine does in bfloat16 matrix products, in GFLOP per CPU-second: `matrix_rate.py THREADS`."""
+"""What this machine does in matrix products, in GFLOP per CPU-second: `matrix_rate.py THREADS FORMAT`."""
 
 import statistics
 import sys
@@ -12,7 +12,7 @@ PRODUCTS = 5
 
 def main() -> None:
     torch.set_num_threads(int(sys.argv[1]))
-    first, second = (torch.randn(SIZE, SIZE).bfloat16() for _ in range(2))
+    first, second = (torch.randn(SIZE, SIZE).to(getattr(torch, sys.argv[2])) for _ in range(2))
     result = torch.mm(first, second)
     rates = []
     for _ in range(PRODUCTS):

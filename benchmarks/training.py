@@ -5,7 +5,8 @@
 Each contender is a process of its own (benchmarks/peers/), with the packages that a requirements file there pins, in a
 virtual environment that is made on the first run. They take turns, in the opposite order every other round. All see
 the chapters that ft_dagster trains on, as Markdown, an example a chapter; the chapters it holds out measure the
-adapters, all of them by the code of `ft_dagster.training.scoring`.
+adapters, all of them by the code of `ft_dagster.training.scoring`. All compute in the number format that is faster on
+this processor. A contender that would train for longer than --patience minutes gives the rate of its first three steps.
 """
 
 import argparse
@@ -18,9 +19,10 @@ from pathlib import Path
 from benchmarks.contenders import CONTENDERS, OURS, Contender
 from benchmarks.match import PEERS, PROJECT, Match
 from benchmarks.processes import ProcessError, child_environment, make_environment
-from benchmarks.training_table import USUAL, Score, as_table, introduction, report_name
+from benchmarks.training_table import USUAL, Score, as_table, introduction, kind_of_processor, report_name, with_section
 from ft_dagster.recipe import load_recipe, resolve_recipe
 from ft_dagster.settings import Settings
+from ft_dagster.training.number_format import resolved_here
 
 
 def main() -> None:
@@ -32,26 +34,31 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--recipe", default="smollm2-135m")
+    parser.add_argument("--patience", type=float, default=20, help="minutes; a longer training gives its rate alone")
     parser.add_argument("--only", nargs="+", choices=[c.name for c in CONTENDERS], help="leave the others out")
     parser.add_argument("--peers", type=Path, help="folder of the contenders' virtual environments")
     parser.add_argument("--output", type=Path, default=PROJECT / "benchmarks" / "results" / "training.md")
     options = parser.parse_args()
     content = load_recipe(options.recipe).model_dump(mode="json")
     content["training"]["epochs"] = options.epochs
-    recipe = resolve_recipe(content)
+    recipe = resolved_here(resolve_recipe(content), Settings())
     contenders = [c for c in CONTENDERS if options.only is None or c.name in (*options.only, OURS)]
     pythons, failures = install(contenders, options.peers or Settings().cache / "peers")
     parts = []
     ok = True
     for folder in options.chapters:
         with tempfile.TemporaryDirectory() as scratch:
-            match = Match(markdown_folder(folder), Path(scratch), recipe, options.threads)
+            match = Match(markdown_folder(folder), Path(scratch), recipe, options.threads, 60 * options.patience)
             scores = [Score(contender, failure=failures.get(contender.name)) for contender in contenders]
             rates, base = play(match, scores, pythons, options.rounds)
             parts.append(as_table(report_name(folder), match, scores, rates, base))
         ok &= scores[-1].failure is None
-        about = introduction(options.epochs, options.rounds, options.threads, options.chapters, contenders)
-        options.output.write_text("\n\n".join([about, *parts]) + "\n", "utf-8")
+        about = introduction(
+            options.epochs, options.rounds, options.threads, options.patience, options.chapters, contenders
+        )
+        before = options.output.read_text("utf-8") if options.output.exists() else ""
+        page = with_section(before, kind_of_processor(), "\n\n".join([about, *parts]))
+        options.output.write_text(page, "utf-8")
         print(parts[-1], flush=True)
     sys.exit(0 if ok else f"{OURS} failed")
 
@@ -83,7 +90,7 @@ def play(match: Match, scores: list[Score], pythons: dict[str, Path], rounds: in
             name = score.contender.name
             if score.failure:
                 continue
-            rates.append(matrix_rate(match.threads))
+            rates.append(matrix_rate(match.threads, match.recipe.base.dtype))
             print(f"round {number + 1} of {rounds}: {name} ... ", end="", flush=True)
             try:
                 score.runs.append(match.train(score.contender, pythons[name], number))
@@ -92,7 +99,7 @@ def play(match: Match, scores: list[Score], pythons: dict[str, Path], rounds: in
             except ProcessError as error:
                 score.failure = str(error)
                 print(error, flush=True)
-    adapters = {score.contender.name: score.runs[-1].adapter for score in scores if not score.failure}
+    adapters = {score.contender.name: score.runs[-1].adapter for score in scores if score.finished}
     if not adapters:
         return rates, None
     found = match.measure(adapters)
@@ -101,12 +108,16 @@ def play(match: Match, scores: list[Score], pythons: dict[str, Path], rounds: in
     return rates, found["base"]
 
 
-def matrix_rate(threads: int) -> float:
-    """GFLOP per CPU-second in bfloat16 matrix products, in a process of its own."""
+def matrix_rate(threads: int, number_format: str) -> float:
+    """GFLOP per CPU-second in matrix products, in a process of its own."""
     script = str(PROJECT / "benchmarks" / "matrix_rate.py")
     environment = child_environment(Path(tempfile.gettempdir()), threads)
     done = subprocess.run(
-        [sys.executable, script, str(threads)], capture_output=True, text=True, check=True, env=environment
+        [sys.executable, script, str(threads), number_format],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=environment,
     )
     return float(done.stdout)
 

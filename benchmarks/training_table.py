@@ -20,8 +20,6 @@ from ft_dagster.training.shape import shape_of
 
 USUAL = ("chapter_markdowns", "chapters")
 """Names of folders that hold the chapters of a report."""
-LOSSLESS = 0.97
-"""Share of the text from which on a contender is one that keeps it: packing costs the first token of every piece."""
 
 
 @dataclass
@@ -37,12 +35,19 @@ class Score:
         return statistics.median(figure(run) for run in self.runs)
 
     @property
+    def finished(self) -> bool:
+        """Whether it trained to its end, so that there is an adapter to measure."""
+        return not self.failure and not any(run.result["ended_early"] for run in self.runs)
+
+    @property
     def rate(self) -> float:
         """Useful tokens per CPU-second of training."""
         return self.median(lambda run: run.result["text_tokens"] / run.result["cpu_seconds"])
 
 
-def introduction(epochs: int, rounds: int, threads: int, folders: list[Path], contenders: list[Contender]) -> str:
+def introduction(
+    epochs: int, rounds: int, threads: int, patience: float, folders: list[Path], contenders: list[Contender]
+) -> str:
     """What was measured, where and how."""
     pinned = sorted(
         {line for c in contenders if c.requirements for line in (PEERS / c.requirements).read_text().split()}
@@ -50,9 +55,9 @@ def introduction(epochs: int, rounds: int, threads: int, folders: list[Path], co
     own = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "peft"))
     return "\n\n".join(
         [
-            "# Training, side by side",
             f"{datetime.now(UTC):%Y-%m-%d}, {machine()}, {threads} threads. `python benchmarks/training.py --chapters "
-            f"{' '.join(report_name(folder) for folder in folders)} --epochs {epochs} --rounds {rounds}`. Medians.",
+            f"{' '.join(report_name(folder) for folder in folders)} --epochs {epochs} --rounds {rounds} "
+            f"--patience {patience:g}`. Medians.",
             f"Packages: ft_dagster {own}; its peers {', '.join(line.replace('==', ' ') for line in pinned)}.",
             "Same base (SmolLM2-135M-Instruct), same chapters, same number of epochs, each contender in its own "
             "process, taking turns. Those but `original` have the recipe's LoRA (rank, alpha, dropout, all linear "
@@ -62,7 +67,9 @@ def introduction(epochs: int, rounds: int, threads: int, folders: list[Path], co
             "tokens of the training chapters' Markdown. Training is timed from the first forward pass, which is a "
             "trial in ft_dagster, to the end of the last optimizer step; memory and start-up are those of the whole "
             "process. Share of the matrix limit: operations that the model needs (training/model_flops.py) a "
-            "CPU-second, over those of bfloat16 matrix products in the same run. Adapters are measured by the same "
+            "CPU-second, over those of matrix products in the same run. All compute in the number format that is "
+            "faster on this processor. Where no bits per byte stand, training would have taken more than "
+            f"{patience:g} minutes, and the first three steps give the rate. Adapters are measured by the same "
             "code on the same held-out sections.",
             "\n".join(f"- {c.name}: {c.about}." for c in contenders),
             NOT_RUN,
@@ -70,15 +77,28 @@ def introduction(epochs: int, rounds: int, threads: int, folders: list[Path], co
     )
 
 
-def machine() -> str:
-    """Processor, cores and memory."""
+TITLE = "# Training, side by side"
+
+
+def with_section(text: str, processor: str, section: str) -> str:
+    """The page of results with one section replaced or added: those of other kinds of processor stay."""
+    _, *found = text.strip().split("\n\n## ")
+    sections = {name: body for name, _, body in (part.partition("\n\n") for part in found)} | {processor: section}
+    return "\n\n".join([TITLE, *(f"## {name}\n\n{body}" for name, body in sections.items())]) + "\n"
+
+
+def kind_of_processor() -> str:
+    """Its name, and the instructions that decide which number format is fast."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-    fast = [flag for flag in ("amx_bf16", "avx512_bf16") if flag in facts.get("flags", "").split()]
-    name = facts.get("model name", platform.processor() or platform.machine())
-    memory = psutil.virtual_memory().total / 2**30
-    return f"{name} ({', '.join(fast) or 'no bfloat16 instructions'}), {os.cpu_count()} cores, {memory:.0f} GiB"
+    flags = [flag for flag in ("amx_bf16", "avx512_bf16", "avx512f", "avx2") if flag in facts.get("flags", "").split()]
+    return f"{facts.get('model name', platform.processor() or platform.machine())} ({', '.join(flags)})"
+
+
+def machine() -> str:
+    """Processor, cores and memory."""
+    return f"{kind_of_processor()}, {os.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB"
 
 
 def report_name(folder: Path) -> str:
@@ -93,7 +113,7 @@ def as_table(name: str, match: Match, scores: list[Score], rates: list[float], b
     ours = next((score for score in scores if score.contender.name == OURS and not score.failure), None)
     share = partial(share_of_limit, match, rate)
     columns: list[tuple[str, Callable[[Score], str]]] = [
-        ("text that reached the loss", lambda s: f"{kept(match, s):.1%}"),
+        ("text that reached the loss", lambda s: f"{kept(match, s):.1%}" if s.finished else "–"),
         (
             "useful tokens a second",
             lambda s: f"{s.median(lambda r: r.result['text_tokens'] / r.result['seconds']):.0f}",
@@ -103,7 +123,7 @@ def as_table(name: str, match: Match, scores: list[Score], rates: list[float], b
         ("per CPU-second with start-up", lambda s: f"{s.median(with_start_up):.0f}"),
         ("peak memory, MB", lambda s: f"{s.median(lambda r: r.cost.memory) / 1e6:,.0f}"),
         ("optimizer steps", lambda s: f"{s.median(lambda r: r.result['steps']):.0f}"),
-        ("bits per byte after", lambda s: f"{s.bits_per_byte:.4f}"),
+        ("bits per byte after", lambda s: f"{s.bits_per_byte:.4f}" if s.bits_per_byte else "–"),
         ("share of the matrix limit", lambda s: f"{share(s):.1%}" if s.contender.all_linear else "–"),
     ]
     lines = [f"| | {' | '.join(title for title, _ in columns)} |", "|---|" + "---:|" * len(columns)]
@@ -115,11 +135,11 @@ def as_table(name: str, match: Match, scores: list[Score], rates: list[float], b
             lines.append(f"| {row} | {' | '.join(cell(score) for _, cell in columns)} |")
     reasons = ", ".join(f"{reason} {size:,}" for reason, size in match.dataset.about["ledger"]["left_out"].items())
     about = [
-        f"## {name}",
+        f"### {name}",
         f"{len(match.files)} chapters to train on, {match.tokens:,} tokens of Markdown an epoch; held out: "
-        f"{', '.join(match.held_out)}. Bits per byte of the base: {f'{base:.4f}' if base else '–'}. bfloat16 matrix "
-        f"products (4096^3): {rate:.0f} GFLOP per CPU-second ({min(rates):.0f} to {max(rates):.0f} in {len(rates)} "
-        "measurements).",
+        f"{', '.join(match.held_out)}. Bits per byte of the base: {f'{base:.4f}' if base else '–'}. "
+        f"{match.recipe.base.dtype} matrix products (4096^3): {rate:.0f} GFLOP per CPU-second "
+        f"({min(rates):.0f} to {max(rates):.0f} in {len(rates)} measurements).",
         *([f"Bytes of all chapters that ft_dagster leaves out, by reason: {reasons}."] if reasons else []),
         "\n".join(lines),
         *verdict(match, scores, ours),
@@ -129,15 +149,17 @@ def as_table(name: str, match: Match, scores: list[Score], rates: list[float], b
 
 def verdict(match: Match, scores: list[Score], ours: Score | None) -> list[str]:
     """ft_dagster next to the fastest of those that keep the text."""
-    peers = [s for s in scores if s is not ours and not s.failure and kept(match, s) >= LOSSLESS]
+    peers = [s for s in scores if s is not ours and not s.failure and s.contender.lossless]
     if not ours or not peers:
         return []
     best = max(peers, key=lambda score: score.rate)
     memory = ours.median(lambda r: r.cost.memory) / best.median(lambda r: r.cost.memory)
+    quality = ""
+    if ours.bits_per_byte and best.bits_per_byte:
+        quality = f", {ours.bits_per_byte:.4f} to its {best.bits_per_byte:.4f} bits per byte"
     return [
         f"Best lossless peer: {best.contender.name}. ft_dagster: {ours.rate / best.rate:.2f} times its useful tokens "
-        f"per CPU-second, {memory:.2f} times its memory, {ours.bits_per_byte:.4f} to its {best.bits_per_byte:.4f} "
-        "bits per byte."
+        f"per CPU-second, {memory:.2f} times its memory{quality}."
     ]
 
 

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 RESULT = "result.json"
+FIRST_STEPS = 3
+"""Optimizer steps that show how long a training will take."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,10 @@ class Request:
     threads: int
     recipe: dict[str, Any]
     """The numbers all contenders share where they can: those of the recipe of ft_dagster."""
+    number_format: str = "bfloat16"
+    """What to compute in: bfloat16 or float32, whichever is faster on this processor."""
+    patience_seconds: float = 1200.0
+    """A training whose first steps show that it would take longer ends after them: they give its rate."""
     options: dict[str, Any] = field(default_factory=dict)
     """Of this contender alone."""
 
@@ -46,6 +52,10 @@ class Request:
         return [Path(chapter).read_text("utf-8-sig", errors="replace") for chapter in self.chapters]
 
 
+class TooLongError(Exception):
+    """Training would take longer than the request allows."""
+
+
 class Stopwatch:
     """Time from the start of the first training step to the end of the last, and what the steps were made of.
 
@@ -53,17 +63,20 @@ class Stopwatch:
     changed the weights. Tokens are counted only once a step has used their gradient.
     """
 
-    def __init__(self, end_id: int) -> None:
+    def __init__(self, end_id: int, patience_seconds: float) -> None:
         """Start watching every model and optimizer of this process.
 
         Args:
             end_id: the end-of-sequence token, which is not text.
+            patience_seconds: a training that would take longer is ended after its first steps by a TooLongError.
         """
         import torch
         from torch.nn.modules.module import register_module_forward_pre_hook
         from torch.optim.optimizer import register_optimizer_step_post_hook
 
-        self.end_id = end_id
+        self.end_id, self.patience_seconds = end_id, patience_seconds
+        self.expected_steps: int | None = None
+        self.ended_early = False
         self.steps = self.text_tokens = self.end_tokens = 0
         self.pieces: Counter[int] = Counter()
         self._waiting: list[tuple[int, int, Counter[int]]] = []
@@ -105,6 +118,11 @@ class Stopwatch:
             self.end_tokens += ends
             self.pieces += pieces
         self._waiting.clear()
+        assert self._began is not None
+        seconds = (self._ended[0] - self._began[0]) * (self.expected_steps or 0) / self.steps
+        if self.steps == FIRST_STEPS and seconds > self.patience_seconds:
+            self.ended_early = True
+            raise TooLongError
 
     def write(self, folder: str, **more: Any) -> None:
         """Write the result; `more` adds to it or replaces what was counted."""
@@ -116,6 +134,7 @@ class Stopwatch:
             "text_tokens": self.text_tokens,
             "end_tokens": self.end_tokens,
             "pieces": dict(self.pieces),
+            "ended_early": self.ended_early,
             **more,
         }
         Path(folder, RESULT).write_text(json.dumps(result, indent=1), "utf-8")
@@ -129,6 +148,7 @@ def count_in_trainer(stopwatch: Stopwatch) -> None:
 
     def counted(self: Any, model: Any, inputs: Any, *more: Any, **options: Any) -> Any:
         names = ("input_ids", "labels", "position_ids", "attention_mask")
+        stopwatch.expected_steps = self.state.max_steps
         stopwatch.saw(**{name: inputs[name] for name in names if inputs.get(name) is not None})
         return step(self, model, inputs, *more, **options)
 

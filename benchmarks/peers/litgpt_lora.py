@@ -1,7 +1,7 @@
 """LitGPT's LoRA finetuning: a chapter an example, whole up to the model's context, each alone in its optimizer step.
 
-It has no packing, so a chapter is a sequence and nothing is padded. Precision bf16-true, adapter included. A chapter
-is about as long as a step of the recipe, so one a step is the nearest to its tokens in a step.
+It has no packing, so a chapter is a sequence and nothing is padded. Precision bf16-true or 32-true, adapter included.
+A chapter is about as long as a step of the recipe, so one a step is the nearest to its tokens in a step.
 """
 
 import json
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from contender import Request, Stopwatch
+from contender import Request, Stopwatch, TooLongError
 from litgpt import Config
 from litgpt.args import EvalArgs, TrainArgs
 from litgpt.data import JSON
@@ -35,7 +35,7 @@ def main() -> None:
     checkpoint = output / "base"
     shutil.copytree(request.base, checkpoint)
     convert_hf_checkpoint(checkpoint, model_name=MODEL)
-    stopwatch = Stopwatch(int(Tokenizer(checkpoint).eos_id))
+    stopwatch = Stopwatch(int(Tokenizer(checkpoint).eos_id), request.patience_seconds)
     _count(stopwatch)
     lora.save_hyperparameters = lora.merge_lora = lambda *_, **__: None  # after training: one reads sys.argv as its own
     texts = request.texts()
@@ -44,33 +44,37 @@ def main() -> None:
     (output / "data" / "train.json").write_text(json.dumps(rows), "utf-8")
     unused = [{"instruction": "Report", "output": "None."}]  # it wants to validate and to write a sample
     (output / "data" / "val.json").write_text(json.dumps(unused), "utf-8")
-    steps = len(texts) * request.epochs
-    lora.setup(
-        checkpoint_dir=checkpoint,
-        out_dir=output / "trainer",
-        precision="bf16-true",
-        lora_r=recipe["rank"],
-        lora_alpha=recipe["alpha"],
-        lora_dropout=recipe["dropout"],
-        lora_key=True,
-        lora_projection=True,
-        lora_mlp=True,
-        data=JSON(output / "data", prompt_style=Default(), num_workers=0),
-        train=TrainArgs(
-            save_interval=None,
-            global_batch_size=1,
-            micro_batch_size=1,
-            lr_warmup_steps=max(1, round(recipe["warmup"] * steps)),
-            epochs=request.epochs,
-            max_seq_length=Config.from_name(MODEL).block_size,
-        ),
-        eval=EvalArgs(interval=steps + 1, max_new_tokens=1, max_iters=1, final_validation=False),
-        optimizer={
-            "class_path": "torch.optim.AdamW",
-            "init_args": {"lr": recipe["learning_rate"], "weight_decay": recipe["weight_decay"]},
-        },
-        seed=recipe["seed"],
-    )
+    steps = stopwatch.expected_steps = len(texts) * request.epochs
+    try:
+        lora.setup(
+            checkpoint_dir=checkpoint,
+            out_dir=output / "trainer",
+            precision={"bfloat16": "bf16-true", "float32": "32-true"}[request.number_format],
+            lora_r=recipe["rank"],
+            lora_alpha=recipe["alpha"],
+            lora_dropout=recipe["dropout"],
+            lora_key=True,
+            lora_projection=True,
+            lora_mlp=True,
+            data=JSON(output / "data", prompt_style=Default(), num_workers=0),
+            train=TrainArgs(
+                save_interval=None,
+                global_batch_size=1,
+                micro_batch_size=1,
+                lr_warmup_steps=max(1, round(recipe["warmup"] * steps)),
+                epochs=request.epochs,
+                max_seq_length=Config.from_name(MODEL).block_size,
+            ),
+            eval=EvalArgs(interval=steps + 1, max_new_tokens=1, max_iters=1, final_validation=False),
+            optimizer={
+                "class_path": "torch.optim.AdamW",
+                "init_args": {"lr": recipe["learning_rate"], "weight_decay": recipe["weight_decay"]},
+            },
+            seed=recipe["seed"],
+        )
+    except TooLongError:
+        stopwatch.write(request.output)
+        return
     weights = torch.load(output / "trainer" / "final" / "lit_model.pth.lora")["model"]
     _save(weights, Config.from_name(MODEL), recipe, request)
     stopwatch.write(request.output)

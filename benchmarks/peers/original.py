@@ -1,12 +1,14 @@
 """The recipe that this project replaces: one example a file, cut at 512 tokens, padding masked and ends with it.
 
 LoRA r 16, alpha 32, dropout 0.05 on q, k, v, o; rows of one, four accumulated; learning rate 2e-4 after 100 steps of
-warm-up; 4-bit NF4 with double quantization; gradient checkpointing. Replaced: its fp16 by bfloat16, which a CPU has;
-its Mistral-7B by the base of this comparison; its three epochs by those of all contenders.
+warm-up; 4-bit NF4 with double quantization; gradient checkpointing. Replaced: its fp16 by the number format of all
+contenders; its Mistral-7B by the base of this comparison; its three epochs by theirs.
 """
 
+from contextlib import suppress
+
 import torch
-from contender import Request, Stopwatch, count_in_trainer
+from contender import Request, Stopwatch, TooLongError, count_in_trainer
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 from transformers import (
@@ -24,7 +26,7 @@ def main() -> None:
     torch.set_num_threads(request.threads)
     tokenizer = AutoTokenizer.from_pretrained(request.base)
     tokenizer.pad_token = tokenizer.eos_token
-    stopwatch = Stopwatch(tokenizer.eos_token_id)
+    stopwatch = Stopwatch(tokenizer.eos_token_id, request.patience_seconds)
     count_in_trainer(stopwatch)
     model = AutoModelForCausalLM.from_pretrained(
         request.base,
@@ -32,7 +34,7 @@ def main() -> None:
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=torch.bfloat16,
+            bnb_4bit_compute_dtype=getattr(torch, request.number_format),
         ),
         device_map={"": "cpu"},
     )
@@ -57,7 +59,7 @@ def main() -> None:
             warmup_steps=100,
             save_steps=100,
             save_total_limit=2,
-            bf16=True,
+            bf16=request.number_format == "bfloat16",
             use_cpu=True,
             gradient_checkpointing=True,
             gradient_checkpointing_kwargs={"use_reentrant": False},
@@ -66,7 +68,8 @@ def main() -> None:
         train_dataset=Dataset.from_dict(dict(tokens)),
         data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=False),
     )
-    trainer.train()
+    with suppress(TooLongError):
+        trainer.train()
     model.save_pretrained(request.output)
     stopwatch.write(request.output)
 

@@ -15,7 +15,7 @@ from ft_dagster.training.allocator import spin_briefly
 def main() -> None:
     request = Request.read()
     spin_briefly()  # before torch is imported, as the training process does
-    stopwatch = Stopwatch(end_id=-1)
+    stopwatch = Stopwatch(end_id=-1, patience_seconds=float("inf"))
     if code := train(Path(request.options["training"])):
         sys.exit(code)
     stopwatch.write(request.output)

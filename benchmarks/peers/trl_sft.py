@@ -1,13 +1,14 @@
-"""TRL's SFTTrainer, packed. Options: `strategy` (bfd, its default, or a lossless one) and `best` (bf16, see below).
+"""TRL's SFTTrainer, packed. Options: `strategy` (bfd, its default, or a lossless one) and `best`, see below.
 
-With `best` false all else is TRL's default: weights in float32 under bf16 autocast, gradient checkpointing.
-With `best` true: frozen weights in bfloat16, adapter in float32, no checkpointing.
+With `best` false all else is TRL's default: weights in float32, gradient checkpointing; in bfloat16 autocast computes.
+With `best` true: frozen weights in the number format, adapter in float32, no checkpointing.
 """
 
+from contextlib import suppress
 from typing import Any
 
 import torch
-from contender import Request, Stopwatch, count_in_trainer
+from contender import Request, Stopwatch, TooLongError, count_in_trainer
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import AutoTokenizer
@@ -19,9 +20,9 @@ def main() -> None:
     torch.set_num_threads(request.threads)
     recipe, options = request.recipe, request.options
     tokenizer = AutoTokenizer.from_pretrained(request.base)
-    stopwatch = Stopwatch(tokenizer.eos_token_id)
+    stopwatch = Stopwatch(tokenizer.eos_token_id, request.patience_seconds)
     count_in_trainer(stopwatch)
-    best: dict[str, Any] = {"gradient_checkpointing": False, "model_init_kwargs": {"dtype": "bfloat16"}}
+    best: dict[str, Any] = {"gradient_checkpointing": False, "model_init_kwargs": {"dtype": request.number_format}}
     trainer = SFTTrainer(
         model=request.base,
         processing_class=tokenizer,
@@ -48,13 +49,14 @@ def main() -> None:
             max_grad_norm=recipe["gradient_clip"],
             seed=recipe["seed"],
             use_cpu=True,
-            bf16=True,
+            bf16=request.number_format == "bfloat16",
             logging_steps=1,
             report_to="none",
             **(best if options["best"] else {}),
         ),
     )
-    trainer.train()
+    with suppress(TooLongError):
+        trainer.train()
     trainer.save_model(request.output)
     stopwatch.write(request.output)
 

@@ -32,7 +32,7 @@ class Held:
     logit: float = 14
     """An element of the logits where the loss is of the whole batch, at the worst moment: log-probabilities and two
     gradients in 32 bit, one in 16."""
-    logits_at_once: int | None = 256
+    logits_at_once: int | None = 512
     """Tokens whose logits are held at once (training/loss.py); None where the loss is of the whole batch, as it is
     with models whose output head is not Llama's."""
 
@@ -141,8 +141,9 @@ def _loss_bytes(shape: Shape, recipe: Recipe, tokens: int, held: Held) -> float:
     if not _in_chunks(shape, held):
         return tokens * shape.vocabulary * held.logit
     width = _WIDTH[recipe.base.dtype] if recipe.base.quantization == "none" else held.beside_quantized
-    # logits and their gradient in the head's dtype, log-probabilities in 32 bit; the gradient of what the head reads
-    chunk = min(tokens, held.logits_at_once or tokens) * shape.vocabulary * (2 * width + 4)
+    # log-probabilities in 32 bit; in a shorter dtype logits and their gradient, too; the gradient of what is read
+    logit = 4 if width == 4 else 2 * width + 4
+    chunk = min(tokens, held.logits_at_once or tokens) * shape.vocabulary * logit
     return chunk + tokens * shape.hidden * width
 
 

@@ -19,13 +19,8 @@ from ft_dagster.training.packed_attention import Pieces, attend, attend_backward
 class FusedLayer:
     """Computes what a LlamaDecoderLayer or MistralDecoderLayer computes, with the same parameters."""
 
-    def __init__(self, layer: Any, recompute: bool) -> None:
-        """Take over the layer's weights.
-
-        Args:
-            layer: the decoder layer, its linear layers with or without LoRA.
-            recompute: keep only the layer's input until the backward pass (gradient checkpointing).
-        """
+    def __init__(self, layer: Any) -> None:
+        """Take over the weights of a decoder layer; its linear layers may have LoRA."""
         attention, mlp = layer.self_attn, layer.mlp
         self.qkv = LoraGroup([attention.q_proj, attention.k_proj, attention.v_proj])
         self.out = LoraGroup([attention.o_proj])
@@ -33,17 +28,13 @@ class FusedLayer:
         self.down = LoraGroup([mlp.down_proj])
         self.groups = (self.qkv, self.out, self.gate_up, self.down)
         self.norms = (layer.input_layernorm, layer.post_attention_layernorm)
-        self.recompute = recompute
 
-    def __call__(self, x: Tensor, pieces: Pieces) -> Tensor:
-        """(N, hidden) -> (N, hidden)."""
-        parameters = [parameter for group in self.groups for parameter in group.parameters()]
-        return _LayerFunction.apply(x, self, pieces, *parameters)
+    def load(self) -> list[nn.Parameter]:
+        """Look up the adapters in use, before a forward pass; their A and B in the groups' order."""
+        return [parameter for group in self.groups for parameter in group.load()]
 
-    def forward(self, x: Tensor, pieces: Pieces) -> tuple[Tensor, "_Kept"]:
+    def forward(self, x: Tensor, pieces: Pieces) -> tuple[Tensor, "Kept"]:
         """The layer's output, and what its backward pass needs."""
-        for group in self.groups:
-            group.load()
         first, second = self.norms
         heads = pieces.heads + pieces.key_heads
         h, x_scale = normalize(x, first)
@@ -60,7 +51,7 @@ class FusedLayer:
         width = self.gate_up.outs[0]
         activated = functional.silu(gate_up[:, :width])
         down = self.down.forward(activated * gate_up[:, width : 2 * width])
-        kept = _Kept(
+        kept = Kept(
             x_scale=x_scale,
             qkv_inner=qkv[:, self.qkv.out :].clone(),  # a view would keep the whole product
             rotated=rotated,
@@ -77,7 +68,7 @@ class FusedLayer:
         return middle + down[:, : self.down.out], kept
 
     def backward(
-        self, gradient: Tensor, x: Tensor, kept: "_Kept", pieces: Pieces, to_input: bool
+        self, gradient: Tensor, x: Tensor, kept: "Kept", pieces: Pieces, to_input: bool
     ) -> tuple[Tensor | None, list[Tensor]]:
         """Gradients of the input (N, hidden), if wanted, and of the adapters in the groups' order."""
         first, second = self.norms
@@ -90,7 +81,7 @@ class FusedLayer:
         torch.ops.aten.silu_backward.grad_input(of_product.mul_(up), gate, grad_input=of_gate_up[:, :width])
         h = _scaled(kept.middle, kept.middle_scale, second)
         of_h, of_gate_up_lora = self.gate_up.backward(of_gate_up, h, kept.gate_up[:, self.gate_up.out :])
-        of_middle = _normalize_backward(of_h, kept.middle, kept.middle_scale, second).add_(gradient).to(x.dtype)
+        of_middle = normalize_backward(of_h, kept.middle, kept.middle_scale, second).add_(gradient).to(x.dtype)
 
         of_attended, of_out = self.out.backward(_with_room(of_middle, self.out), kept.attended, kept.out_inner)
         heads, queries = pieces.heads + pieces.key_heads, pieces.heads
@@ -109,12 +100,12 @@ class FusedLayer:
         rotate(of_rotated, pieces.cos, -pieces.sin, out=by_head[:, :heads])
         h = _scaled(x, kept.x_scale, first)
         of_h, of_qkv_lora = self.qkv.backward(of_qkv, h, kept.qkv_inner, to_input)
-        of_x = _normalize_backward(of_h, x, kept.x_scale, first).add_(of_middle).to(x.dtype) if to_input else None
+        of_x = normalize_backward(of_h, x, kept.x_scale, first).add_(of_middle).to(x.dtype) if to_input else None
         return of_x, [*of_qkv_lora, *of_out, *of_gate_up_lora, *of_down]
 
 
 @dataclass(frozen=True)
-class _Kept:
+class Kept:
     """Values of the forward pass that the backward pass reads. N tokens; shapes as in FusedLayer."""
 
     x_scale: Tensor
@@ -131,41 +122,6 @@ class _Kept:
     down_inner: Tensor
 
 
-class _LayerFunction(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, layer: FusedLayer, pieces: Pieces, *parameters: nn.Parameter) -> Tensor:
-        del parameters  # named so that autograd asks for their gradients; the groups read them themselves
-        output, kept = layer.forward(x, pieces)
-        ctx.x, ctx.kept, ctx.layer, ctx.pieces = x, None if layer.recompute else kept, layer, pieces
-        return output
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Any:
-        layer, x, kept = ctx.layer, ctx.x, ctx.kept
-        ctx.x = ctx.kept = None  # they are of no use afterwards, and large
-        if kept is None:
-            _, kept = layer.forward(x, ctx.pieces)
-        of_x, of_parameters = layer.backward(gradients[0], x, kept, ctx.pieces, ctx.needs_input_grad[0])
-        return of_x, None, None, *of_parameters
-
-
-class _NormFunction(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, norm: Any) -> Tensor:
-        output, ctx.scale = normalize(x, norm)
-        ctx.x, ctx.norm = x, norm
-        return output
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Any:
-        return _normalize_backward(gradients[0], ctx.x, ctx.scale, ctx.norm).to(ctx.x.dtype), None
-
-
-def fused_norm(x: Tensor, norm: Any) -> Tensor:
-    """RMSNorm with a frozen weight, differentiable: (N, hidden) -> (N, hidden)."""
-    return _NormFunction.apply(x, norm)
-
-
 def normalize(x: Tensor, norm: Any) -> tuple[Tensor, Tensor]:
     """RMSNorm (arXiv 1910.07467) rounded where transformers rounds, and 1 / root mean square, (N, 1) float32."""
     length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
@@ -177,7 +133,7 @@ def _scaled(x: Tensor, scale: Tensor, norm: Any) -> Tensor:
     return (x * scale).to(x.dtype).mul_(norm.weight)
 
 
-def _normalize_backward(gradient: Tensor, x: Tensor, scale: Tensor, norm: Any) -> Tensor:
+def normalize_backward(gradient: Tensor, x: Tensor, scale: Tensor, norm: Any) -> Tensor:
     """float32. With g = gradient * weight and s = scale: s g - s^3 x mean(g x)."""
     g = gradient * norm.weight
     shared = (g * x).sum(-1, keepdim=True, dtype=torch.float32).mul_(scale.pow(3)).div_(x.shape[-1])

@@ -11,7 +11,8 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from ft_dagster.recipe import Recipe
-from ft_dagster.training.fused_layer import FusedLayer, cannot_fuse, fused_norm
+from ft_dagster.training.fused_layer import cannot_fuse
+from ft_dagster.training.fused_model import FusedModel, Share, count_shares
 from ft_dagster.training.loss import nats_and_hits, summed_nats
 from ft_dagster.training.packed_attention import Pieces
 from ft_dagster.training.products import decided
@@ -41,10 +42,10 @@ class PackedModel:
         self._head_is_plain = plain and self.base.config.model_type in _PLAIN_HEADS
         self.not_fused = self._reason(recipe)
         """Why the layers are not the fused ones; None if they are."""
-        self._layers: list[FusedLayer] = []
+        self._fused: FusedModel | None = None
         if self.not_fused is None:
             recompute = recipe.training.gradient_checkpointing
-            self._layers = [FusedLayer(layer, recompute) for layer in self.base.model.layers]
+            self._fused = FusedModel(self.base.model.layers, self.base.model.norm, recompute)
         log.info("Layers: %s", f"as transformers has them ({self.not_fused})" if self.not_fused else "fused")
 
     @property
@@ -60,7 +61,10 @@ class PackedModel:
         """
         targets = _targets(batch)
         chosen = targets != IGNORED  # (B, T)
-        weights = batch["weights"].roll(-1, 1)[chosen] if "weights" in batch else None
+        weights = batch["weights"].roll(-1, 1) if "weights" in batch else None  # (B, T)
+        if self._fused is not None and self._head is not None:
+            return self._fused.summed_nats(self._shares(batch, targets, weights), self._head)
+        weights = None if weights is None else weights[chosen]
         hidden, logits = self._predictions(batch, chosen)
         if hidden is not None and self._head is not None:
             return summed_nats(hidden, self._head, targets[chosen], weights)
@@ -82,6 +86,9 @@ class PackedModel:
         """
         targets = _targets(batch)
         chosen = targets != IGNORED
+        if self._fused is not None and self._head is not None:
+            nats, hits = self._fused.nats_and_hits(self._shares(batch, targets), self._head)
+            return _at_tokens(nats, chosen), _at_tokens(hits, chosen)
         hidden, logits = self._predictions(batch, chosen)
         if hidden is not None and self._head is not None:
             nats, hits = nats_and_hits(hidden, self._head, targets[chosen])
@@ -93,8 +100,6 @@ class PackedModel:
 
     def _predictions(self, batch: Mapping[str, Tensor], chosen: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """(M, hidden) of the chosen tokens, or their logits (M, vocabulary) where the head is not a plain product."""
-        if not self.not_fused:
-            return self._fused(batch, chosen), None
         inputs = {name: batch[name] for name in ("input_ids", "position_ids")}
         with torch.autocast(batch["input_ids"].device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
             if self._head is None:
@@ -102,16 +107,20 @@ class PackedModel:
             hidden = self.base.model(**inputs, use_cache=False).last_hidden_state[chosen]
         return hidden.to(self._head.dtype), None
 
-    def _fused(self, batch: Mapping[str, Tensor], chosen: Tensor) -> Tensor:
-        """Without padding: a row's last piece ends where the row does."""
+    def _shares(self, batch: Mapping[str, Tensor], targets: Tensor, weights: Tensor | None = None) -> list[Share]:
+        """The rows of a batch, dealt out to threads. Without padding: a row's last piece ends where the row does."""
         ids, positions = batch["input_ids"], batch["position_ids"]
         filled = torch.arange(ids.shape[1]) < batch["row_lengths"][:, None]  # (B, T)
-        x = self.base.model.embed_tokens(ids)[filled][None]  # (1, N, hidden); NEFTune's noise goes by the row's length
-        pieces = self._pieces(x, positions[filled])
-        x = x[0]
-        for layer in self._layers:
-            x = layer(x, pieces)
-        return fused_norm(x[chosen[filled]], self.base.model.norm)
+        embedded = self.base.model.embed_tokens(ids)  # (B, T, hidden); NEFTune's noise goes by the row's length
+        shares = []
+        for rows in torch.arange(len(ids)).tensor_split(count_shares(len(ids), torch.get_num_threads())):
+            here = filled[rows]
+            x = embedded[rows][here]  # (N, hidden)
+            chosen = (targets[rows] != IGNORED)[here]  # (N)
+            wanted = targets[rows][here][chosen]
+            weighed = None if weights is None else weights[rows][here][chosen]
+            shares.append(Share(x, self._pieces(x[None], positions[rows][here]), chosen, wanted, weighed))
+        return shares
 
     def _pieces(self, x: Tensor, positions: Tensor) -> Pieces:
         config = self.base.config

@@ -14,6 +14,7 @@ from ft_dagster.base import prepare_base
 from ft_dagster.recipe import Recipe, resolve_recipe
 from ft_dagster.training.loss import nats_and_hits, summed_nats
 from ft_dagster.training.model import add_adapter, load_base
+from ft_dagster.training.packed_attention import Pieces, attend, attend_backward
 from ft_dagster.training.packed_model import PackedModel
 from ft_dagster.training.rows import collate
 
@@ -147,6 +148,43 @@ def test_however_rows_are_batched_and_padded_the_gradients_are_the_same(
     assert largest_difference(gradients(model, pieces), at_once) < 1e-4  # one piece a row, padded to the longest
 
 
+@pytest.mark.parametrize("threads", [1, 3, 8])
+def test_however_rows_are_dealt_out_to_threads_the_gradients_are_the_same(
+    packed: Callable[..., PackedModel], threads: int
+) -> None:
+    before = torch.get_num_threads()
+    model = packed()
+    expected = gradients(packed(training={"fused": False}), ROWS)
+    torch.set_num_threads(threads)
+    try:
+        ours = gradients(model, ROWS)
+        assert torch.get_num_threads() == threads
+        assert all(torch.equal(weight, ours[name]) for name, weight in gradients(model, ROWS).items())
+    finally:
+        torch.set_num_threads(before)
+    assert largest_difference(ours, expected) < 1e-4
+
+
+@pytest.mark.parametrize("lengths", [[300], [129, 1, 128, 257]])
+def test_attention_in_blocks_is_that_of_the_whole_piece(lengths: list[int]) -> None:
+    torch.manual_seed(0)
+    heads, key_heads, size = 4, 2, 8
+    pieces = Pieces(lengths, torch.empty(0), torch.empty(0), heads, key_heads, size**-0.5)
+    q, k, v = (torch.randn(sum(lengths), h, size, requires_grad=True) for h in (heads, key_heads, key_heads))
+    whole = [
+        functional.scaled_dot_product_attention(*(x.transpose(0, 1) for x in piece), is_causal=True, enable_gqa=True)
+        for piece in zip(*(x.split(lengths) for x in (q, k, v)), strict=True)
+    ]
+    expected = torch.cat([piece.transpose(0, 1).flatten(1) for piece in whole])
+    ours, probabilities = attend(q.detach(), k.detach(), v.detach(), pieces)
+    assert torch.allclose(ours, expected, atol=1e-6)
+    gradient = torch.randn(expected.shape)
+    outs = tuple(torch.empty_like(x) for x in (q, k, v))
+    attend_backward(gradient, q.detach(), k.detach(), v.detach(), probabilities, pieces, outs)
+    for found, wanted in zip(outs, torch.autograd.grad(expected, (q, k, v), gradient), strict=True):
+        assert torch.allclose(found, wanted, atol=1e-5)
+
+
 @pytest.mark.parametrize("fused", [True, False])
 def test_the_loss_is_the_sum_over_tokens_each_with_its_weight(packed: Callable[..., PackedModel], fused: bool) -> None:
     model = packed(training={"fused": fused})
@@ -191,7 +229,7 @@ def test_where_fused_layers_do_not_apply_the_reason_is_given(packed: Callable[..
     assert "sliding window" in str(PackedModel(model.model, recipe_of(model)).not_fused)
 
 
-@pytest.mark.parametrize("tokens", [1, 255, 256, 700])
+@pytest.mark.parametrize("tokens", [1, 511, 512, 1200])
 def test_the_chunked_loss_has_the_value_and_the_gradient_of_cross_entropy(tokens: int) -> None:
     torch.manual_seed(0)
     hidden, head = torch.randn(tokens, 16, requires_grad=True), torch.randn(50, 16)
