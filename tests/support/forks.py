@@ -74,6 +74,9 @@ class Forked:
     def send_signal(self, number: int) -> None:
         os.kill(self.pid, number)
 
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
 
 def _become(module: str, argument: str, environment: Mapping[str, str], output: Path) -> None:
     die_with_parent()  # with the server, which ends when the tests do

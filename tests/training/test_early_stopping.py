@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,10 @@ from ft_dagster.training.train import train
 
 OVERFITTING = {"epochs": 12, "learning_rate": 0.05, "schedule": "constant"}
 """Held-out text gets worse again after a few steps."""
+
+
+STRANGE = [f"{n % 7}%{n % 11}#{n % 5}@{n % 13}" for n in range(60)]
+"""Text that is predicted worse, the more prose was learned."""
 
 
 class KilledError(Exception):
@@ -84,11 +89,18 @@ def test_measuring_changes_nothing_in_the_training(
 
 @BASES
 def test_the_adapter_kept_is_the_one_that_measured_best_and_the_evaluation_measures_the_same(
-    request_for: Callable[..., TrainingRequest], tmp_path: Path, quantization: str, dropout: float
+    request_for: Callable[..., TrainingRequest],
+    make_dataset: Callable[..., Path],
+    prose: Callable[[int, int], str],
+    tmp_path: Path,
+    quantization: str,
+    dropout: float,
 ) -> None:
     told: list[dict[str, Any]] = []
-    training = OVERFITTING | {"evaluate_every": 3}
+    training = {"evaluate_every": 3, "learning_rate": 0.02, "epochs": 4}
     request = request_for(base={"quantization": quantization}, lora={"dropout": dropout}, training=training)
+    texts = {f"chapter_{n}": prose(n, 9 + n) for n in range(5)} | {"other": " ".join(STRANGE)}
+    request = replace(request, dataset=str(make_dataset(texts, held_out=["other"])))
     result = train(request, told.append)
     best = min(result["held_out"], key=lambda row: row["bits_per_byte"])
     assert result["kept_step"] == best["step"] < result["steps"]
