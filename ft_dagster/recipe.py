@@ -8,14 +8,16 @@ The docstrings of parts and fields are the descriptions in docs/recipes.md: Mark
 
 import difflib
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from importlib import resources
 from operator import attrgetter
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
+
+from ft_dagster.recipe_part import Part
 
 DEFAULT_RECIPE = "smollm2-135m"
 AUTO: Final = "auto"
@@ -28,34 +30,6 @@ class RecipeError(Exception):
     """A recipe that cannot be used; the message names the field and what to do."""
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
-
-    LATER: ClassVar[Collection[str]] = ()
-    """Fields that came after adapters had been made without them. They count in keys only where they differ from their
-    default, so that an upgrade trains nothing again."""
-    REMOVED: ClassVar[Mapping[str, Any]] = {}
-    """Fields that there were, with the values that they had by default: keys go on counting them so."""
-
-    def for_keys(self, include: Collection[str] | None = None, exclude: Collection[str] = ()) -> dict[str, Any]:
-        """The part as plain JSON, as keys and hashes of what is made by it count it.
-
-        Args:
-            include: names of the fields that count; all where it is None.
-            exclude: names of fields that do not count.
-        """
-        dumped = {**self.REMOVED, **self.model_dump(mode="json")}
-        fields = type(self).model_fields.items()
-        defaults = {name: field.get_default(call_default_factory=True) for name, field in fields}
-        return {
-            name: value
-            for name, value in dumped.items()
-            if (include is None or name in include)
-            and name not in exclude
-            and not (name in self.LATER and getattr(self, name) == defaults[name])
-        }
-
-
 def _layer_names(value: Any) -> Any:
     named = isinstance(value, list) and value and all(isinstance(name, str) and name for name in value)
     if value == "all-linear" or named:
@@ -63,7 +37,7 @@ def _layer_names(value: Any) -> Any:
     raise ValueError(f"{value!r} is neither all-linear nor a list of layer names such as [q_proj, v_proj]")
 
 
-class Base(_Part):
+class Base(Part):
     """The pretrained model that is tuned."""
 
     source: Literal["embedded", "hub", "folder"]
@@ -89,7 +63,7 @@ class Base(_Part):
         return self
 
 
-class Corpus(_Part):
+class Corpus(Part):
     """Which text of the reports counts."""
 
     unreadable: Literal["fail", "skip"] = "fail"
@@ -106,7 +80,7 @@ class Corpus(_Part):
     """Reviewed sections whose last mean panel score is lower are left out; those without scores are kept."""
 
 
-class Tokens(_Part):
+class Tokens(Part):
     """How sections become blocks of tokens."""
 
     block_length: int = Field(default=512, ge=16)
@@ -115,7 +89,7 @@ class Tokens(_Part):
     """Share of chapters kept for evaluation, chosen by [a hash of the chapter's identity](graph.md)."""
 
 
-class Objectives(_Part):
+class Objectives(Part):
     """What is taught, and what a token of each objective weighs in the loss."""
 
     text: float = Field(default=1.0, ge=0)
@@ -138,7 +112,7 @@ class Objectives(_Part):
         return [name for name in type(self).model_fields if getattr(self, name)]
 
 
-class Lora(_Part):
+class Lora(Part):
     """The adapter. Defaults: all linear layers and `alpha` = 2 x `rank` (QLoRA, arXiv 2305.14314)."""
 
     rank: int = Field(default=16, ge=1)
@@ -160,7 +134,7 @@ class Lora(_Part):
     decomposition, or by a fast one in 16 iterations (PiSSA, arXiv 2404.02948)."""
 
 
-class Training(_Part):
+class Training(Part):
     """How the adapter is fitted."""
 
     start: Literal["base", "last"] = "base"
@@ -249,7 +223,7 @@ class Training(_Part):
         return self.rows_per_step // (self.rows_per_device * self.processes)
 
 
-class Evaluation(_Part):
+class Evaluation(Part):
     """What is measured on a new adapter."""
 
     prompts: tuple[str, ...] = ("The main difference between the two approaches is",)
@@ -266,7 +240,7 @@ class Evaluation(_Part):
     is recited."""
 
 
-class Release(_Part):
+class Release(Part):
     """What the gate asks of a new adapter."""
 
     minimum_gain: float = Field(default=0.0, ge=0)
@@ -285,7 +259,7 @@ class Release(_Part):
     """Whether it may replace an adapter of another base model, which it is not compared with."""
 
 
-class Recipe(_Part):
+class Recipe(Part):
     """One resolved recipe: every field has its value."""
 
     name: str
@@ -344,7 +318,7 @@ class Recipe(_Part):
     def part(self, *names: str) -> dict[str, Any]:
         """The named parts, or what is named of a part (`objectives.taught`), as plain JSON: what keys are made of."""
         found = {name: attrgetter(name)(self) for name in names}
-        return {name: part.for_keys() if isinstance(part, _Part) else part for name, part in found.items()}
+        return {name: part.for_keys() if isinstance(part, Part) else part for name, part in found.items()}
 
     def computing_in(self, number_format: str) -> "Recipe":
         """The recipe with `base.dtype: auto` decided; one that names a format itself stays as it is."""

@@ -15,7 +15,8 @@ from ft_dagster.corpus.index import scan_reports
 from ft_dagster.defs.lora_adapter import made_before
 from ft_dagster.defs.stages import BASE_MODEL, LORA_ADAPTER, REPORT_FILES, all_materializations, stale_among
 from ft_dagster.defs.workspace import Workspace
-from ft_dagster.recipe import Recipe, _Part, load_recipe, resolve_recipe
+from ft_dagster.recipe import Recipe, load_recipe, resolve_recipe
+from ft_dagster.recipe_part import Part
 from ft_dagster.settings import load_settings
 from ft_dagster.shared_store import open_store
 from ft_dagster.training.manifest import read_manifest
@@ -86,11 +87,11 @@ def test_a_switch_from_auto_to_a_format_is_a_change_and_back_from_bfloat16_is_no
     assert LORA_ADAPTER.recipe_hash(auto) not in hashes.values()
 
 
-class Before(_Part):
+class Before(Part):
     kept: int = 1
 
 
-class After(_Part):
+class After(Part):
     LATER: ClassVar = ("new", "newer")
     REMOVED: ClassVar = {"gone": "old default"}
 
