@@ -89,7 +89,8 @@ def measure(recipe: Recipe, reports: Path, scratch: Path, number: int) -> dict[s
     command = [sys.executable, "-m", "ft_dagster.training", str(path)]
     subprocess.run(command, check=True, capture_output=True, env=os.environ | {"TOKENIZERS_PARALLELISM": "false"})
     result = json.loads((attempt / RESULT).read_bytes())
-    estimate = memory_estimate(json.loads((Path(base.folder) / "config.json").read_bytes()), recipe, on_gpu=False)
+    config = json.loads((Path(base.folder) / "config.json").read_bytes())
+    estimate = memory_estimate(config, recipe.computing_in(result["number_format"]), on_gpu=False)
     return {"measured": result["peak_memory_bytes"], "estimated": estimate.total, "parts": asdict(estimate)}
 
 

@@ -95,10 +95,12 @@ def test_other_reports_are_not_mixed_with_the_example(programs: Path, folder: Pa
     done = subprocess.run(
         [str(programs / "ft-dagster"), "demo"],
         cwd=folder,
-        env=os.environ | {"FT_WORKSPACE": "reports"},
+        env=os.environ | {"FT_WORKSPACE": "reports", "DAGSTER_HOME": str(folder / "deployment")},
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 1 and "Name a new folder: `ft-dagster demo FOLDER`" in on_one_line(done.stderr)
+    assert "DAGSTER_HOME is not used" in done.stderr, "nor is a demo mixed into the history of a deployment"
+    assert not (folder / "deployment").exists()
     assert [path.name for path in folder.rglob("*") if path.is_file()] == ["mine.md"]

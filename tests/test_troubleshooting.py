@@ -25,6 +25,7 @@ ERRORS = {
     "TalkError",
     "TrackingError",
     "TrainingError",
+    "UnknownRatesError",
     "WheelError",
     "_unhealthy",  # why a step on another machine failed
 }

@@ -1,5 +1,6 @@
 """An upgrade trains nothing again: keys and hashes of before there were `auto` and later fields still hold."""
 
+import json
 import tarfile
 from pathlib import Path
 from typing import ClassVar
@@ -60,6 +61,21 @@ def test_a_run_at_another_place_uses_the_adapter_again(annual: Path) -> None:
     assert {kind: sorted(path.name for path in (store / kind).iterdir()) for kind in kinds} == made
     assert read_manifest(annual / "fine_tuned_model") == before
     assert not (annual / "logs").exists(), "a training or an evaluation writes one there"
+
+
+def test_a_training_that_had_ended_before_the_upgrade_and_was_not_stored_is_not_done_again(annual: Path) -> None:
+    manifest = read_manifest(annual / "fine_tuned_model")
+    stored = annual / ".ft" / "store" / KIND / manifest.key
+    attempt = annual / ".ft" / "attempts" / manifest.key / "ended"
+    attempt.mkdir(parents=True)
+    result = open_store(load_settings()).get(KIND, manifest.key).about
+    stored.rename(attempt / "adapter")
+    (attempt / "adapter" / "artifact.json").unlink()
+    (attempt / "result.json").write_text(json.dumps({k: v for k, v in result.items() if k != "made_for"}))
+    done = ft_dagster("run")
+    assert done.returncode == 0, done.stderr
+    assert read_manifest(stored) == manifest and not attempt.parent.exists()
+    assert not (annual / "logs").exists(), "a training would write one there"
 
 
 def test_an_adapter_of_bfloat16_is_found_for_auto_and_not_the_other_way_round(annual: Path) -> None:

@@ -48,6 +48,10 @@ app.command()(recipe)
 app.command()(doctor)
 
 
+_OF_A_DEPLOYMENT = {"DAGSTER_HOME", "DAGSTER_POSTGRES_HOST", "FT_STORE", "MLFLOW_TRACKING_URI"}
+"""Variables that lead to a history, a store and a server that others use, where a demo has no business."""
+
+
 def _print_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"ft_dagster {__version__}")
@@ -118,6 +122,9 @@ def demo(
     with errors_said(console):
         workspace = folder or Path(os.environ.get("FT_WORKSPACE") or "demo")
         os.environ["FT_WORKSPACE"] = str(workspace.expanduser().absolute())
+        for name in _OF_A_DEPLOYMENT & os.environ.keys():
+            console.print(f"{name} is not used: the demo keeps everything in its workspace.", style="dim")
+            del os.environ[name]
         settings = load_settings()
         copied = fill_with_example(settings.workspace)
         there = f"filled with the example report, {copied} files" if copied else "the example report is there already"

@@ -19,6 +19,7 @@ from ft_dagster.secrets import secrets_kept
 from ft_dagster.settings import SettingsError
 from ft_dagster.store import StoreError
 from ft_dagster.training.manifest import AdapterError
+from ft_dagster.training.number_format import UnknownRatesError
 
 FAILED, SOMETHING_TO_DO, INTERRUPTED = 1, 2, 130
 _BAD_INPUT = (
@@ -31,6 +32,7 @@ _BAD_INPUT = (
     ReleaseError,
     LineageError,
     TrackingError,
+    UnknownRatesError,
     OSError,
 )
 

@@ -92,7 +92,7 @@ def _decide(instance: dg.DagsterInstance, settings: Settings, workspace: Workspa
             f"{settings.minimum_interval_seconds:g} s."
         )
     return dg.RunRequest(
-        asset_selection=[dg.AssetKey(stage.stage) for stage in make_plan(instance, workspace, scan).stages],
+        asset_selection=[dg.AssetKey(stage.stage) for stage in make_plan(instance, workspace, scan, cost=False).stages],
         tags={CAUSE_TAG: cause, REASON_TAG: f"{first.name}: {reason}"},
     )
 

@@ -63,11 +63,12 @@ def training_cost(settings: Settings, recipe: Recipe, tokens: float) -> Training
             rates = machine_rates(settings.cache)
             cost.slow = slowness(recipe, rates)
         except UnknownRatesError as error:
-            cost.problem = str(error)
-            return cost
+            if recipe.base.dtype == AUTO:
+                cost.problem = str(error)
+                return cost
         if recipe.base.dtype == AUTO and shutil.which("sbatch") and "SLURM_JOB_ID" not in os.environ:
             cost.where = "a job of Slurm decides it where it runs"
-        recipe = recipe.computing_in(rates.best)
+        recipe = recipe.computing_in(rates.best) if rates else recipe
         cost.number_format = recipe.compute_dtype
     elif recipe.base.dtype == AUTO:
         recipe = recipe.computing_in(_ASSUMED)

@@ -91,14 +91,16 @@ def lora_adapter(
         key = adapter_key(made_for, start)
         attempts = settings.state / "attempts"
         for earlier in keys[1:]:
-            _rename_unfinished(attempts / adapter_key(earlier, start), attempts / key)
+            _go_on_with_earlier(store, attempts / adapter_key(earlier, start), attempts / key, earlier)
+        artifact = made_before(store, keys)
+    if artifact is None:
         attempt = next_attempt(attempts / key)
         try:
             if not (attempt / RESULT).exists():  # a finished attempt is only waiting to be taken in
-                seconds = _say_cost(context, recipe, settings, dataset)
+                on_hosts = settings.executor == "ray" and recipe.training.processes > 1
+                seconds = None if on_hosts else _say_cost(context, recipe, settings, dataset)  # others compute there
                 asked = _request(key, dataset, base, recipe, settings, attempt, start, seconds)
                 request = asked.write(attempt / "request.json")
-                on_hosts = settings.executor == "ray" and recipe.training.processes > 1
                 module = "ft_dagster.training.on_ray" if on_hosts else "ft_dagster.training"
                 log, bucket = settings.logs / f"{key[:12]}.log", store.url is not None  # which takes checkpoints
                 yield from child_process.run(context, module, request, log, bucket=bucket)
@@ -124,9 +126,19 @@ def made_before(store: Store, keys: Sequence[str]) -> Artifact | None:
     return None
 
 
-def _rename_unfinished(before: Path, now: Path) -> None:
-    """Attempts that were cut off before an upgrade changed their key go on under the new one."""
-    if before.is_dir() and not now.exists() and not any(before.glob(f"*/{RESULT}")):
+def _go_on_with_earlier(store: Store, before: Path, now: Path, made_for: str) -> None:
+    """What was cut off before an upgrade changed its key: an attempt that had ended goes into the store as it is, one
+    that had not goes on under the new key.
+
+    Args:
+        store: takes the adapter.
+        before: folder of attempts, named after the earlier key.
+        now: the same for the new one.
+        made_for: the earlier training key.
+    """
+    if any(before.glob(f"*/{RESULT}")):
+        _take_in(store, before.name, next_attempt(before), made_for)
+    elif before.is_dir() and not now.exists():
         before.rename(now)
 
 

@@ -119,13 +119,16 @@ class Plan:
         return {"nothing_to_do": self.nothing_to_do, "words": words} | asdict(self)
 
 
-def make_plan(instance: dg.DagsterInstance, workspace: Workspace, scan: Scan | None = None) -> Plan:
+def make_plan(
+    instance: dg.DagsterInstance, workspace: Workspace, scan: Scan | None = None, *, cost: bool = True
+) -> Plan:
     """Look at reports, recipe, base model, code, store and release, and say what a run would do.
 
     Args:
         instance: what was made.
         workspace: what is there.
         scan: the reports, if they have been looked at; they are looked at without a trace otherwise.
+        cost: whether it is wanted what a training takes.
 
     Raises:
         CorpusError: there are no reports.
@@ -150,7 +153,7 @@ def make_plan(instance: dg.DagsterInstance, workspace: Workspace, scan: Scan | N
             tried = _Trial(made, workspace, Overlay(workspace.store, Path(scratch)), now).run(scan, dict(stale))
         plan.exact = tried is not None and (tried.dataset is not None or tried.to_train is None)
         plan.stages = tried.stages if tried else [_as_found(stage, reason) for stage, reason in stale]
-        _count(plan, made, workspace, recipe, tried, scan)
+        _count(plan, made, workspace, recipe, tried, scan, cost)
     return plan
 
 
@@ -300,7 +303,13 @@ def _to_train(sections: Artifact, split: Split) -> _ToTrain:
 
 
 def _count(
-    plan: Plan, made: Materializations, workspace: Workspace, recipe: Recipe, tried: _Outcome | None, scan: Scan
+    plan: Plan,
+    made: Materializations,
+    workspace: Workspace,
+    recipe: Recipe,
+    tried: _Outcome | None,
+    scan: Scan,
+    cost: bool,
 ) -> None:
     """Fill in whether training is due, and how much it is."""
     outcomes = {stage.stage: stage.outcome for stage in plan.stages}
@@ -318,7 +327,7 @@ def _count(
         plan.train_tokens = _guess_tokens(_artifact(made, workspace.store, TOKENIZED_DATASET), scan)
         rows = math.ceil(plan.train_tokens / recipe.tokens.block_length)
     plan.steps = optimizer_steps(rows, recipe) if plan.trains else 0
-    if plan.trains:
+    if plan.trains and cost:
         plan.training = training_cost(workspace.settings, recipe, plan.train_tokens * recipe.training.epochs)
     seconds = plan.training.seconds if plan.training else 0.0
     evaluation = _artifact(made, workspace.store, ADAPTER_EVALUATION)

@@ -288,7 +288,7 @@ class _Follower:
         for path in self._attempts.glob(f"*/*/{PROGRESS}"):
             content = _read(path)
             if content and content["at"] >= self._began and content["step"] < content["steps"]:
-                if (warning := content["warning"]) and warning not in self._warned:
+                if (warning := content.get("warning")) and warning not in self._warned:
                     self._warned.add(warning)
                     self._progress.console.print(warning, style="yellow", highlight=False, soft_wrap=True)
                 loss = f"loss {content['loss']:.3f}" if "loss" in content else ""

@@ -62,7 +62,8 @@ def export(request: ExportRequest) -> dict[str, Any]:
     for way in ways:
         model = _merged(request, recipe, way)
         model.save_pretrained(output / way.replace(" ", "-"))
-        measure(way, _in(model, getattr(torch, plain.base.dtype)), plain)  # as it was saved, in what is fast here
+        model = _in(model, getattr(torch, plain.base.dtype))  # measured as it was saved, in what is fast here
+        measure(way, model, plain)
         del model
     best = min(ways, key=lambda way: measured.get(way, 0.0))
     folder = output / best.replace(" ", "-")
@@ -92,15 +93,18 @@ def _merged(request: ExportRequest, recipe: Recipe, way: str) -> PreTrainedModel
         loaded: Any = load_base(base, recipe, Path(request.offload)).dequantize()
     else:
         loaded = load_base(base, _unquantized(recipe), Path(request.offload))
+    stored = _stored_dtype(base, loaded.dtype)
     if not torch.cuda.is_available() and 4 * loaded.num_parameters() < memory_for_process() / 2:
         loaded.float()
     model: Any = load_adapter(loaded, Path(request.adapter), base).merge_and_unload(safe_merge=True)
     model.config.use_cache = True
-    return _in(model, _stored_dtype(base, model.dtype))
+    return _in(model, stored)
 
 
 def _in(model: Any, dtype: torch.dtype) -> Any:
-    return model if model.dtype == dtype else model.to(dtype)  # accelerate refuses it for an offloaded model
+    """The model in a dtype; as it is where layers lie on the disk, which accelerate refuses to convert."""
+    offloaded = any(parameter.is_meta for parameter in model.parameters())
+    return model if model.dtype == dtype or offloaded else model.to(dtype)
 
 
 def _stored_dtype(base: PreparedBase, otherwise: torch.dtype) -> torch.dtype:

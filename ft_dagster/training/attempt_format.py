@@ -60,8 +60,8 @@ def _decide(attempt: Path, cache: Path | None, shared: SharedCheckpoints | None)
     )
     if shared:
         shared.forget()
-    for path in attempt.glob("checkpoint-*"):
-        shutil.rmtree(path)
+    for path in attempt.parent.glob("*/checkpoint-*"):  # of earlier attempts, too: theirs are of later steps
+        shutil.rmtree(path, ignore_errors=True)
     return rates.best
 
 

@@ -5,6 +5,7 @@ Imports no torch. Meant to be right within a factor of two; after the first trai
 
 from ft_dagster.recipe import Recipe
 from ft_dagster.training.estimate import is_fused
+from ft_dagster.training.machine import cores
 from ft_dagster.training.model_flops import training_flops
 from ft_dagster.training.number_format import ProductRates
 from ft_dagster.training.shape import Shape
@@ -32,13 +33,13 @@ def estimated_seconds(
         recipe: with its number format decided.
         rates: of the machine.
         tokens: of all epochs.
-        threads: of the CPU; None for as many as torch takes.
+        threads: of the CPU; None for all cores.
     """
     per_second = rates.rates.get(recipe.compute_dtype, 0.0)
     if not per_second:
         return None
     if not rates.on_gpu:
-        per_second *= (threads or rates.threads) / recipe.training.processes
+        per_second *= (threads or cores()) / recipe.training.processes
     pairs = tokens * (recipe.tokens.block_length / 2 + 1) / 2  # of pieces that fill half a block
     flops = training_flops(shape, round(tokens), round(tokens), round(pairs), recipe.lora.rank)
     fused = is_fused(shape, recipe, rates.on_gpu)

@@ -1,5 +1,6 @@
 """What this machine has for a training, as the operating system says it. Imports no torch, touches no GPU."""
 
+import math
 import os
 import platform
 import shutil
@@ -35,6 +36,23 @@ def instructions() -> list[str]:
         return []  # not Linux: there the model's name says it
     flags = next((line.partition(":")[2] for line in lines if line.startswith(("flags", "Features"))), "")
     return sorted(flags.split())
+
+
+def cores() -> int:
+    """Processor cores that a process gets: those there are, less what its affinity or a control group withholds."""
+    found = [psutil.cpu_count(logical=False) or os.cpu_count() or 1, *filter(None, map(_cores_in, _cgroups()))]
+    if hasattr(os, "sched_getaffinity"):
+        found.append(len(os.sched_getaffinity(0)))
+    return min(found)
+
+
+def _cores_in(folder: Path) -> int | None:
+    """What a control group allows, rounded up; None without a limit."""
+    try:
+        quota, period = (folder / "cpu.max").read_text().split()
+        return math.ceil(int(quota) / int(period))
+    except (OSError, ValueError):  # no such file, or the quota is the word `max`
+        return None
 
 
 def memory_for_process() -> int:

@@ -47,8 +47,6 @@ class ProductRates:
     """The GPU's name, or `cpu`."""
     rates: Mapping[str, float]
     """Format -> operations a second of the GPU, or of one core; formats that the device does not have are missing."""
-    threads: int = 1
-    """Cores that torch uses by itself."""
 
     @property
     def on_gpu(self) -> bool:
@@ -144,7 +142,7 @@ float32. Write base.dtype: auto, or float32.'
 def _file(cache: Path) -> Path:
     here = {
         "processor": [processor(), instructions()],
-        "devices": [device.visible for device in visible_devices()],
+        "devices": [device.name for device in visible_devices() if device.visible],
         "torch": version("torch"),
         "forced": {name: os.environ.get(name) for name in _FORCED},
     }

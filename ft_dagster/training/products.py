@@ -49,7 +49,7 @@ def time_products() -> ProductRates:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # whatever else the machine does: a thread's own time is counted
     try:
-        return ProductRates("cpu", {name: _rate(name, "cpu") for name in FORMATS if name != "float16"}, threads)
+        return ProductRates("cpu", {name: _rate(name, "cpu") for name in FORMATS if name != "float16"})
     finally:
         torch.set_num_threads(threads)
 

@@ -89,7 +89,7 @@ class Progress(TrainerCallback):
         if not math.isfinite(logs["loss"]):
             raise TrainingError(
                 f"The loss is {logs['loss']} at step {state.global_step}. Lower training.learning_rate in the recipe, "
-                "or set base.dtype to bfloat16 if it is float16."
+                "or set base.dtype: float32 if it computes in float16."
             )
         row = {
             "step": state.global_step,

@@ -230,7 +230,7 @@ def test_training_that_fails_says_why_in_the_run_and_a_slow_format_is_said_befor
     tiny_recipe: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    slow = ProductRates("cpu", {"float32": 80e9, "bfloat16": 1e9}, threads=2)
+    slow = ProductRates("cpu", {"float32": 80e9, "bfloat16": 1e9})
     monkeypatch.setattr("ft_dagster.defs.cost.machine_rates", lambda _: slow)
     tiny_recipe["base"]["dtype"] = "bfloat16"
     tiny_recipe["training"] |= {"learning_rate": 1e30, "warmup": 0.0}

@@ -281,7 +281,7 @@ def test_a_recipe_change_that_decides_no_weights_leaves_the_adapter_as_it_is(
     assert outcomes(plan) == {"lora_adapter": "unchanged"} and not plan.trains
 
 
-SLOW = ProductRates("cpu", {"float32": 80e9, "bfloat16": 1e9}, threads=2)
+SLOW = ProductRates("cpu", {"float32": 80e9, "bfloat16": 1e9})
 
 
 def test_a_format_that_is_slow_here_is_told_with_the_line_to_change_before_anything_runs(

@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from test_resume import DiedError
 from trainings import weights
 
 from ft_dagster.recipe import Recipe, resolve_recipe
+from ft_dagster.training.attempts import COMPLETE, mark_complete, next_attempt
+from ft_dagster.training.machine import cores
 from ft_dagster.training.manifest import read_manifest
 from ft_dagster.training.number_format import (
     ProductRates,
@@ -23,8 +26,8 @@ from ft_dagster.training.products import rates_here, time_products
 from ft_dagster.training.request import TrainingRequest
 from ft_dagster.training.train import train
 
-AVX2 = ProductRates("cpu", {"float32": 88e9, "bfloat16": 1.1e9}, 2)
-AMX = ProductRates("cpu", {"float32": 120e9, "bfloat16": 800e9}, 2)
+AVX2 = ProductRates("cpu", {"float32": 88e9, "bfloat16": 1.1e9})
+AMX = ProductRates("cpu", {"float32": 120e9, "bfloat16": 800e9})
 T4 = ProductRates("Tesla T4", {"float32": 4e12, "float16": 20e12})
 H100 = ProductRates("H100", {"float32": 50e12, "bfloat16": 650e12, "float16": 650e12})
 
@@ -40,7 +43,7 @@ def test_bfloat16_is_chosen_where_it_is_fast_and_else_what_the_device_is_fast_in
 
 def test_this_machine_multiplies_fastest_in_the_format_that_it_chooses() -> None:
     rates = time_products()
-    assert max(rates.rates.values()) <= rates.rates[rates.best] / 0.8 and rates.threads >= 1
+    assert max(rates.rates.values()) <= rates.rates[rates.best] / 0.8
 
 
 def test_a_machine_is_measured_once_in_a_process_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,6 +76,14 @@ def test_a_format_is_called_slow_with_its_factor_and_the_line_of_the_recipe() ->
         assert slowness(said, AVX2) is None
 
 
+def test_cores_that_a_control_group_withholds_do_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ft_dagster.training.machine._cgroups", lambda: [tmp_path])
+    there = cores()
+    for quota, found in (("max 100000", there), ("50000 100000", 1), (f"{(there + 7) * 100000} 100000", there)):
+        (tmp_path / "cpu.max").write_text(quota)
+        assert cores() == found
+
+
 Requests = Callable[..., TrainingRequest]
 SHORT = {"training": {"epochs": 2, "save_every": 1}, "lora": {"dropout": 0.0}}
 
@@ -83,8 +94,12 @@ def on(monkeypatch: pytest.MonkeyPatch, rates: ProductRates) -> None:
 
 
 def stopped_at_the_second_step(request: TrainingRequest) -> TrainingRequest:
+    return stopped_at(2, request)
+
+
+def stopped_at(step: int, request: TrainingRequest) -> TrainingRequest:
     def die(metrics: dict[str, Any]) -> None:
-        if metrics.get("step") == 2:
+        if metrics.get("step") == step:
             raise DiedError
 
     with pytest.raises(DiedError):
@@ -133,11 +148,24 @@ def test_a_machine_that_cannot_go_on_in_an_attempts_format_starts_over_and_says_
     assert "Training starts over: its checkpoint-1 was made in bfloat16" in caplog.text
 
 
+def test_what_a_new_attempt_made_in_its_own_format_is_gone_on_with_although_an_earlier_one_had_come_further(
+    request_for: Requests, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def next_request() -> TrainingRequest:
+        attempt = next_attempt(tmp_path / "attempts")
+        return replace(request_for(**SHORT), attempt=str(attempt))
+
+    on(monkeypatch, AMX)
+    stopped_at(5, next_request())
+    on(monkeypatch, AVX2)
+    stopped_at(3, next_request())
+    found = train(next_request(), lambda _: None)
+    assert (found["number_format"], found["resumed_from"]) == ("float32", 2)
+
+
 def test_checkpoints_of_before_there_was_a_choice_are_in_bfloat16(
     request_for: Requests, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ft_dagster.training.attempts import COMPLETE, mark_complete
-
     on(monkeypatch, AMX)
     stopped = stopped_at_the_second_step(request_for("stopped", **SHORT))
     (checkpoint,) = Path(stopped.attempt).glob("checkpoint-*")
