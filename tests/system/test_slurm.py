@@ -33,7 +33,7 @@ def cluster(tmp_path: Path, workspace: Path, chapters: list[Path], tiny_recipe: 
     (workspace / "recipe.yaml").write_text(yaml.safe_dump(tiny_recipe))
     (tmp_path / ".venv").mkdir()
     (tmp_path / ".venv" / "bin").symlink_to(Path(sys.executable).parent)
-    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache").mkdir(exist_ok=True)
     with hosts(3) as (controller, *nodes), slurm(tmp_path / "slurm", controller, nodes, tmp_path / "cache") as cluster:
         yield cluster
 
