@@ -11,6 +11,7 @@ from pathlib import Path
 import dagster as dg
 
 from ft_dagster import formats
+from ft_dagster.defs.workspace import GPU_POOL
 from ft_dagster.settings import Settings, SettingsError
 from ft_dagster.store import StoreError, write_atomically
 from ft_dagster.training.lease import visible_devices
@@ -26,6 +27,10 @@ def open_instance(settings: Settings) -> dg.DagsterInstance:
     os.environ["DAGSTER_HOME"] = prepare_home(settings)
     instance = _instance()
     _require_known_schema(instance, settings)
+    events = instance.event_log_storage
+    if GPU_POOL not in {pool.name for pool in events.get_pool_limits()}:
+        # Dagster does so when a step first asks for a slot, and two runs that ask at once would both be given it.
+        events.initialize_concurrency_limit_to_default(GPU_POOL)
     return instance
 
 

@@ -28,7 +28,7 @@ def edited(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
         shutil.copytree(finished / part, tmp_path / part, symlinks=True)
     workspace = tmp_path / "workspace"
     with (workspace / "chapter_markdowns" / "chapter_1.md").open("a") as chapter:
-        chapter.writelines(prose_of(number) for number in range(20, 26))
+        chapter.writelines(prose_of(number) for number in range(20, 70))
     with reading_throughout(workspace / "fine_tuned_model") as reads:  # by a process that the variables do not name
         work_in(tmp_path, monkeypatch)
         try:
