@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export DAGSTER_DISABLE_TELEMETRY := yes
 
-.PHONY: demo test test-all test-long test-postgres dev check audit lock docs bench fuzz screenshots clean-venv help
+.PHONY: demo test test-all test-long coverage test-postgres dev check audit lock docs bench fuzz screenshots clean-venv help
 
 help: ## What there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -21,8 +21,11 @@ PYTEST := $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 test: $(READY) ## Whether everything works on this machine, in ten minutes: all but tests/system
 	$(PYTEST) --ignore tests/system
 
-test-all: $(READY) ## All tests, with coverage: those of `test`, and real daemons, browsers, databases, clusters, kills
-	$(PYTEST) --cov --cov-report term-missing:skip-covered
+test-all: $(READY) ## All tests: those of `test`, and real daemons, browsers, databases, clusters, kills
+	$(PYTEST)
+
+coverage: $(READY) ## The tests of `test`, and which lines they do not reach; tracing adds a quarter to their time
+	$(PYTEST) --ignore tests/system --cov --cov-report term-missing:skip-covered
 
 test-long: $(READY) ## What takes minutes each: random kills, many edits, secrets planted everywhere (FT_KILLS, FT_SOAK_EDITS: how many)
 	FT_LONG_TESTS=yes CI_POSTGRES=required \

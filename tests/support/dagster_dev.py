@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 import pytest
 from dagster_ui import Asset, Run, Tick, answers, asset, is_running, runs, ticks
+from machines import remember_machine
 from processes import free_port, heed_ctrl_c, inheriting
 
 from ft_dagster.defs.instance import prepare_home
@@ -87,6 +88,7 @@ class DagsterDev:
             "DAGSTER_HOME": str(self.home),
             **settings,
         }
+        remember_machine(Path(self.environment["FT_CACHE"]))
 
     def __enter__(self) -> "DagsterDev":
         self.start()

@@ -2,7 +2,9 @@
 
 import signal
 import socket
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import psutil
 
@@ -27,6 +29,30 @@ def inheriting(variable: str, value: str) -> list[psutil.Process]:
             if process.environ().get(variable) == value and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
     return found
+
+
+@contextmanager
+def suspended(processes: Iterable[psutil.Process]) -> Iterator[None]:
+    """While this lasts, these processes do nothing: what takes them a moment cannot be over before a test has acted."""
+    stopped = list(processes)
+    for process in stopped:
+        process.suspend()
+    try:
+        yield
+    finally:
+        for process in stopped:
+            with suppress(psutil.NoSuchProcess):
+                process.resume()
+
+
+def is_asked_to_stop(process: psutil.Process) -> bool:
+    """Whether SIGINT waits for a process that is suspended, or the process has ended."""
+    try:
+        lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+    except FileNotFoundError:
+        return True
+    pending = next(int(line.split()[1], 16) for line in lines if line.startswith("ShdPnd:"))
+    return bool(pending & 1 << signal.SIGINT - 1)
 
 
 def end_inheriting(variable: str, value: str) -> None:

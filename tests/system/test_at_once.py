@@ -5,16 +5,15 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import dagster as dg
-import psutil
 import pytest
 from adapter_reader import reading_throughout
 from commands import COMMAND, work_in
 from dagster_dev import DagsterDev, wait_until
-from processes import end_inheriting, heed_ctrl_c
+from processes import end_inheriting, heed_ctrl_c, inheriting, suspended
 from reports import prose_of
 
 from ft_dagster.defs.stages import stale_stages
@@ -23,12 +22,12 @@ from ft_dagster.defs.workspace import GPU_POOL, Workspace
 
 @pytest.fixture
 def edited(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A finished workspace with an edit that takes some seconds to learn, and what reads its released adapter."""
+    """A finished workspace with an edit that has not been learned, and what reads its released adapter."""
     for part in ("workspace", "home"):
         shutil.copytree(finished / part, tmp_path / part, symlinks=True)
     workspace = tmp_path / "workspace"
     with (workspace / "chapter_markdowns" / "chapter_1.md").open("a") as chapter:
-        chapter.writelines(prose_of(number) for number in range(20, 70))
+        chapter.writelines(prose_of(number) for number in range(20, 26))
     with reading_throughout(workspace / "fine_tuned_model") as reads:  # by a process that the variables do not name
         work_in(tmp_path, monkeypatch)
         try:
@@ -46,6 +45,21 @@ def start() -> subprocess.Popen[str]:
 
 def history() -> dg.DagsterInstance:
     return dg.DagsterInstance.from_config(os.environ["DAGSTER_HOME"])
+
+
+@contextmanager
+def training_held(workspace: Path) -> Iterator[None]:
+    """Wait for a training that is under way, and hold it in mid-step while this lasts."""
+    attempts = workspace / ".ft" / "attempts"
+    wait_until(lambda: any(attempts.glob("*/*/checkpoint-*/complete")), "a training is under way")
+    with suspended(p for p in inheriting("FT_WORKSPACE", str(workspace)) if "ft_dagster.training" in p.cmdline()):
+        yield
+
+
+def until_one_waits() -> None:
+    with history() as instance:
+        storage = instance.event_log_storage
+        wait_until(lambda: storage.get_concurrency_info(GPU_POOL).pending_step_count, "a run waits for the device")
 
 
 def trainings(instance: dg.DagsterInstance) -> list[str]:
@@ -69,6 +83,8 @@ def require_one_release(workspace: Path, before: int) -> None:
 
 def test_of_two_runs_one_trains_and_the_other_waits_says_so_and_uses_what_it_made(edited: Path) -> None:
     both = [start(), start()]
+    with training_held(edited):
+        until_one_waits()
     said = [process.communicate(timeout=240)[1] for process in both]
     assert [process.returncode for process in both] == [0, 0], said
     assert sum("waits for the device" in text for text in said) >= 1
@@ -80,26 +96,23 @@ def test_of_two_runs_one_trains_and_the_other_waits_says_so_and_uses_what_it_mad
 def test_a_run_that_waits_for_one_that_is_killed_takes_over_and_goes_on_with_its_work(edited: Path) -> None:
     with ExitStack() as stack:
         first = stack.enter_context(start())
-        attempts = edited / ".ft" / "attempts"
-        wait_until(lambda: any(attempts.glob("*/*/checkpoint-*/complete")), "the first one trains")
-        for process in psutil.Process(first.pid).children(recursive=True):
-            process.suspend()  # it takes seconds; no more of them until the second one waits
-        second = stack.enter_context(start())
-        with history() as instance:
-            storage = instance.event_log_storage
-            wait_until(lambda: storage.get_concurrency_info(GPU_POOL).pending_step_count, "the second one waits")
+        with training_held(edited):
+            second = stack.enter_context(start())
+            until_one_waits()
             first.kill()
-            said = second.communicate(timeout=240)[1]
-            assert second.returncode == 0, said
-            assert "waits for the device" in said
-            assert len(set(trainings(instance))) == 3
+        said = second.communicate(timeout=240)[1]
+        assert second.returncode == 0, said
+        assert "waits for the device" in said
+    with history() as instance:
+        assert len(set(trainings(instance))) == 3
     require_one_release(edited, before=1)
 
 
 def test_a_run_beside_the_watchers_trains_nothing_twice(edited: Path) -> None:
     with DagsterDev(edited.parent) as dev:
-        wait_until(lambda: len(dev.runs()) > 1, "the watcher asks for a run after the one that made the workspace")
-        beside = start()
+        with training_held(edited):
+            beside = start()
+            until_one_waits()
         said = beside.communicate(timeout=240)[1]
         assert beside.returncode == 0, said
         dev.until_up_to_date()

@@ -50,10 +50,12 @@ def with_an_edit(finished: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.fixture(scope="module")
 def undisturbed(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[bytes]:
-    """The weights that the edit makes where there is room."""
+    """The weights that the edit makes where there is room, of reports that lie where nothing can be written."""
+    require_namespaces()
     with pytest.MonkeyPatch.context() as patch:
         workspace = with_an_edit(finished, tmp_path_factory.mktemp("undisturbed"), patch)
-        subprocess.run([*COMMAND, "run"], check=True, capture_output=True)
+        done = elsewhere(_READ_ONLY, workspace / "chapter_markdowns")
+        assert done.returncode == 0, done.stderr
         yield (workspace / WEIGHTS).read_bytes()
 
 
@@ -102,7 +104,5 @@ def test_a_folder_that_cannot_be_written_to_is_named_and_nothing_is_changed(
     assert (edited / "fine_tuned_model").resolve() == before
 
 
-def test_reports_may_lie_where_nothing_can_be_written(edited: Path, undisturbed: bytes) -> None:
-    done = elsewhere(_READ_ONLY, edited / "chapter_markdowns")
-    assert done.returncode == 0, done.stderr
-    assert (edited / WEIGHTS).read_bytes() == undisturbed
+def test_reports_may_lie_where_nothing_can_be_written(undisturbed: bytes, finished: Path) -> None:
+    assert undisturbed != (finished / "workspace" / WEIGHTS).read_bytes(), "the edit has been learned"

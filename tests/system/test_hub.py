@@ -74,27 +74,18 @@ def flip(path: Path) -> None:
     path.write_bytes(data)
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
-def test_a_file_of_the_base_with_a_flipped_bit_is_fetched_again_before_anything_is_learned(
-    edited: Path, trained: tuple[Path, bytes], hub: Hub, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    before = len(hub.fetched)
-    flip(in_cache(edited, name))
-    done = run_in(edited, hub, monkeypatch)
-    assert done.returncode == 0, done.stderr
-    assert hub.fetched[before:] == [name]
-    assert f"{name} is damaged" in on_one_line(done.stderr)
-    assert (edited / "workspace" / WEIGHTS).read_bytes() == trained[1]
-
-
-def test_a_file_of_the_base_that_is_gone_is_fetched_again(
+def test_files_of_the_base_that_are_damaged_or_gone_are_fetched_again_before_anything_is_learned(
     edited: Path, trained: tuple[Path, bytes], hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = len(hub.fetched)
-    in_cache(edited, "model.safetensors").unlink()
+    for name in ("model.safetensors", "config.json"):
+        flip(in_cache(edited, name))
+    in_cache(edited, "tokenizer.json").unlink()
     done = run_in(edited, hub, monkeypatch)
     assert done.returncode == 0, done.stderr
-    assert hub.fetched[before:] == ["model.safetensors"]
+    assert sorted(hub.fetched[before:]) == ["config.json", "model.safetensors", "tokenizer.json"]
+    for name in ("model.safetensors", "config.json"):
+        assert f"{name} is damaged" in on_one_line(done.stderr)
     assert (edited / "workspace" / WEIGHTS).read_bytes() == trained[1]
 
 

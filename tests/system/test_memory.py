@@ -68,7 +68,8 @@ def test_a_training_that_the_system_kills_for_its_memory_says_so_and_the_next_ru
     finished: Path, workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = (workspace / WEIGHTS).read_bytes()
-    change(workspace, chapters=6, training={"epochs": 20})
+    longer = {"epochs": 6}
+    change(workspace, chapters=6, training=longer)
     with container(gibibytes=3) as small:
         running = subprocess.Popen(
             small.command(*COMMAND, "run"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -88,7 +89,7 @@ def test_a_training_that_the_system_kills_for_its_memory_says_so_and_the_next_ru
     adapter = Store(workspace / ".ft" / "store").newest(ADAPTER)
     assert adapter and adapter.about["resumed_from"] > 0
     undisturbed = work_in_copy(finished, tmp_path / "undisturbed", monkeypatch)
-    change(undisturbed, chapters=6, training={"epochs": 20})
+    change(undisturbed, chapters=6, training=longer)
     assert run().returncode == 0
     other = Store(undisturbed / ".ft" / "store").newest(ADAPTER)
     assert other and other.about["resumed_from"] == 0

@@ -18,6 +18,7 @@ from postgres import PASSWORD, Database, Server, serving_postgres
 from processes import free_port
 from reports import prose_of
 
+from ft_dagster.defs import child_process
 from ft_dagster.defs.child_process import ChildProcess
 from ft_dagster.defs.instance import open_instance, prepare_home
 from ft_dagster.settings import Settings, SettingsError, load_settings
@@ -149,6 +150,15 @@ def test_a_child_that_ends_while_the_server_is_away_is_not_disturbed_and_told_of
     (tmp_path / "child_of_the_test.py").write_text(CHILD)
     request = tmp_path / "request.json"
     request.write_text("{}")
+    asked: list[bool | None] = []  # between two messages, whether the run was ended from elsewhere
+    ask = child_process._has_ended
+
+    def asking(context: dg.AssetExecutionContext) -> bool | None:
+        asked.append(ask(context))
+        return asked[-1]
+
+    monkeypatch.setattr(child_process, "_ASK_SECONDS", 0.0)
+    monkeypatch.setattr(child_process, "_has_ended", asking)
 
     @dg.asset
     def stage(context: dg.AssetExecutionContext) -> Iterator[dg.AssetObservation | dg.MaterializeResult]:
@@ -163,6 +173,8 @@ def test_a_child_that_ends_while_the_server_is_away_is_not_disturbed_and_told_of
             return [int(r.asset_observation.metadata["step"].value) for r in records if r.asset_observation]
 
         wait_until(lambda: observed() == [1], "the child has told something")
+        before = len(asked)
+        wait_until(lambda: len(asked) > before, "Dagster has stored all that goes with it")
         child = next(p for p in psutil.Process().children() if "child_of_the_test" in p.cmdline())
         server.stop()
         (tmp_path / "go").touch()
