@@ -99,8 +99,8 @@ class DagsterDev:
 
     # Life and death
 
-    def start(self, **settings: str) -> None:
-        """Start it, and wait until its UI answers. These settings hold until it ends."""
+    def start(self) -> None:
+        """Start it, and wait until its UI answers."""
         if not (self.home / "dagster.yaml").exists():
             with pytest.MonkeyPatch.context() as patch:
                 for name in [name for name in self.environment if name.startswith("DAGSTER_POSTGRES_")]:
@@ -115,7 +115,7 @@ class DagsterDev:
             self._process = subprocess.Popen(
                 self._command(),
                 cwd=PROJECT,
-                env=self.environment | {"DAGSTER_WEBSERVER_PORT": port} | settings,
+                env=self.environment | {"DAGSTER_WEBSERVER_PORT": port},
                 stdout=output,
                 stderr=output,
                 start_new_session=True,

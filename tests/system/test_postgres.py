@@ -5,13 +5,14 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import dagster as dg
 import psutil
 import pytest
 import yaml
-from commands import as_process
+from commands import as_process, work_in
 from dagster_dev import DagsterDev, wait_until
 from dagster_ui import graphql, steps
 from postgres import PASSWORD, Database, Server, serving_postgres
@@ -43,19 +44,49 @@ def database(server: Server) -> Database:
     return server.new_database()
 
 
+def work_on(database: Database, finished: Path, folder: Path, patch: pytest.MonkeyPatch) -> Path:
+    """Have commands work in a workspace with a store and no history, whose history is to be in PostgreSQL."""
+    shutil.copytree(finished / "workspace", folder / "workspace", symlinks=True)
+    workspace = work_in(folder, patch)
+    for name, value in database.environment.items():
+        patch.setenv(name, value)
+    return workspace
+
+
 @pytest.fixture
 def on_postgres(database: Database, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A workspace with a store and no history, whose history is to be in PostgreSQL."""
-    shutil.copytree(finished / "workspace", tmp_path / "workspace", symlinks=True)
-    for name in ("HUGGINGFACE_TOKEN", "FT_STORE", "FT_THREADS", "MLFLOW_TRACKING_URI"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("FT_WORKSPACE", str(tmp_path / "workspace"))
-    monkeypatch.setenv("FT_RECIPE", "recipe.yaml")
-    monkeypatch.setenv("FT_CACHE", str(finished / "cache"))
-    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home"))
-    for name, value in database.environment.items():
-        monkeypatch.setenv(name, value)
-    return tmp_path / "workspace"
+    """Such a workspace."""
+    return work_on(database, finished, tmp_path, monkeypatch)
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """A workspace whose history began in PostgreSQL with a run in a terminal, and `dagster dev` on it."""
+
+    folder: Path
+    database: Database
+    dev: DagsterDev
+    said: str
+    """By the run."""
+
+    @property
+    def chapter(self) -> Path:
+        return self.folder / "workspace" / "chapter_markdowns" / "chapter_1.md"
+
+
+@pytest.fixture(scope="module")
+def deployed(server: Server, finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
+    database, folder = server.new_database(), tmp_path_factory.mktemp("deployed")
+    with pytest.MonkeyPatch.context() as patch:
+        work_on(database, finished, folder, patch)
+        done = as_process("run")
+        assert done.returncode == 0, done.stderr
+        assert not list((folder / "home").rglob("*.db")), "nothing is kept beside it"
+        patch.setenv("DAGSTER_HOME", str(folder / "other"))
+        assert as_process("plan").returncode == 0, "another machine sees the history"
+    with DagsterDev(folder, **database.environment) as dev:
+        dev.until_up_to_date()
+        yield Deployed(folder, database, dev, done.stdout + done.stderr)
 
 
 def answered(ask: Callable[[], object]) -> bool:
@@ -68,65 +99,55 @@ def answered(ask: Callable[[], object]) -> bool:
 
 
 def test_the_main_job_and_a_retraining_by_the_daemon_are_in_postgres_and_the_password_is_nowhere(
-    database: Database, on_postgres: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    deployed: Deployed,
 ) -> None:
-    done = as_process("run")
-    assert done.returncode == 0, done.stderr
-    assert not list((tmp_path / "home").rglob("*.db")), "nothing is kept beside it"
-    with monkeypatch.context() as patch:
-        patch.setenv("DAGSTER_HOME", str(tmp_path / "other"))
-        assert as_process("plan").returncode == 0, "another machine sees the history"
-    with DagsterDev(tmp_path, **database.environment) as dev:
-        dev.until_up_to_date()
-        chapter = on_postgres / "chapter_markdowns" / "chapter_1.md"
-        runs = dev.runs_for(lambda: chapter.write_text(f"{chapter.read_text()}\nThe ferry went only once.\n"))
-        assert [run.status for run in runs] == ["SUCCESS"]
-        assert dev.not_fresh() == set()
-        shown = graphql(dev.address, "{ instance { info } }")["instance"]["info"]
-        assert "PostgresEventLogStorage" in shown and PASSWORD not in shown
-        commands = [process.cmdline() for process in dev.processes()]
-        assert commands and PASSWORD not in str(commands)
-    kept = database.tables()
+    dev, chapter = deployed.dev, deployed.chapter
+    runs = dev.runs_for(lambda: chapter.write_text(f"{chapter.read_text()}\nThe ferry went only once.\n"))
+    assert [run.status for run in runs] == ["SUCCESS"]
+    assert dev.not_fresh() == set()
+    shown = graphql(dev.address, "{ instance { info } }")["instance"]["info"]
+    assert "PostgresEventLogStorage" in shown and PASSWORD not in shown
+    commands = [process.cmdline() for process in dev.processes()]
+    assert commands and PASSWORD not in str(commands)
+    kept = deployed.database.tables()
     assert kept["runs"] and kept["event_logs"]
     assert [name for name, rows in kept.items() if PASSWORD in rows] == []
-    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    files = [path for path in deployed.folder.rglob("*") if path.is_file()]
     assert [path for path in files if PASSWORD.encode() in path.read_bytes()] == []
-    assert PASSWORD not in done.stdout + done.stderr
+    assert PASSWORD not in deployed.said
 
 
 def test_a_server_that_is_started_again_in_the_middle_of_a_run_costs_no_edit_and_no_training(
-    server: Server, database: Database, on_postgres: Path, tmp_path: Path
+    server: Server, deployed: Deployed
 ) -> None:
-    chapter = on_postgres / "chapter_markdowns" / "chapter_1.md"
-    with DagsterDev(tmp_path, **database.environment) as dev:
-        dev.until_up_to_date()
-        lost = []
-        for number in range(RESTARTS):
-            for training, away in ((False, 0.0), (True, BEYOND_DAGSTER)):
-                made, before = dev.made(), dev.runs()
-                with chapter.open("a") as file:
-                    file.write(f"\nOn day {number} the ferry went {'twice' if training else 'once'}.\n")
-                    if training:  # takes some seconds to learn
-                        file.writelines(prose_of(100 * number + new) for new in range(20, 26))
-                (run,) = wait_until(lambda before=before: dev.runs()[len(before) :], "a run is asked for")
-                if training:
-                    dev.until_training()
-                else:
-                    wait_until(lambda run=run: steps(dev.address, run.id), "a light stage has begun")
-                server.stop()
-                time.sleep(away)
-                server.start()
-                for ask in (dev.runs, lambda: dev.ticks_since(0), dev.not_fresh):
-                    wait_until(lambda ask=ask: answered(ask), "the UI has noticed that its connections are gone")
-                dev.until_up_to_date()
-                runs = dev.runs()[len(before) :]
-                assert [run.status for run in runs[:-1]] in ([], ["FAILURE"]) and runs[-1].status == "SUCCESS"
-                assert len(dev.made().adapters - made.adapters) == 1
-                assert len(dev.made().trainings - made.trainings) == 1, "nothing was trained twice"
-                assert dev.not_fresh() == set()
-                lost += [(training, run.id) for run in runs[:-1]]
-        print(f"{2 * RESTARTS} restarts, {len(lost)} runs tried again: {lost}")  # noqa: T201 - a figure
-        assert dev.watches()
+    dev = deployed.dev
+    lost = []
+    for number in range(RESTARTS):
+        for training, away in ((False, 0.0), (True, BEYOND_DAGSTER)):
+            made, before = dev.made(), dev.runs()
+            with deployed.chapter.open("a") as file:
+                file.write(f"\nOn day {number} the ferry went {'twice' if training else 'once'}.\n")
+                if training:  # takes some seconds to learn
+                    file.writelines(prose_of(100 * number + new) for new in range(20, 26))
+            (run,) = wait_until(lambda before=before: dev.runs()[len(before) :], "a run is asked for")
+            if training:
+                dev.until_training()
+            else:
+                wait_until(lambda run=run: steps(dev.address, run.id), "a light stage has begun")
+            server.stop()
+            time.sleep(away)
+            server.start()
+            for ask in (dev.runs, lambda: dev.ticks_since(0), dev.not_fresh):
+                wait_until(lambda ask=ask: answered(ask), "the UI has noticed that its connections are gone")
+            dev.until_up_to_date()
+            runs = dev.runs()[len(before) :]
+            assert [run.status for run in runs[:-1]] in ([], ["FAILURE"]) and runs[-1].status == "SUCCESS"
+            assert len(dev.made().adapters - made.adapters) == 1
+            assert len(dev.made().trainings - made.trainings) == 1, "nothing was trained twice"
+            assert dev.not_fresh() == set()
+            lost += [(training, run.id) for run in runs[:-1]]
+    print(f"{2 * RESTARTS} restarts, {len(lost)} runs tried again: {lost}")  # noqa: T201 - a figure
+    assert dev.watches()
 
 
 CHILD = """

@@ -16,8 +16,9 @@ import dagster as dg
 import psutil
 import pytest
 import yaml
-from commands import COMMAND, as_process
+from commands import COMMAND
 from dagster_dev import wait_until
+from graphs import instance_on, run
 from hosts import INTERFACE, Host, hosts
 from processes import heed_ctrl_c
 from ray_cluster import RayCluster
@@ -114,11 +115,10 @@ def adapter_of(workspace: Path) -> Artifact:
 
 def locally(workspace: Path) -> Artifact:
     """The adapter that FT_EXECUTOR=local makes in a workspace."""
-    with pytest.MonkeyPatch.context() as patch:
+    cache = Path(os.environ["FT_CACHE"])
+    with instance_on(workspace, workspace / ".dagster", cache) as instance, pytest.MonkeyPatch.context() as patch:
         patch.setenv("FT_EXECUTOR", "local")
-        patch.setenv("FT_WORKSPACE", str(workspace))
-        done = as_process("run")
-    assert done.returncode == 0, done.stderr
+        assert run(instance, "lora_adapter").success
     return adapter_of(workspace)
 
 

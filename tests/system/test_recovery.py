@@ -14,17 +14,15 @@ def test_an_edit_outlives_sigkill_of_everything_at_any_moment_and_makes_one_adap
     for part in ("workspace", "home"):
         shutil.copytree(finished / part, tmp_path / part, symlinks=True)
     workspace = tmp_path / "workspace"
-    with DagsterDev(tmp_path) as dev:
+    with (workspace / "chapter_markdowns" / "chapter_1.md").open("a") as chapter:  # while nobody looks
+        chapter.write("\nThe ferry went only once.\n")
+        chapter.writelines(prose_of(number) for number in range(20, 26))  # takes some seconds to learn
+    with DagsterDev(tmp_path, FT_SETTLE_SECONDS="600") as dev:
         made, before = dev.made(), dev.runs()
-        with (workspace / "chapter_markdowns" / "chapter_1.md").open("a") as chapter:
-            chapter.write("\nThe ferry went only once.\n")
-            chapter.writelines(prose_of(number) for number in range(20, 26))  # takes some seconds to learn
-        dev.kill()  # right after the edit
-        dev.until_gone()
-        dev.start(FT_SETTLE_SECONDS="600")
         dev.until_skipped(WRITING)
         dev.kill()  # while the reports are given time to lie still
         dev.until_gone()
+        dev.environment["FT_SETTLE_SECONDS"] = "1"
         dev.start()
         dev.until_training()
         dev.kill(spare="ft_dagster.training")  # which ends with the run that started it
