@@ -73,7 +73,8 @@ def test_an_engine_that_cannot_be_reached_is_a_problem(
     assert finding.status == "problem" and said in finding.text
 
 
-def test_a_problem_is_exit_code_1(workspace: Path) -> None:
+def test_a_problem_is_exit_code_1(workspace: Path, machine: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ft_dagster.defs.doctor._inspect", lambda: machine)
     (workspace / "recipe.yaml").unlink()
     done = ft_dagster("doctor")
     assert done.returncode == 1 and "There is no recipe 'recipe.yaml'" in on_one_line(done.stdout)

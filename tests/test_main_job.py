@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
-from commands import as_process, ft_dagster
+from commands import as_process
 from peft import PeftModel
 from real_base import CHAPTERS, cache, quick_recipe
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 PROMPT = "A low-rank update of the weights"
 TAKEN = {"chapter_1.md": 7000, "chapter_6.md": 3000}
@@ -54,31 +53,9 @@ def test_a_report_becomes_a_released_adapter_of_the_real_base_that_is_better_tha
     assert job.summary["held_out"] == ["chapter_6"]
     assert job.summary["used_bytes"] == job.summary["usable_bytes"]
     assert job.summary["bits_per_byte"]["new"] < job.summary["bits_per_byte"]["base"] - 0.01
-    model, tokenizer = released(job)
-    output = model.generate(**tokenizer(PROMPT, return_tensors="pt"), max_new_tokens=4, do_sample=False)
-    assert tokenizer.decode(output[0]).startswith(PROMPT)
-
-
-def test_as_gguf_it_says_what_base_and_adapter_say(job: Job, tmp_path: Path) -> None:
-    done = ft_dagster("release", "export", str(tmp_path / "merged"), "--gguf", "bf16", "--json")
-    assert done.returncode == 0, done.stderr
-    file = Path(json.loads(done.stdout)["gguf"])
-    model, tokenizer = released(job)
-    from_gguf = AutoModelForCausalLM.from_pretrained(str(file.parent), gguf_file=file.name, dtype=torch.float32)
-    inputs = tokenizer(PROMPT, return_tensors="pt")
-    with torch.inference_mode():
-        wanted, found = model(**inputs).logits.log_softmax(-1), from_gguf(**inputs).logits.log_softmax(-1)
-        with model.disable_adapter():
-            base = model(**inputs).logits.log_softmax(-1)
-    merged_off, base_off = (float((other - wanted).abs().mean()) for other in (found, base))
-    assert merged_off < base_off / 5, "what rounding to bfloat16 does is small beside what the adapter does"
-    vocabulary = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
-    assert vocabulary(PROMPT)["input_ids"] == tokenizer(PROMPT)["input_ids"]
-
-
-def released(job: Job) -> tuple[PeftModel, PreTrainedTokenizerBase]:
-    """Adapter and base as peft and transformers alone load them, in float32."""
     folder = job.workspace / "fine_tuned_model"
     base = json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    return PeftModel.from_pretrained(model, str(folder)), AutoTokenizer.from_pretrained(folder)
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), str(folder))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    output = model.generate(**tokenizer(PROMPT, return_tensors="pt"), max_new_tokens=4, do_sample=False)
+    assert tokenizer.decode(output[0]).startswith(PROMPT)

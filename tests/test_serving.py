@@ -5,10 +5,12 @@ import signal
 import socket
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from commands import COMMAND, as_process, ft_dagster, on_one_line
+from commands import COMMAND, as_process, ft_dagster, on_one_line, work_in_copy
 from dagster_dev import wait_until
 from openai import NotFoundError, OpenAI
 from processes import free_port
@@ -21,26 +23,44 @@ LONG = 20_000
 """Tokens that the tiny model does not finish while a test looks elsewhere."""
 
 
-@pytest.fixture
-def server(two_adapters: Path, tmp_path: Path) -> Iterator[tuple[OpenAI, subprocess.Popen[bytes]]]:
-    port = free_port()
+@dataclass(frozen=True)
+class Served:
+    """A workspace whose released adapter is served."""
+
+    workspace: Path
+    client: OpenAI
+    process: subprocess.Popen[bytes]
+    log: Path
+
+
+@contextmanager
+def serve(workspace: Path) -> Iterator[Served]:
+    """`ft-dagster serve` on the workspace that the environment names."""
+    port, log = free_port(), workspace.parent / "server.log"
     address = f"http://127.0.0.1:{port}"
     with (
-        serving([*COMMAND, "serve", "--port", str(port)], f"{address}/health", tmp_path / "server.log") as process,
+        serving([*COMMAND, "serve", "--port", str(port)], f"{address}/health", log) as process,
         OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0) as client,
     ):
-        yield client, process
+        yield Served(workspace, client, process, log)
+
+
+@pytest.fixture(scope="module")
+def served(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """One that several tests ask; the last of them ends it."""
+    with pytest.MonkeyPatch.context() as patch:
+        workspace = work_in_copy(finished, tmp_path_factory.mktemp("served"), patch)
+        with serve(workspace) as served:
+            yield served
 
 
 def in_use(workspace: Path) -> str:
     return (workspace / "fine_tuned_model").resolve().name
 
 
-def test_openai_s_client_gets_answers_of_the_released_adapter_and_hears_which_one_it_was(
-    server: tuple[OpenAI, subprocess.Popen[bytes]], two_adapters: Path
-) -> None:
-    client, _ = server
-    key = in_use(two_adapters)
+def test_openai_s_client_gets_answers_of_the_released_adapter_and_hears_which_one_it_was(served: Served) -> None:
+    client = served.client
+    key = in_use(served.workspace)
     assert {model.id for model in client.models.list()} == {"released", key}
     answer = client.chat.completions.create(model="released", messages=ASKED, max_tokens=5, temperature=0)
     assert answer.model == key
@@ -54,11 +74,9 @@ def test_openai_s_client_gets_answers_of_the_released_adapter_and_hears_which_on
         client.chat.completions.create(model="another/model", messages=ASKED)
 
 
-def test_what_is_served_is_what_the_adapter_writes_and_not_what_the_base_does(
-    server: tuple[OpenAI, subprocess.Popen[bytes]], two_adapters: Path
-) -> None:
-    client, _ = server
-    model, tokenizer = load_released(two_adapters)
+def test_what_is_served_is_what_the_adapter_writes_and_not_what_the_base_does(served: Served) -> None:
+    client = served.client
+    model, tokenizer = load_released(served.workspace)
     inputs = tokenizer("The harbour", return_tensors="pt")
 
     def written() -> str:
@@ -71,54 +89,50 @@ def test_what_is_served_is_what_the_adapter_writes_and_not_what_the_base_does(
         assert answer.choices[0].text != written()
 
 
-def test_a_new_release_is_taken_up_while_a_request_that_began_before_is_still_answered(
-    server: tuple[OpenAI, subprocess.Popen[bytes]], two_adapters: Path
-) -> None:
-    client, process = server
-    first = in_use(two_adapters)
-    with client.completions.create(
-        model="released", prompt="The harbour", max_tokens=LONG, temperature=0, stream=True
-    ) as stream:
-        assert next(iter(stream)).model == first
-        assert ft_dagster("release", "promote", "second", "--why", "a try").returncode == 0
-        wait_until(lambda: "second" in {model.id for model in client.models.list()}, "the new release answers")
-        later = [next(iter(stream)) for _ in range(20)]
-        assert {chunk.model for chunk in later} == {first}
-        assert "".join(chunk.choices[0].text for chunk in later)
-    answer = client.completions.create(model="released", prompt="The harbour", max_tokens=3)
-    assert answer.model == "second"
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(30) in (0, -signal.SIGTERM)
-
-
-def test_a_release_that_cannot_be_loaded_leaves_the_one_before_answering(
-    server: tuple[OpenAI, subprocess.Popen[bytes]], two_adapters: Path, tmp_path: Path
-) -> None:
-    client, _ = server
-    first = in_use(two_adapters)
-    link = two_adapters / "fine_tuned_model"
-    broken = two_adapters / ".ft" / "released" / "broken"
+def test_a_release_that_cannot_be_loaded_leaves_the_one_before_answering(served: Served) -> None:
+    workspace = served.workspace
+    first = in_use(workspace)
+    link = workspace / "fine_tuned_model"
+    broken = workspace / ".ft" / "released" / "broken"
     shutil.copytree(link.resolve(), broken)
     (broken / "adapter_model.safetensors").write_bytes(b"damaged")
     link.unlink()
     link.symlink_to(broken)
-    wait_until(lambda: "cannot be loaded" in (tmp_path / "server.log").read_text(), "the damage is said")
-    assert client.completions.create(model="released", prompt="The harbour", max_tokens=3).model == first
+    wait_until(lambda: "cannot be loaded" in served.log.read_text(), "the damage is said")
+    assert served.client.completions.create(model="released", prompt="The harbour", max_tokens=3).model == first
+
+
+def test_ctrl_c_ends_it_without_a_word_of_python(served: Served) -> None:
+    served.process.send_signal(signal.SIGINT)
+    assert served.process.wait(30) == 130
+    assert "Traceback" not in served.log.read_text()
+
+
+def test_a_new_release_is_taken_up_while_a_request_that_began_before_is_still_answered(
+    two_adapters: Path,
+) -> None:
+    first = in_use(two_adapters)
+    with serve(two_adapters) as served:
+        client = served.client
+        with client.completions.create(
+            model="released", prompt="The harbour", max_tokens=LONG, temperature=0, stream=True
+        ) as stream:
+            assert next(iter(stream)).model == first
+            assert ft_dagster("release", "promote", "second", "--why", "a try").returncode == 0
+            wait_until(lambda: "second" in {model.id for model in client.models.list()}, "the new release answers")
+            later = [next(iter(stream)) for _ in range(20)]
+            assert {chunk.model for chunk in later} == {first}
+            assert "".join(chunk.choices[0].text for chunk in later)
+        answer = client.completions.create(model="released", prompt="The harbour", max_tokens=3)
+        assert answer.model == "second"
+        served.process.send_signal(signal.SIGTERM)
+        assert served.process.wait(30) in (0, -signal.SIGTERM)
 
 
 def test_a_port_that_is_taken_is_told_with_what_to_do(two_adapters: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         done = as_process("serve", "--port", str(taken.getsockname()[1]))
     assert done.returncode == 1 and "Name another with --port" in done.stderr
-
-
-def test_ctrl_c_ends_it_without_a_word_of_python(
-    server: tuple[OpenAI, subprocess.Popen[bytes]], tmp_path: Path
-) -> None:
-    _, process = server
-    process.send_signal(signal.SIGINT)
-    assert process.wait(30) == 130
-    assert "Traceback" not in (tmp_path / "server.log").read_text()
 
 
 def test_with_nothing_released_it_says_so(workspace: Path) -> None:

@@ -32,7 +32,7 @@ class DiedError(Exception):
 def test_whichever_step_it_dies_at_it_ends_with_the_bytes_and_losses_of_one_that_did_not(
     request_for: Callable[..., TrainingRequest], parts: dict[str, Any], every: bool
 ) -> None:
-    parts = parts | {"training": {"epochs": 2, "save_every": 1}}
+    parts = parts | {"training": {"epochs": 2, "save_every": 1, "rows_per_step": 8}}
     undisturbed = request_for("undisturbed", **parts)
     expected = train(undisturbed, lambda _: None)
     assert expected["steps"] >= 4
@@ -58,8 +58,8 @@ def test_whichever_step_it_dies_at_it_ends_with_the_bytes_and_losses_of_one_that
 def test_a_stopped_training_goes_on_and_ends_with_the_bytes_of_one_never_stopped(
     request_for: Callable[..., TrainingRequest], number: signal.Signals
 ) -> None:
-    stopped = request_for("stopped", training={"epochs": 8})
-    undisturbed = request_for("undisturbed", training={"epochs": 8})
+    stopped = request_for("stopped", training={"epochs": 4})
+    undisturbed = request_for("undisturbed", training={"epochs": 4})
     process = start(stopped)
     wait_until(lambda: last_complete_exists(Path(stopped.attempt)), process)
     process.send_signal(number)

@@ -22,7 +22,7 @@ def test_a_training_that_is_killed_goes_on_on_another_machine_with_the_same_byte
     request_for: Callable[..., TrainingRequest], s3_url: str
 ) -> None:
     def on(machine: str) -> TrainingRequest:
-        return replace(request_for(machine, training={"epochs": 8}), checkpoints=f"{s3_url}/attempts/key")
+        return replace(request_for(machine, training={"epochs": 4}), checkpoints=f"{s3_url}/attempts/key")
 
     bucket = Bucket(f"{s3_url}/attempts/key")
     killed = start(on("here"))
@@ -31,7 +31,7 @@ def test_a_training_that_is_killed_goes_on_on_another_machine_with_the_same_byte
     killed.communicate()
     assert train(on("there"), lambda _: None)["resumed_from"] > 0
     assert len({name.partition("/")[0] for name in bucket.list("")}) == 1, "older ones are removed"
-    undisturbed = request_for("undisturbed", training={"epochs": 8})
+    undisturbed = request_for("undisturbed", training={"epochs": 4})
     assert train(undisturbed, lambda _: None)["resumed_from"] == 0
     assert weights(on("there")) == weights(undisturbed)
 
