@@ -5,9 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from code_blocks import DEMO, PAGES, RUN, Block, blocks_of, copy_project, run_blocks
+from peft import PeftModel
 from real_base import BASE, tiny_with_its_tokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 FIRST_PAGE = "README.md"
 """The one that is run with the real base; the others make as much of a tiny one that has its tokenizer."""
@@ -15,7 +18,7 @@ QUICK = {
     "name": "quick",
     "tokens": {"held_out": 0.05},
     "lora": {"rank": 8, "alpha": 16},
-    "training": {"epochs": 0.3, "learning_rate": 2e-3, "rows_per_device": 1, "rows_per_step": 1},
+    "training": {"epochs": 0.1, "learning_rate": 2e-3, "rows_per_device": 1, "rows_per_step": 1},
     "evaluation": {"general": None, "chat": None, "train_tokens": 128, "sample_tokens": 4, "prompts": ["The most"]},
 }
 """What pages train in place of the shipped recipe: enough of it for a release."""
@@ -64,3 +67,23 @@ def test_a_page_runs_from_its_top(page: str, tiny: Path, tmp_path: Path, request
     if any(DEMO.search(block.code) for block in used_of(page)):
         shutil.copytree(request.getfixturevalue("demo"), folder / "demo", symlinks=True)
     run_blocks(used_of(page), folder, tiny)
+
+
+def test_a_gguf_file_says_what_base_and_adapter_say(demo: Path, tiny: Path, tmp_path: Path) -> None:
+    folder = copy_project(tmp_path / "ft_dagster")
+    shutil.copytree(demo, folder / "demo", symlinks=True)
+    export = "FT_WORKSPACE=demo .venv/bin/ft-dagster release export merged --gguf bf16\n"
+    run_blocks([Block("docs/using.md", 1, "sh", export)], folder, tiny)
+    (file,) = (folder / "merged").glob("*.gguf")
+    from_gguf: Any = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+    base = AutoModelForCausalLM.from_pretrained(yaml.safe_load(tiny.read_text())["base"]["model"], dtype=torch.float32)
+    model: Any = PeftModel.from_pretrained(base, str(folder / "demo" / "fine_tuned_model"))
+    tokens = torch.arange(3, 120)[None]
+    with torch.inference_mode():
+        wanted, found = model(tokens).logits.log_softmax(-1), from_gguf(tokens).logits.log_softmax(-1)
+        with model.disable_adapter():
+            untuned = model(tokens).logits.log_softmax(-1)
+    rounding, learned = (float((other - wanted).abs().mean()) for other in (found, untuned))
+    assert rounding < learned / 5, "what rounding to bfloat16 does is small beside what the adapter does"
+    prompt, vocabulary = "The most important lesson", AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    assert vocabulary(prompt)["input_ids"] == AutoTokenizer.from_pretrained(file.parent)(prompt)["input_ids"]
