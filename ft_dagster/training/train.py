@@ -80,6 +80,13 @@ def train(request: TrainingRequest, tell: Callable[[dict[str, Any]], None]) -> d
     return _Training(request, tell).run()
 
 
+def _write_nothing(_: str) -> None:
+    """In place of peft's model card, a template with blanks that it fills in anew at every checkpoint.
+
+    What stands there is in the manifest; `ft-dagster release push` writes a card of its own.
+    """
+
+
 class _Training:
     """The steps of one training; each method is one of them."""
 
@@ -128,6 +135,7 @@ class _Training:
         began = time.monotonic()
         tokenizer = AutoTokenizer.from_pretrained(self.base.folder, trust_remote_code=False)
         model = add_adapter(load_base(self.base, self.recipe, Path(self.request.offload)), self.base, self.recipe)
+        model.create_or_update_model_card = _write_nothing
         rows = CountedRows(tokenizer.eos_token_id, loss_weights(self.recipe.objectives))
         progress = Progress(self.attempt, lambda: trainer.tokens, self.tell, self.request.told_seconds)
         if self.request.start is not None:
@@ -284,7 +292,6 @@ class _Training:
             return adapter
         shutil.rmtree(adapter, ignore_errors=True)
         model.save_pretrained(str(adapter), state_dict=trained if self.recipe.training.strategy == "fsdp" else None)
-        (adapter / "README.md").unlink(missing_ok=True)  # a template with blanks; the manifest says it
         tokenizer.save_pretrained(str(adapter))
         request = self.request
         lineage = request.lineage | ({"started_from": read_manifest(Path(request.start)).key} if request.start else {})

@@ -1,7 +1,8 @@
-"""What people see in the UI of `make dev`, in a real browser, on the example report with the real base model.
+"""What people see in the UI of `make dev`, in a real browser, on chapters of the example report.
 
 With FT_SCREENSHOTS=FOLDER the tests take the pictures of the documentation (`make screenshots`): then of the whole
-example report, trained by the shipped recipe, in a workspace whose path tells nothing about the machine.
+example report, learned by the real base model with the shipped recipe, in a workspace whose path tells nothing about
+the machine.
 """
 
 import os
@@ -45,11 +46,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def ui(folder: Path) -> Iterator[UserInterface]:
+def ui(folder: Path, tiny_base: Path) -> Iterator[UserInterface]:
     """`make dev` on a workspace without chapters, and a browser."""
     workspace = folder / "workspace"
     (workspace / "chapter_markdowns").mkdir(parents=True)
-    recipe = load_recipe("smollm2-135m").model_dump(mode="json") if PICTURES else quick_recipe(workspace)
+    if PICTURES:
+        recipe = load_recipe("smollm2-135m").model_dump(mode="json")
+    else:
+        recipe = quick_recipe(workspace, learning_rate=0.02)
+        recipe["base"] = {"source": "folder", "model": str(tiny_base)}
     (workspace / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     settings = {"FT_CACHE": str(cache()), "FT_MINIMUM_INTERVAL_SECONDS": "3600"}
     with open_page() as page, MakeDev(folder, **settings) as dev:  # the base, once converted, is kept
