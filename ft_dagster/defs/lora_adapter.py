@@ -33,7 +33,7 @@ from ft_dagster.release.lineage import compare
 from ft_dagster.settings import Settings
 from ft_dagster.store import Artifact, Store
 from ft_dagster.tokens.dataset import all_documents, folder_with_rows
-from ft_dagster.training.attempts import next_attempt
+from ft_dagster.training.attempts import attempt_in, finished_attempt
 from ft_dagster.training.manifest import AdapterError, read_manifest, stored_manifest
 from ft_dagster.training.request import (
     RESULT,
@@ -94,18 +94,18 @@ def lora_adapter(
             _go_on_with_earlier(store, attempts / adapter_key(earlier, start), attempts / key, earlier)
         artifact = made_before(store, keys)
     if artifact is None:
-        attempt = next_attempt(attempts / key)
         try:
-            if not (attempt / RESULT).exists():  # a finished attempt is only waiting to be taken in
-                on_hosts = settings.executor == "ray" and recipe.training.processes > 1
-                seconds = None if on_hosts else _say_cost(context, recipe, settings, dataset)  # others compute there
-                asked = _request(key, dataset, base, recipe, settings, attempt, start, seconds)
-                request = asked.write(attempt / "request.json")
-                module = "ft_dagster.training.on_ray" if on_hosts else "ft_dagster.training"
-                log, bucket = settings.logs / f"{key[:12]}.log", store.url is not None  # which takes checkpoints
-                yield from child_process.run(context, module, request, log, bucket=bucket)
-                attempt = next_attempt(attempt.parent)  # the one that has ended
-            artifact = _take_in(store, key, attempt, made_for)
+            with attempt_in(attempts / key) as attempt:
+                if not (attempt / RESULT).exists():  # a finished attempt is only waiting to be taken in
+                    on_hosts = settings.executor == "ray" and recipe.training.processes > 1
+                    seconds = None if on_hosts else _say_cost(context, recipe, settings, dataset)  # others compute
+                    asked = _request(key, dataset, base, recipe, settings, attempt, start, seconds)
+                    request = asked.write(attempt / "request.json")
+                    module = "ft_dagster.training.on_ray" if on_hosts else "ft_dagster.training"
+                    log, bucket = settings.logs / f"{key[:12]}.log", store.url is not None  # which takes checkpoints
+                    yield from child_process.run(context, module, request, log, bucket=bucket)
+                    attempt = finished_attempt(attempt.parent) or attempt
+                artifact = _take_in(store, key, attempt, made_for)
         except (dg.Failure, FileNotFoundError):
             artifact = made_before(store, keys)
             if artifact is None:
@@ -136,8 +136,8 @@ def _go_on_with_earlier(store: Store, before: Path, now: Path, made_for: str) ->
         now: the same for the new one.
         made_for: the earlier training key.
     """
-    if any(before.glob(f"*/{RESULT}")):
-        _take_in(store, before.name, next_attempt(before), made_for)
+    if finished := finished_attempt(before):
+        _take_in(store, before.name, finished, made_for)
     elif before.is_dir() and not now.exists():
         before.rename(now)
 

@@ -8,8 +8,11 @@ import json
 import logging
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from ft_dagster.hashing import digest, file_digest
 from ft_dagster.store import write_atomically
@@ -17,30 +20,56 @@ from ft_dagster.training.request import RESULT
 
 log = logging.getLogger(__name__)
 COMPLETE = "complete"
-"""File in a checkpoint, written when it is whole: the hashes of its other files, and under its own name theirs."""
+"""File in a checkpoint, written last: maps each other file to its SHA-256; its own key holds the digest of that map."""
+_TURN, _IN_USE = ".turn", ".in_use"
+"""Locks: of the folder of all attempts while one is chosen, and of an attempt while a run trains in it."""
 
 
-def next_attempt(folder: Path) -> Path:
-    """The folder to train in: of an attempt that has ended, or a new one with the last checkpoint of those before it.
+@contextmanager
+def attempt_in(folder: Path) -> Iterator[Path]:
+    """The attempt to train in: one that has finished, or a new one with the last checkpoint of those before it.
+
+    Until the block ends, no other process on this machine removes it. Attempts that nobody holds are removed, except
+    the one that the checkpoint came from.
 
     Args:
         folder: of all attempts at one adapter.
     """
-    before = [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
-    for attempt in before:
-        if (attempt / RESULT).exists():
-            return attempt
-    attempt = folder / uuid.uuid4().hex[:12]
-    attempt.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as held:
+        with FileLock(folder / _TURN):
+            attempt = finished_attempt(folder)
+            if attempt is None:
+                attempt = folder / uuid.uuid4().hex[:12]
+                attempt.mkdir()
+                held.enter_context(FileLock(attempt / _IN_USE))
+                _inherit(attempt, [path for path in folder.iterdir() if path.is_dir() and path != attempt])
+        yield attempt
+
+
+def finished_attempt(folder: Path) -> Path | None:
+    """The attempt that has made its adapter, which is waiting to be stored."""
+    return next((path.parent for path in folder.glob(f"*/{RESULT}")), None)
+
+
+def _inherit(attempt: Path, before: Sequence[Path]) -> None:
+    """Copy the last checkpoint of earlier attempts into a new one, and remove the others that nobody holds."""
     checkpoint = max((path for path in map(last_checkpoint, before) if path), key=_step, default=None)
     if checkpoint:
         copy = attempt / f".{checkpoint.name}"
         shutil.copytree(checkpoint, copy)
         copy.rename(attempt / checkpoint.name)
     for other in before:
-        if checkpoint is None or other != checkpoint.parent:
+        if (checkpoint is None or other != checkpoint.parent) and not _is_in_use(other):
             shutil.rmtree(other, ignore_errors=True)
-    return attempt
+
+
+def _is_in_use(attempt: Path) -> bool:
+    try:
+        with FileLock(attempt / _IN_USE, timeout=0):
+            return False
+    except (Timeout, OSError):  # held, or on a disk that knows no locks
+        return True
 
 
 def last_checkpoint(attempt: Path) -> Path | None:

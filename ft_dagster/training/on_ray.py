@@ -9,7 +9,7 @@ import math
 import os
 import sys
 import threading
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torch.distributed import is_nccl_available
 
 from ft_dagster.settings import load_settings
-from ft_dagster.training.attempts import next_attempt
+from ft_dagster.training.attempts import attempt_in
 from ft_dagster.training.messages import report
 from ft_dagster.training.processes import FAILED, INTERRUPTED
 from ft_dagster.training.request import RESULT, TrainingRequest
@@ -85,7 +85,8 @@ def main(request_path: Path) -> int:
     logging.basicConfig(level=logging.INFO, format=_FORMAT)
     request = TrainingRequest.read(request_path)
     attempts = Path(request.attempt).parent
-    with open_dagster_pipes() if "DAGSTER_PIPES_CONTEXT" in os.environ else nullcontext() as pipes:
+    with ExitStack() as held:
+        pipes = held.enter_context(open_dagster_pipes()) if "DAGSTER_PIPES_CONTEXT" in os.environ else None
         os.environ.setdefault(WORKER_GROUP_START_TIMEOUT_S_ENV_VAR, _NO_END)
         ray.init(address="auto", logging_level=logging.WARNING)
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -98,7 +99,7 @@ def main(request_path: Path) -> int:
             if lost is None:
                 return 0 if (Path(request.attempt) / RESULT).exists() else FAILED
             log.warning("A worker was lost; all are started again. %s", lost)
-            request = replace(request, attempt=str(next_attempt(attempts)))
+            request = replace(request, attempt=str(held.enter_context(attempt_in(attempts))))
             request.write(Path(request.attempt) / "request.json")
     return FAILED
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from trainings import start, wait_until, weights
 
-from ft_dagster.training.attempts import last_checkpoint, mark_complete, next_attempt
+from ft_dagster.training.attempts import attempt_in, last_checkpoint, mark_complete
 from ft_dagster.training.request import RESULT, TrainingRequest
 from ft_dagster.training.train import train
 
@@ -20,25 +20,46 @@ def add_checkpoint(attempt: Path, step: int, complete: bool = True) -> None:
         mark_complete(folder)
 
 
+def begun(folder: Path) -> Path:
+    """An attempt that nobody holds any more."""
+    with attempt_in(folder) as attempt:
+        return attempt
+
+
+def attempts(folder: Path) -> set[Path]:
+    return {path for path in folder.iterdir() if path.is_dir()}
+
+
 def test_an_attempt_goes_on_from_the_last_whole_checkpoint_of_all_before_it(tmp_path: Path) -> None:
     folder = tmp_path / "key"
-    first = next_attempt(folder)
-    assert list(first.iterdir()) == []
+    first = begun(folder)
+    assert not [path for path in first.iterdir() if path.is_dir()]
     add_checkpoint(first, 8)
     add_checkpoint(first, 10)
-    second = next_attempt(folder)
-    assert [path.name for path in second.iterdir()] == ["checkpoint-10"]
+    second = begun(folder)
+    assert [path.name for path in second.iterdir() if path.is_dir()] == ["checkpoint-10"]
     add_checkpoint(second, 12, complete=False)
-    third = next_attempt(folder)
+    third = begun(folder)
     assert last_checkpoint(third) == third / "checkpoint-10"
     assert (third / "checkpoint-10" / "weights").read_text() == "after step 10"
-    assert len(list(folder.iterdir())) == 2, "there are never more than two, however often it dies"
+    assert len(attempts(folder)) == 2, "there are never more than two, however often it dies"
 
 
-def test_an_attempt_that_has_ended_is_not_made_again(tmp_path: Path) -> None:
-    ended = next_attempt(tmp_path / "key")
-    (ended / RESULT).write_text("{}")
-    assert next_attempt(tmp_path / "key") == ended
+def test_an_attempt_that_another_run_trains_in_is_not_removed(tmp_path: Path) -> None:
+    folder = tmp_path / "key"
+    with attempt_in(folder) as first, attempt_in(folder) as second:
+        assert attempts(folder) == {first, second}
+        add_checkpoint(second, 4)
+        with attempt_in(folder) as third:
+            assert attempts(folder) == {first, second, third}
+    begun(folder)
+    assert len(attempts(folder)) == 2, "nobody holds them any more"
+
+
+def test_an_attempt_that_has_finished_is_not_made_again(tmp_path: Path) -> None:
+    finished = begun(tmp_path / "key")
+    (finished / RESULT).write_text("{}")
+    assert begun(tmp_path / "key") == finished
 
 
 def test_a_training_that_was_given_up_and_lives_does_no_harm(
@@ -46,13 +67,11 @@ def test_a_training_that_was_given_up_and_lives_does_no_harm(
 ) -> None:
     undisturbed = request_for("undisturbed", training={"epochs": 8})
     train(undisturbed, lambda _: None)
-    given_up = replace(
-        undisturbed, attempt=str(next_attempt(tmp_path / "key")), locks=str(tmp_path / "of another host")
-    )
+    given_up = replace(undisturbed, attempt=str(begun(tmp_path / "key")), locks=str(tmp_path / "of another host"))
     process = start(given_up)
     wait_until(lambda: last_checkpoint(Path(given_up.attempt)) is not None, process)
     process.send_signal(signal.SIGSTOP)
-    going_on = replace(undisturbed, attempt=str(next_attempt(tmp_path / "key")))
+    going_on = replace(undisturbed, attempt=str(begun(tmp_path / "key")))
     process.send_signal(signal.SIGCONT)
     assert train(going_on, lambda _: None)["resumed_from"] > 0
     assert process.wait(120) == 0

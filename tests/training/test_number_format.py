@@ -12,7 +12,7 @@ from test_resume import DiedError
 from trainings import weights
 
 from ft_dagster.recipe import Recipe, resolve_recipe
-from ft_dagster.training.attempts import COMPLETE, mark_complete, next_attempt
+from ft_dagster.training.attempts import COMPLETE, attempt_in, mark_complete
 from ft_dagster.training.machine import cores
 from ft_dagster.training.manifest import read_manifest
 from ft_dagster.training.number_format import (
@@ -152,8 +152,8 @@ def test_what_a_new_attempt_made_in_its_own_format_is_gone_on_with_although_an_e
     request_for: Requests, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def next_request() -> TrainingRequest:
-        attempt = next_attempt(tmp_path / "attempts")
-        return replace(request_for(**SHORT), attempt=str(attempt))
+        with attempt_in(tmp_path / "attempts") as attempt:
+            return replace(request_for(**SHORT), attempt=str(attempt))
 
     on(monkeypatch, AMX)
     stopped_at(5, next_request())
