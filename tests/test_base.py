@@ -2,12 +2,16 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub
+import psutil
 import pytest
+from dagster_dev import wait_until
 from embedded import copy_in_place_of_conversion, fake_conversion, fake_package
 from huggingface_hub.errors import GatedRepoError, HFValidationError, LocalEntryNotFoundError
 from package_index import add_wheel
@@ -316,3 +320,33 @@ def test_a_download_that_fails_says_what_to_do_and_not_the_token(
         prepare_base(HUB, tmp_path, token=TOKEN)
     assert message in str(caught.value)
     assert TOKEN not in str(caught.value)
+
+
+CONVERTS = """
+import sys
+from pathlib import Path
+from ft_dagster import base
+sys.executable = sys.argv[1]
+base._convert(Path("model.gguf"), Path(sys.argv[2]))
+"""
+
+
+def test_a_conversion_ends_with_the_process_that_asked_for_it_and_what_it_left_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script, folder, pid = tmp_path / "python", tmp_path / "base", tmp_path / "pid"
+    script.write_text(
+        f'#!/bin/sh\nmkdir "{tmp_path}/.base.$$"; echo $$ > "{pid}.new"; mv "{pid}.new" "{pid}"\nexec sleep 600\n'
+    )
+    script.chmod(0o755)
+    asking = subprocess.Popen([sys.executable, "-c", CONVERTS, str(script), str(folder)])
+    wait_until(pid.exists, "it converts")
+    converting = psutil.Process(int(pid.read_text()))
+    asking.kill()
+    asking.wait()
+    psutil.wait_procs([converting], timeout=10)
+    assert not converting.is_running()
+    assert len(list(tmp_path.glob(".base.*"))) == 1
+    monkeypatch.setattr(sys, "executable", "true")
+    base_module._convert(tmp_path / "model.gguf", folder)
+    assert not list(tmp_path.glob(".base.*"))

@@ -13,6 +13,7 @@ from typing import Any
 
 from dagster_pipes import PipesContext, open_dagster_pipes  # the protocol alone: it does not import Dagster
 
+from ft_dagster.runtime.parent import die_with_parent
 from ft_dagster.training.allocator import keep_freed_memory, spin_briefly
 from ft_dagster.training.lease import LeaseError, leased
 from ft_dagster.training.messages import report
@@ -20,7 +21,6 @@ from ft_dagster.training.processes import (
     FAILED,
     INTERRUPTED,
     LESS_MEMORY,
-    die_with_parent,
     leave,
     out_of_room,
     run_together,

@@ -1,5 +1,6 @@
 """Convert an embedded base model from GGUF to a plain folder: `python -m ft_dagster.training.embedded GGUF FOLDER`."""
 
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -18,8 +19,7 @@ def convert(gguf: Path, folder: Path) -> None:
         quantization_config=GgufConfig(dequantize=True),  # without it the model cannot be saved
     )
     tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name, trust_remote_code=False)
-    unfinished = folder.with_name(f".{folder.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished = folder.with_name(f".{folder.name}.{os.getpid()}")
     model.to(torch.bfloat16).save_pretrained(unfinished)
     tokenizer.save_pretrained(unfinished)
     shutil.rmtree(folder, ignore_errors=True)

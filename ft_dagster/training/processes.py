@@ -3,7 +3,6 @@
 Imports no torch: the process that starts them only waits.
 """
 
-import ctypes
 import os
 import signal
 import subprocess
@@ -17,6 +16,7 @@ from typing import NoReturn
 
 import psutil
 
+from ft_dagster.runtime.parent import dying_with
 from ft_dagster.training.request import RENDEZVOUS
 
 FAILED, INTERRUPTED = 1, 130
@@ -26,7 +26,6 @@ LESS_MEMORY = (
     "base.quantization: nf4, or close other programs."
 )
 """What to change where memory was too little. `training.fitting.advice` says more where it is known how little."""
-_PR_SET_PDEATHSIG = 1
 _NO_MEMORY = ("allocate memory", "out of memory")
 _NO_SPACE = ("no space left on device", "disk quota exceeded", "pytorchstreamwriter failed writing", "unexpected pos")
 
@@ -44,13 +43,6 @@ def out_of_room(error: BaseException, folder: Path) -> str | None:
     return None
 
 
-def die_with_parent() -> None:
-    """From now on this process is killed when the one that started it is gone. Only Linux can do that."""
-    library = ctypes.CDLL(None, use_errno=True)
-    if hasattr(library, "prctl"):
-        library.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
 def leave(code: int) -> NoReturn:
     """End this process, one of several, without the interpreter's tidying up.
 
@@ -60,19 +52,6 @@ def leave(code: int) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     os._exit(code)
-
-
-def dying_with(parent: int) -> Callable[[], None]:
-    """For `preexec_fn`: the child dies with its parent and heeds signals, whatever its parent does with them."""
-
-    def set_up() -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_DFL)
-        die_with_parent()
-        if os.getppid() != parent:  # the parent died before the line above
-            os._exit(1)
-
-    return set_up
 
 
 def run_together(module: str, request: Path, count: int, threads: int) -> int:
