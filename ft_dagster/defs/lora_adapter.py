@@ -4,7 +4,7 @@ import json
 import math
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +99,8 @@ def lora_adapter(
                 if not (attempt / RESULT).exists():  # a finished attempt is only waiting to be taken in
                     on_hosts = settings.executor == "ray" and recipe.training.processes > 1
                     seconds = None if on_hosts else _say_cost(context, recipe, settings, dataset)  # others compute
-                    asked = _request(key, dataset, base, recipe, settings, attempt, start, seconds)
+                    asked = _request(key, dataset, base, recipe, settings, attempt, start)
+                    asked = replace(asked, run=context.run.run_id, told_seconds=seconds)
                     request = asked.write(attempt / "request.json")
                     module = "ft_dagster.training.on_ray" if on_hosts else "ft_dagster.training"
                     log, bucket = settings.logs / f"{key[:12]}.log", store.url is not None  # which takes checkpoints
@@ -170,7 +171,6 @@ def _request(
     settings: Settings,
     attempt: Path,
     start: Path | None,
-    told_seconds: float | None,
 ) -> TrainingRequest:
     trained_on = [
         {"chapter": d.chapter, "title": d.title, "source": d.source, "section": d.section}
@@ -203,7 +203,6 @@ def _request(
         },
         start=str(start) if start else None,
         cache=str(settings.cache),
-        told_seconds=told_seconds,
         checkpoints=_checkpoints(dataset.store, key),
         threads=settings.threads,
     )

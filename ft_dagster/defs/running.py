@@ -207,7 +207,6 @@ class _Follower:
         self._attempts = settings.state / "attempts"
         self._ended = threading.Event()
         self._warned: set[str] = set()
-        self._began = time.time()
         self._progress = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -287,7 +286,7 @@ class _Follower:
     def _show_training(self, task: TaskID) -> None:
         for path in self._attempts.glob(f"*/*/{PROGRESS}"):
             content = _read(path)
-            if content and content["at"] >= self._began and content["step"] < content["steps"]:
+            if content.get("run") == self._run_id and content["step"] < content["steps"]:
                 if (warning := content.get("warning")) and warning not in self._warned:
                     self._warned.add(warning)
                     self._progress.console.print(warning, style="yellow", highlight=False, soft_wrap=True)

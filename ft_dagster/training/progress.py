@@ -50,6 +50,7 @@ class Progress(TrainerCallback):
         tokens_seen: Callable[[], int],
         tell: Callable[[dict[str, Any]], None],
         told_seconds: float | None = None,
+        run: str | None = None,
     ) -> None:
         """Follow a training.
 
@@ -58,7 +59,9 @@ class Progress(TrainerCallback):
             tokens_seen: gives the tokens that went by.
             tell: takes what the run is to know.
             told_seconds: how long the plan said that it takes; None if it said nothing.
+            run: id of the run that trains.
         """
+        self.run = run
         self.told_seconds = told_seconds and max(told_seconds, _LEAST_TOLD)
         self.warning: str | None = None
         self.path = attempt / PROGRESS
@@ -130,6 +133,7 @@ class Progress(TrainerCallback):
         remaining = elapsed / done * (state.max_steps - state.global_step) if done else self.expected_seconds
         content = {
             "at": time.time(),
+            "run": self.run,
             "step": state.global_step,
             "steps": state.max_steps,
             "seconds_left": remaining,

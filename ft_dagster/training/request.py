@@ -106,6 +106,8 @@ class TrainingRequest:
     """FT_CACHE, where it is kept how fast this machine is in each number format; None where it is measured anew."""
     speeds: str | None = None
     """Folder where it is remembered what trainings took; None where it is not."""
+    run: str | None = None
+    """Id of the run that trains; it is in the file that tells how far training is."""
     checkpoints: str | None = None
     """URL in a bucket where checkpoints are kept for other machines; None where they stay on this one."""
 

@@ -137,7 +137,9 @@ class _Training:
         model = add_adapter(load_base(self.base, self.recipe, Path(self.request.offload)), self.base, self.recipe)
         model.create_or_update_model_card = _write_nothing
         rows = CountedRows(tokenizer.eos_token_id, loss_weights(self.recipe.objectives))
-        progress = Progress(self.attempt, lambda: trainer.tokens, self.tell, self.request.told_seconds)
+        progress = Progress(
+            self.attempt, lambda: trainer.tokens, self.tell, self.request.told_seconds, self.request.run
+        )
         if self.request.start is not None:
             go_on_from(model, Path(self.request.start), self.base)
         packed = PackedModel(model, self.recipe)

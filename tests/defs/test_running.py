@@ -1,17 +1,22 @@
-"""What a run from a terminal says before its stages begin."""
+"""What a run from a terminal says before its stages begin, and how far its training is."""
 
 import io
+import json
 import re
+import time
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import pytest
 import yaml
 from embedded import fake_conversion
 from rich.console import Console
 
-from ft_dagster.defs.running import _prepare_base
+from ft_dagster.defs.running import _Follower, _prepare_base
 from ft_dagster.defs.workspace import Workspace
+from ft_dagster.settings import load_settings
+from ft_dagster.training.request import PROGRESS
 
 CONTROLS = re.compile(r"\x1b\[[?\d]*[A-Za-z]")
 
@@ -45,3 +50,17 @@ def test_a_base_model_in_a_folder_needs_no_preparing(workspace: Path) -> None:
     written = io.StringIO()
     assert not _prepare_base(Workspace(), Console(file=written))
     assert written.getvalue() == ""
+
+
+def test_only_the_training_of_the_run_itself_is_shown(workspace: Path) -> None:
+    settings = load_settings()
+    for run, step in (("mine", 3), ("another", 7)):
+        attempt = settings.state / "attempts" / "key" / run
+        attempt.mkdir(parents=True)
+        (attempt / PROGRESS).write_text(json.dumps({"at": time.time(), "run": run, "step": step, "steps": 10}))
+    with dg.DagsterInstance.ephemeral() as instance:
+        for run, step in (("mine", 3), ("one that waits", 0)):
+            follower = _Follower(instance, run, settings, Console(file=io.StringIO()))
+            task = follower._progress.add_task("lora_adapter", total=None, note="")
+            follower._show_training(task)
+            assert follower._progress.tasks[task].completed == step
