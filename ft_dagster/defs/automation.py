@@ -21,6 +21,8 @@ from ft_dagster.defs.runs import (
     BRING_UP_TO_DATE,
     CAUSE_TAG,
     REASON_TAG,
+    SCHEDULE,
+    SENSOR,
     cancelled_for,
     fail_abandoned,
     failure_message,
@@ -98,7 +100,7 @@ def _decide(instance: dg.DagsterInstance, settings: Settings, workspace: Workspa
 
 
 @dg.sensor(
-    name="keep_up_to_date",
+    name=SENSOR,
     job=bring_up_to_date_job,
     minimum_interval_seconds=load_settings().watch_seconds,
     default_status=dg.DefaultSensorStatus.RUNNING,
@@ -114,7 +116,7 @@ def keep_up_to_date(context: dg.SensorEvaluationContext, workspace: Workspace) -
 
 
 @dg.schedule(
-    name="scheduled_retraining",
+    name=SCHEDULE,
     job=bring_up_to_date_job,
     cron_schedule=load_settings().schedule or _NIGHTLY,
     default_status=dg.DefaultScheduleStatus.RUNNING if load_settings().schedule else dg.DefaultScheduleStatus.STOPPED,

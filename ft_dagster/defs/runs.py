@@ -13,6 +13,8 @@ from ft_dagster.defs.room import about_room
 
 BRING_UP_TO_DATE = "bring_up_to_date"
 """The job of all stages."""
+SENSOR, SCHEDULE = "keep_up_to_date", "scheduled_retraining"
+"""Names of what asks for automatic runs."""
 CAUSE_TAG = "ft_dagster/cause"
 """Tag of an automatic run: hash of what decides its outcome."""
 REASON_TAG = "ft_dagster/reason"
@@ -125,11 +127,13 @@ def _never_began(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
 
 
 def seconds_since_automatic(instance: dg.DagsterInstance) -> float | None:
-    """Seconds since the last automatic run was asked for."""
-    filters = dg.RunsFilter(tags={"dagster/sensor_name": "keep_up_to_date"})
-    for record in instance.get_run_records(filters, limit=1):
-        return time.time() - record.create_timestamp.timestamp()
-    return None
+    """Seconds since the sensor or the schedule last asked for a run; None if neither has."""
+    created = [
+        record.create_timestamp.timestamp()
+        for tags in ({"dagster/sensor_name": SENSOR}, {"dagster/schedule_name": SCHEDULE})
+        for record in instance.get_run_records(dg.RunsFilter(tags=tags), limit=1)
+    ]
+    return time.time() - max(created) if created else None
 
 
 def failure_message(event: dg.DagsterEvent) -> str:

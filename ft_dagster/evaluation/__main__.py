@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ft_dagster.evaluation.request import EvaluationRequest
 from ft_dagster.training.allocator import keep_freed_memory, spin_briefly
+from ft_dagster.training.lease import leased
 from ft_dagster.training.processes import out_of_room
 from ft_dagster.training.quick_start import compile_nothing, import_quickly
 
@@ -15,19 +16,22 @@ def main(request_path: Path) -> int:
     keep_freed_memory()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     request = EvaluationRequest.read(request_path)
+    with leased(Path(request.locks)):  # before anything looks at the GPUs, as bitsandbytes does when it is imported
+        return _measure(request)
+
+
+def _measure(request: EvaluationRequest) -> int:
     compile_nothing(request.resolved_recipe())
     import_quickly("ft_dagster.evaluation.evaluate")
     from ft_dagster.base import BaseModelError
     from ft_dagster.corpus.files import CorpusError
     from ft_dagster.evaluation.evaluate import evaluate
     from ft_dagster.recipe import RecipeError
-    from ft_dagster.training.lease import leased
     from ft_dagster.training.manifest import AdapterError
     from ft_dagster.training.progress import TrainingError
 
     try:
-        with leased(Path(request.locks)):
-            evaluate(request)
+        evaluate(request)
     except (AdapterError, BaseModelError, TrainingError, RecipeError, CorpusError) as error:
         print(error, file=sys.stderr)  # noqa: T201
         return 1

@@ -9,7 +9,15 @@ from graphs import run
 
 from ft_dagster.definitions import defs
 from ft_dagster.defs.automation import decide
-from ft_dagster.defs.runs import BRING_UP_TO_DATE, CAUSE_TAG, REASON_TAG, fail_abandoned, under_way
+from ft_dagster.defs.runs import (
+    BRING_UP_TO_DATE,
+    CAUSE_TAG,
+    REASON_TAG,
+    SCHEDULE,
+    SENSOR,
+    fail_abandoned,
+    under_way,
+)
 from ft_dagster.defs.stages import REPORT_FILES, STAGES, all_materializations, input_version, version_of
 from ft_dagster.defs.workspace import Workspace
 from ft_dagster.settings import load_settings
@@ -36,12 +44,20 @@ def requested(instance: dg.DagsterInstance) -> dg.RunRequest:
     return decision
 
 
-def ended(instance: dg.DagsterInstance, request: dg.RunRequest, status: dg.DagsterRunStatus) -> None:
+BY_SENSOR, BY_SCHEDULE = {"dagster/sensor_name": SENSOR}, {"dagster/schedule_name": SCHEDULE}
+
+
+def ended(
+    instance: dg.DagsterInstance,
+    request: dg.RunRequest,
+    status: dg.DagsterRunStatus,
+    asked_by: dict[str, str] = BY_SENSOR,
+) -> None:
     """Record a run for this request that ended so, as the daemon does."""
     instance.add_run(
         dg.DagsterRun(
             job_name="bring_up_to_date",
-            tags=dict(request.tags) | {"dagster/sensor_name": "keep_up_to_date"},
+            tags=dict(request.tags) | asked_by,
             status=status,
         )
     )
@@ -202,11 +218,12 @@ def test_a_blocked_check_holds_training_back_until_it_passes(up_to_date: dg.Dags
     requested(up_to_date)
 
 
+@pytest.mark.parametrize("asked_by", [BY_SENSOR, BY_SCHEDULE], ids=["the sensor's", "the schedule's"])
 def test_automatic_runs_keep_their_distance(
-    up_to_date: dg.DagsterInstance, workspace: Path, monkeypatch: pytest.MonkeyPatch
+    up_to_date: dg.DagsterInstance, workspace: Path, monkeypatch: pytest.MonkeyPatch, asked_by: dict[str, str]
 ) -> None:
     edit(workspace)
-    ended(up_to_date, requested(up_to_date), dg.DagsterRunStatus.SUCCESS)
+    ended(up_to_date, requested(up_to_date), dg.DagsterRunStatus.SUCCESS, asked_by)
     monkeypatch.setenv("FT_MINIMUM_INTERVAL_SECONDS", "3600")
     assert "the least interval is 3600 s" in skipped(up_to_date)
 

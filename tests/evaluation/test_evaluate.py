@@ -1,7 +1,8 @@
 """Base and adapters, measured side by side."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,11 @@ from typing import Any
 import pytest
 
 from ft_dagster.base import prepare_base
+from ft_dagster.evaluation import __main__ as evaluation
 from ft_dagster.evaluation.evaluate import evaluate
 from ft_dagster.evaluation.request import EvaluationRequest, evaluation_key, measured_by
 from ft_dagster.evaluation.slices import Slice, load_slices
-from ft_dagster.recipe import Evaluation, RecipeError, resolve_recipe
+from ft_dagster.recipe import Evaluation, RecipeError, load_recipe, resolve_recipe
 from ft_dagster.training.request import TrainingRequest
 from ft_dagster.training.train import train
 
@@ -109,3 +111,25 @@ def test_texts_that_ship_and_do_not_fit_the_base_are_left_out_and_others_are_ref
     assert "chat" not in evaluate(asked)["models"]["new"]
     with pytest.raises(RecipeError, match="not a conversation"):
         evaluate(replace(asked, texts={"chat": {"files": {"a.json": "none"}, "folder": str(tmp_path)}}))
+
+
+def test_a_device_is_leased_before_a_library_looks_at_the_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[Path] = []
+
+    @contextmanager
+    def leased(locks: Path) -> Iterator[None]:
+        held.append(locks)
+        yield
+        held.clear()
+
+    def import_quickly(module: str) -> None:
+        assert held == [tmp_path / "locks"]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluation, "leased", leased)
+    monkeypatch.setattr(evaluation, "import_quickly", import_quickly)
+    recipe = load_recipe("smollm2-135m").model_dump(mode="json")
+    places = {name: str(tmp_path / name) for name in ("dataset", "output", "offload", "locks")}
+    request = EvaluationRequest(base={}, recipe=recipe, adapters={}, known={}, **places)
+    with pytest.raises(KeyboardInterrupt):
+        evaluation.main(request.write(tmp_path / "request.json"))

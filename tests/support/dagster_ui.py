@@ -5,10 +5,9 @@ import urllib.request
 from dataclasses import dataclass
 from typing import Any
 
+from ft_dagster.defs.runs import SENSOR
 from ft_dagster.defs.stages import STAGES
 
-SENSOR = "keep_up_to_date"
-SCHEDULE = "scheduled_retraining"
 _REPOSITORY = '{{repositoryName: "__repository__", repositoryLocationName: "ft_dagster", {key}: "{name}"}}'
 _RUNS = "{ runsOrError { ... on Runs { results { runId status tags { key value } } } } }"
 _STEPS = """{{ runOrError(runId: "{run}") {{ ... on Run {{ stepStats {{ stepKey status }} }} }} }}"""

@@ -10,11 +10,12 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 import requests
-from dagster_ui import SENSOR
 from nginx import serving_nginx
 from processes import free_port, inheriting
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
+
+from ft_dagster.defs.runs import SENSOR
 
 SITE = Path(__file__).parents[2] / "deploy" / "nginx" / "ft_dagster.conf"
 READER = ("reader", "canary-of-nginx")

@@ -16,11 +16,12 @@ from pathlib import Path
 import pytest
 from commands import COMMAND
 from dagster_dev import UP_TO_DATE, WRITING, DagsterDev, wait_until
-from dagster_ui import SCHEDULE, steps, stop_sensor, ticks
+from dagster_ui import steps, stop_sensor, ticks
 from lineage import sections, trained_on
 from reports import PROSE, chapter_text
 from watched import Watched, statuses
 
+from ft_dagster.defs.runs import SCHEDULE
 from ft_dagster.store import write_atomically
 from ft_dagster.tokens.held_out import position
 
