@@ -21,7 +21,9 @@ from filelock import FileLock, Timeout
 log = logging.getLogger(__name__)
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 _POLL_SECONDS = 0.25
-_LISTED = re.compile(r"^(?P<inside> *)(?:GPU|MIG).*UUID: (?P<uuid>(?:GPU|MIG)-[\w/-]+)\)", re.MULTILINE)
+_LISTED = re.compile(
+    r"^(?P<inside> *)(?:GPU \d+: (?P<gpu>.*)|(?P<part>MIG \S+).*)\(UUID: (?P<uuid>(?:GPU|MIG)-[\w/-]+)\)", re.MULTILINE
+)
 
 
 class LeaseError(Exception):
@@ -36,6 +38,8 @@ class Device:
     """Of its lock: the same for every process of the machine."""
     visible: str | None
     """How CUDA_VISIBLE_DEVICES names it to this process; None for the CPU."""
+    model: str | None = None
+    """Such as `NVIDIA H100 80GB HBM3`, or `MIG 3g.20gb` for a part of one; None for the CPU."""
 
 
 _MACHINE = socket.gethostname()
@@ -48,31 +52,32 @@ def visible_devices() -> list[Device]:
 
     What CUDA_VISIBLE_DEVICES lists (an outer scheduler's choice) is only ever narrowed.
     """
-    uuids = _uuids()
+    models = _models()
+    uuids = list(models)
     chosen = os.environ.get(VISIBLE)
     if chosen is None:
-        return [Device(uuid, uuid) for uuid in uuids] or [CPU]
+        return [Device(uuid, uuid, model) for uuid, model in models.items()] or [CPU]
     found = []
     for word in (word.strip() for word in chosen.split(",")):
         if (name := _named(word, uuids)) is None:
             break  # as CUDA reads it: what comes after a name that it does not know is not seen
-        found.append(Device(name, word))
+        found.append(Device(name, word, models[name]))
     return found or [CPU]
 
 
-def _uuids() -> list[str]:
-    """UUIDs of GPUs; of their parts where one is divided (MIG), since only those can be used then."""
+def _models() -> dict[str, str]:
+    """UUID -> model of GPUs; of their parts where one is divided (MIG), since only those can be used then."""
     if (tool := shutil.which("nvidia-smi")) is None:
-        return []
+        return {}
     listed = subprocess.run([tool, "-L"], capture_output=True, text=True, check=False)
     if listed.returncode:
         log.warning("nvidia-smi -L failed, so no GPU is used: %s", (listed.stderr or listed.stdout).strip())
-        return []
-    found: list[str] = []
+        return {}
+    found: dict[str, str] = {}
     for match in _LISTED.finditer(listed.stdout):
-        if match["inside"] and found and found[-1].startswith("GPU-"):
-            found.pop()  # the GPU that it is a part of
-        found.append(match["uuid"])
+        if match["inside"] and found and next(reversed(found)).startswith("GPU-"):
+            found.popitem()  # the GPU that it is a part of
+        found[match["uuid"]] = (match["gpu"] or match["part"]).strip()
     return found
 
 

@@ -142,7 +142,7 @@ float32. Write base.dtype: auto, or float32.'
 def _file(cache: Path) -> Path:
     here = {
         "processor": [processor(), instructions()],
-        "devices": [device.name for device in visible_devices() if device.visible],
+        "devices": sorted({device.model for device in visible_devices() if device.model}),
         "torch": version("torch"),
         "forced": {name: os.environ.get(name) for name in _FORCED},
     }

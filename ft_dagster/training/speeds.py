@@ -1,7 +1,6 @@
 """How fast trainings went on this machine, remembered for the next plan. Imports no torch."""
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 from ft_dagster.hashing import digest
 from ft_dagster.recipe import Recipe
 from ft_dagster.store import write_atomically
+from ft_dagster.training.lease import visible_devices
 from ft_dagster.training.machine import processor
 from ft_dagster.training.request import CODE_VERSION
 
@@ -34,7 +34,8 @@ def speed_key(config: Mapping[str, Any], recipe: Recipe, threads: int | None) ->
             "block_length": recipe.tokens.block_length,
             "lora": recipe.lora.model_dump(mode="json"),
             "training": recipe.training.model_dump(mode="json", include=steps),
-            "machine": [processor(), threads, os.environ.get("CUDA_VISIBLE_DEVICES")],
+            # The model of a GPU, not which one it is: a training sees the one that it leased, and the plan all.
+            "machine": [processor(), threads, visible_devices()[0].model],
             "code": CODE_VERSION,
         }
     )[:32]

@@ -13,8 +13,11 @@ from dagster_dev import wait_until
 from filelock import FileLock, Timeout
 
 from ft_dagster.defs.instance import prepare_home
+from ft_dagster.recipe import load_recipe
 from ft_dagster.settings import load_settings
 from ft_dagster.training.lease import CPU, VISIBLE, LeaseError, leased, visible_devices
+from ft_dagster.training.number_format import ProductRates, known_rates, remember_rates
+from ft_dagster.training.speeds import speed_key
 
 TWO = """
 GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-aaaa1111-0000-0000-0000-000000000000)
@@ -93,6 +96,27 @@ def test_devices_are_those_of_the_driver_narrowed_by_an_outer_choice(
 ) -> None:
     machine(listed, visible)
     assert [(device.name, device.visible) for device in visible_devices()] == list(zip(names, words, strict=True))
+
+
+def test_devices_have_the_model_that_the_driver_names(machine: Callable[..., None]) -> None:
+    machine(DIVIDED)
+    assert [device.model for device in visible_devices()] == ["MIG 3g.20gb", "MIG 3g.20gb", "NVIDIA A100-SXM4-40GB"]
+
+
+def test_what_was_measured_on_a_leased_gpu_is_found_by_those_who_see_all_of_its_model(
+    machine: Callable[..., None], tmp_path: Path
+) -> None:
+    machine(TWO)
+    recipe = load_recipe("smollm2-135m")
+    rates = ProductRates("NVIDIA H100 80GB HBM3", {"bfloat16": 1e15, "float32": 1e14})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(VISIBLE, B)  # as a lease sets it
+        measured = speed_key({}, recipe, None)
+        remember_rates(tmp_path, rates)
+    assert speed_key({}, recipe, None) == measured
+    assert known_rates(tmp_path) == rates
+    machine(TWO.replace("H100", "H200"))
+    assert speed_key({}, recipe, None) != measured and known_rates(tmp_path) is None
 
 
 @pytest.mark.parametrize("visible", ["", "-1", "7"])

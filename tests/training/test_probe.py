@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from ft_dagster.base import model_config
 from ft_dagster.training.estimate import memory_estimate
-from ft_dagster.training.probe import fullest
+from ft_dagster.training.probe import fullest, try_batch
 from ft_dagster.training.products import decided
 from ft_dagster.training.progress import Progress, TrainingError
 from ft_dagster.training.request import PROGRESS, TrainingRequest
@@ -85,6 +86,13 @@ def test_the_batch_that_is_tried_is_of_the_longest_rows() -> None:
     rows = [{"input_ids": [1] * length, "lengths": [length]} for length in (3, 9, 5, 9)]
     assert [len(row["input_ids"]) for row in fullest(rows, 2)] == [9, 9]
     assert fullest(rows, 9) == [rows[1], rows[3], rows[2], rows[0]]
+
+
+def test_of_several_passes_the_last_one_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, moments = torch.nn.Linear(2, 1), iter([0.0, 30.0, 31.0, 33.0])
+    monkeypatch.setattr("ft_dagster.training.probe.time.monotonic", lambda: next(moments))
+    assert try_batch(model, {"x": torch.ones(1, 2)}, lambda batch: model(batch["x"]).sum(), passes=2) == 2.0
+    assert model.weight.grad is None
 
 
 def test_progress_says_from_the_start_how_long_it_will_take(tmp_path: Path) -> None:
