@@ -178,7 +178,6 @@ def test_a_child_that_ends_while_the_server_is_away_is_not_disturbed_and_told_of
         asked.append(ask(context))
         return asked[-1]
 
-    monkeypatch.setattr(child_process, "_ASK_SECONDS", 0.0)
     monkeypatch.setattr(child_process, "_has_ended", asking)
 
     @dg.asset
