@@ -74,7 +74,6 @@ class Workbench:
             recipe=recipe.model_dump(mode="json"),
             attempt=str(attempt),
             logs=str(self.folder / "logs"),
-            offload=str(self.folder / "offload"),
             locks=str(self.folder / "locks"),
             threads=THREADS,
             **more,

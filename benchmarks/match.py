@@ -106,7 +106,6 @@ class Match:
             recipe=self.recipe.model_dump(mode="json"),
             attempt=str(attempt),
             logs=str(self.scratch / "logs"),
-            offload=str(self.scratch / "offload"),
             locks=str(self.scratch / "locks"),
             threads=self.threads,
         )

@@ -82,7 +82,6 @@ def measure(recipe: Recipe, reports: Path, scratch: Path, number: int) -> dict[s
         recipe=recipe.model_dump(mode="json"),
         attempt=str(attempt),
         logs=str(scratch / "logs"),
-        offload=str(scratch / "offload"),
         locks=str(scratch / "locks"),
     )
     path = request.write(attempt / "request.json")

@@ -298,7 +298,6 @@ def request_for(dataset: Path, tiny_recipe: dict[str, Any], tmp_path: Path) -> C
             recipe=recipe.model_dump(mode="json"),
             attempt=str(tmp_path / attempt),
             logs=str(tmp_path / "logs"),
-            offload=str(tmp_path / "offload"),
             locks=str(tmp_path / "locks"),
             speeds=str(tmp_path / "speeds"),
             lineage={"dataset": version},

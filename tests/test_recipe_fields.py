@@ -97,7 +97,6 @@ class Laboratory:
             recipe=recipe.model_dump(mode="json"),
             attempt=str(self.folder / f"run-{self.runs}"),
             logs=str(self.folder / "logs"),
-            offload=str(self.folder / "offload"),
             locks=str(self.folder / "locks"),
         )
 
@@ -241,7 +240,7 @@ def measured(lab: Laboratory, recipe: Recipe) -> Any:
         adapters={"new": str(Path(request.attempt) / "adapter")},
         known={},
         output=str(lab.folder / f"evaluation-{lab.runs}"),
-        offload=request.offload,
+        offload=str(lab.folder / "offload"),
         locks=request.locks,
         texts={kind: {"files": dict(found.files), "folder": str(found.folder)} for kind, found in slices.items()},
     )

@@ -191,7 +191,6 @@ def _request(
         recipe=recipe.model_dump(mode="json"),
         attempt=str(attempt),
         logs=str(settings.logs),
-        offload=str(settings.offload),
         locks=str(settings.cache / "locks"),
         speeds=str(settings.speeds),
         lineage={

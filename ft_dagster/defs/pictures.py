@@ -14,23 +14,19 @@ _MOST = 100
 
 def loss_curve(history: Sequence[Mapping[str, float]]) -> dg.MarkdownMetadataValue:
     """Loss and learning rate over steps, as a picture in Markdown; below 100 kB, so that the UI shows it."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure  # without pyplot, which takes long to import and keeps its figures
 
     steps = [row["step"] for row in history]
-    figure, loss_axis = pyplot.subplots(figsize=(6, 3), dpi=90)
+    figure = Figure(figsize=(6, 3), dpi=90, layout="tight")
+    loss_axis = figure.subplots()
     loss_axis.plot(steps, [row["loss"] for row in history], color="#2b6cb0")
     loss_axis.set_xlabel("optimizer step")
     loss_axis.set_ylabel("loss (nats a token)", color="#2b6cb0")
     rate_axis = loss_axis.twinx()
     rate_axis.plot(steps, [row["learning_rate"] for row in history], color="#a0aec0", linewidth=1)
     rate_axis.set_ylabel("learning rate", color="#718096")
-    figure.tight_layout()
     picture = io.BytesIO()
     figure.savefig(picture, format="png")
-    pyplot.close(figure)
     encoded = base64.b64encode(picture.getvalue()).decode()
     return dg.MetadataValue.md(f"![loss by step](data:image/png;base64,{encoded})")
 

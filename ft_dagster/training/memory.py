@@ -40,11 +40,8 @@ def require_memory(base: PreparedBase, recipe: Recipe) -> MemoryEstimate | None:
         log.info("No estimate of memory: %s.", error)
         return None
     room = available_memory()
-    needed = estimate.total
-    if on_gpu and recipe.base.quantization == "none":
-        needed -= estimate.frozen_weights  # layers that do not fit are kept in the machine's memory or on its disk
     log.info("Training will take about %s; %.2f GiB are there.", estimate, room / 2**30)
-    if needed > MARGIN * room:
+    if estimate.total > MARGIN * room:
         where = "of the GPU's memory" if on_gpu else "of memory"
         raise TrainingError(
             f"This training does not fit: it takes about {estimate}, and {room / 2**30:.2f} GiB {where} are there. "

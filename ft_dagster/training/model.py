@@ -38,10 +38,16 @@ def quantization_config(recipe: Recipe) -> BitsAndBytesConfig | None:
     return None
 
 
-def load_base(base: PreparedBase, recipe: Recipe, offload: Path) -> PreTrainedModel:
+def load_base(base: PreparedBase, recipe: Recipe, offload: Path | None) -> PreTrainedModel:
     """The base model of an adapter, prepared as in training, its weights checked against their hash.
 
     Training and evaluation both load it here: a k-bit model that is prepared differently computes differently.
+
+    Args:
+        base: the model.
+        recipe: what it is loaded for.
+        offload: folder for layers that fit neither on the GPU nor in memory. None for a training: layers that are
+            elsewhere have no weights (torch's meta device) that an adapter could be trained on.
     """
     recipe = decided(recipe)
     if recipe.compute_dtype == "float16" and not torch.cuda.is_available():
@@ -53,7 +59,9 @@ def load_base(base: PreparedBase, recipe: Recipe, offload: Path) -> PreTrainedMo
     placement: dict[str, Any] = {"device_map": {"": "cpu"}}
     if torch.cuda.is_available() and ranks.count() > 1:  # a whole one for each process; FSDP shares it out itself
         placement = {"device_map": {"": device() if recipe.training.strategy == "ddp" else "cpu"}}
-    elif torch.cuda.is_available():
+    elif torch.cuda.is_available() and offload is None:
+        placement = {"device_map": {"": device()}}
+    elif torch.cuda.is_available() and offload is not None:
         offload.mkdir(parents=True, exist_ok=True)
         free, _ = torch.cuda.mem_get_info(0)
         room = {0: int(free * 0.95), "cpu": psutil.virtual_memory().available}  # what fits in neither goes to disk

@@ -91,8 +91,6 @@ class TrainingRequest:
     """Folder for checkpoints and results, with the last checkpoint of the attempt before it to go on from."""
     logs: str
     """Folder for TensorBoard files."""
-    offload: str
-    """Folder for layers that fit neither GPU nor memory while a large model loads."""
     locks: str
     """Folder for the lock that keeps one training a device."""
     lineage: dict[str, Any] = field(default_factory=dict)

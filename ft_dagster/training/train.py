@@ -134,7 +134,7 @@ class _Training:
         self.estimate: dict[str, float | None] = {"memory_bytes": memory.total if memory else None, "seconds": None}
         began = time.monotonic()
         tokenizer = AutoTokenizer.from_pretrained(self.base.folder, trust_remote_code=False)
-        model = add_adapter(load_base(self.base, self.recipe, Path(self.request.offload)), self.base, self.recipe)
+        model = add_adapter(load_base(self.base, self.recipe, offload=None), self.base, self.recipe)
         model.create_or_update_model_card = _write_nothing
         rows = CountedRows(tokenizer.eos_token_id, loss_weights(self.recipe.objectives))
         progress = Progress(

@@ -28,7 +28,6 @@ def trained(
             recipe=recipe.model_dump(mode="json"),
             attempt=str(tmp_path / "attempt"),
             logs=str(tmp_path / "logs"),
-            offload=str(tmp_path / "offload"),
             locks=str(tmp_path / "locks"),
         )
         train(request, lambda _: None)

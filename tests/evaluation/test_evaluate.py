@@ -42,7 +42,6 @@ def test_base_new_and_released_adapter_are_measured_side_by_side(
             recipe=longer.model_dump(mode="json"),
             attempt=str(tmp_path / name),
             logs=str(tmp_path / "logs"),
-            offload=str(tmp_path / "offload"),
             locks=str(tmp_path / "locks"),
         )
         train(request, lambda _: None)
@@ -104,7 +103,7 @@ def test_texts_that_ship_and_do_not_fit_the_base_are_left_out_and_others_are_ref
         adapters={"new": str(Path(request.attempt) / "adapter")},
         known={},
         output=str(tmp_path / "evaluation"),
-        offload=request.offload,
+        offload=str(tmp_path / "offload"),
         locks=request.locks,
         texts={"chat": {"files": {"a.json": "no conversation"}, "folder": str(chat.folder)}},
     )

@@ -22,7 +22,7 @@ def make_request(trained: Callable[..., TrainingRequest], tmp_path: Path) -> Cal
     def make(**base: Any) -> ExportRequest:
         request = trained(base=base)
         adapter, output = str(Path(request.attempt) / "adapter"), str(tmp_path / "merged")
-        return ExportRequest(request.base, request.recipe, adapter, request.dataset, output, request.offload)
+        return ExportRequest(request.base, request.recipe, adapter, request.dataset, output, str(tmp_path / "offload"))
 
     return make
 

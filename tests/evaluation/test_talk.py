@@ -22,13 +22,15 @@ PROMPT = "The committee met"
 
 
 @pytest.fixture
-def make_request(trained: Callable[..., TrainingRequest]) -> Callable[..., TalkRequest]:
+def make_request(trained: Callable[..., TrainingRequest], tmp_path: Path) -> Callable[..., TalkRequest]:
     """Trains an adapter and builds a request to talk to it; keyword arguments change the recipe's lora part."""
 
     def make(**lora: Any) -> TalkRequest:
         request = trained(lora=lora)
         adapter = str(Path(request.attempt) / "adapter")
-        return TalkRequest(request.base, request.recipe, adapter, request.offload, PROMPT, as_json=True, new_tokens=24)
+        return TalkRequest(
+            request.base, request.recipe, adapter, str(tmp_path / "offload"), PROMPT, as_json=True, new_tokens=24
+        )
 
     return make
 

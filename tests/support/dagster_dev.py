@@ -57,12 +57,22 @@ class Made:
     """Names and sizes of the logs of evaluation processes."""
 
 
-def wait_until(condition: Callable[[], Any], what: str, seconds: float = _WAIT_SECONDS) -> Any:
-    """Ask until the answer is true, and give it; fails, saying what was waited for, when it stays false too long."""
-    until = time.monotonic() + seconds
+def wait_until(condition: Callable[[], Any], what: str, seconds: float = _WAIT_SECONDS, pause: float = 1.0) -> Any:
+    """Ask until the answer is true, and give it; fails, saying what was waited for, when it stays false too long.
+
+    Asking costs the servers a share of a core, so the longer it takes, the less often it is asked.
+
+    Args:
+        condition: what is asked.
+        what: for the message.
+        seconds: how long it may stay false.
+        pause: the longest time between two questions, in seconds.
+    """
+    until, next_pause = time.monotonic() + seconds, 0.1
     while not (answer := condition()):
         assert time.monotonic() < until, f"waited {seconds:g} s in vain until {what}"
-        time.sleep(0.25)
+        time.sleep(next_pause)
+        next_pause = min(1.3 * next_pause, pause)
     return answer
 
 
@@ -227,7 +237,9 @@ class DagsterDev:
         now = time.time()
         attempts = self.workspace / ".ft" / "attempts"
         wait_until(
-            lambda: any(_modified(path) > now for path in attempts.glob("*/*/progress.json")), "a training is under way"
+            lambda: any(_modified(path) > now for path in attempts.glob("*/*/progress.json")),
+            "a training is under way",
+            pause=0.1,
         )
 
     def until_evaluating(self) -> None:

@@ -51,7 +51,7 @@ def history() -> dg.DagsterInstance:
 def training_held(workspace: Path) -> Iterator[None]:
     """Wait for a training that is under way, and hold it in mid-step while this lasts."""
     attempts = workspace / ".ft" / "attempts"
-    wait_until(lambda: any(attempts.glob("*/*/checkpoint-*/complete")), "a training is under way")
+    wait_until(lambda: any(attempts.glob("*/*/checkpoint-*/complete")), "a training is under way", pause=0.1)
     with suspended(p for p in inheriting("FT_WORKSPACE", str(workspace)) if "ft_dagster.training" in p.cmdline()):
         yield
 

@@ -173,7 +173,7 @@ def two_checkpoints_of_a_killed_run(workspace: Path) -> list[Path]:
 
     with subprocess.Popen([*COMMAND, "run"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL):
         try:
-            wait_until(lambda: len(whole()) >= 2, "two checkpoints are whole")
+            wait_until(lambda: len(whole()) >= 2, "two checkpoints are whole", pause=0.1)
         finally:
             end_inheriting("FT_WORKSPACE", str(workspace))
     return whole()[-2:]

@@ -74,7 +74,9 @@ def test_a_training_that_the_system_kills_for_its_memory_says_so_and_the_next_ru
         running = subprocess.Popen(
             small.command(*COMMAND, "run"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
-        wait_until(lambda: list((workspace / ".ft" / "attempts").glob("*/*/checkpoint-*/complete")), "a checkpoint")
+        wait_until(
+            lambda: list((workspace / ".ft" / "attempts").glob("*/*/checkpoint-*/complete")), "a checkpoint", pause=0.1
+        )
         (training,) = (p for p in small.processes() if "ft_dagster.training" in p.cmdline())
         training.suspend()  # it takes seconds, and would be done before memory is used up
         use_up(small, training)

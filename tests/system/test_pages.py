@@ -9,12 +9,10 @@ import torch
 import yaml
 from code_blocks import DEMO, PAGES, RUN, Block, blocks_of, copy_project, run_blocks
 from peft import PeftModel
-from real_base import BASE, tiny_with_its_tokenizer
+from real_base import tiny_with_its_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-FIRST_PAGE = "README.md"
-"""The one that is run with the real base; the others make as much of a tiny one that has its tokenizer."""
-QUICK: dict[str, Any] = {
+QUICK = {
     "name": "quick",
     "tokens": {"held_out": 0.05},
     "lora": {"rank": 8, "alpha": 16},
@@ -25,30 +23,21 @@ QUICK: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The recipe for the real base."""
-    return written(tmp_path_factory.mktemp("real") / "quick.yaml", BASE, epochs=0.1)
-
-
-@pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same for a tiny one."""
+    """A recipe for a tiny base that has the tokenizer of the real one."""
     folder = tmp_path_factory.mktemp("tiny")
-    model = tiny_with_its_tokenizer(folder / "model")
-    return written(folder / "quick.yaml", {"source": "folder", "model": str(model), "dtype": "float32"})
-
-
-def written(path: Path, base: dict[str, Any], **training: float) -> Path:
-    recipe = QUICK | {"base": base, "training": QUICK["training"] | training}
-    path.write_text(yaml.safe_dump(recipe), "utf-8")
-    return path
+    base = {"source": "folder", "model": str(tiny_with_its_tokenizer(folder / "model")), "dtype": "float32"}
+    recipe = folder / "quick.yaml"
+    recipe.write_text(yaml.safe_dump(QUICK | {"base": base}), "utf-8")
+    return recipe
 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
     """The workspace that `make demo` makes in a fresh clone, of the tiny base."""
     folder = copy_project(tmp_path_factory.mktemp("demo") / "ft_dagster")
-    run_blocks([Block("make demo", 1, "sh", "make demo\n")], folder, tiny)
+    assert "verdict" in run_blocks([Block("make demo", 1, "sh", "make demo\n")], folder, tiny)
+    assert (folder / "demo" / "fine_tuned_model" / "manifest.json").is_file()
     return folder / "demo"
 
 
@@ -56,13 +45,7 @@ def used_of(page: str) -> list[Block]:
     return [block for block in blocks_of(page) if block.is_used and block.language in RUN]
 
 
-def test_the_first_page_runs_from_its_top_with_the_real_base(real: Path, tmp_path: Path) -> None:
-    folder = copy_project(tmp_path / "ft_dagster")
-    assert "verdict" in run_blocks(used_of(FIRST_PAGE), folder, real)
-    assert (folder / "demo" / "fine_tuned_model" / "manifest.json").is_file()
-
-
-@pytest.mark.parametrize("page", [page for page in PAGES if page != FIRST_PAGE and used_of(page)])
+@pytest.mark.parametrize("page", [page for page in PAGES if used_of(page)])
 def test_a_page_runs_from_its_top(page: str, tiny: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     folder = copy_project(tmp_path / "ft_dagster")
     if any(DEMO.search(block.code) for block in used_of(page)):

@@ -22,9 +22,7 @@ from ft_dagster.training.trainer import forwards_to
 def look(request: TrainingRequest, shared: bool) -> dict[str, Any]:
     """Summed nats of this process's rows, and each adapter weight's gradient, added up over the processes."""
     recipe = request.resolved_recipe()
-    model = add_adapter(
-        load_base(request.prepared_base(), recipe, Path(request.offload)), request.prepared_base(), recipe
-    )
+    model = add_adapter(load_base(request.prepared_base(), recipe, offload=None), request.prepared_base(), recipe)
     packed = PackedModel(model, recipe)
     if shared:
         for layer in model.get_base_model().model.layers:

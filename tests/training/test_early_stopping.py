@@ -120,7 +120,7 @@ def test_the_adapter_kept_is_the_one_that_measured_best_and_the_evaluation_measu
             adapters={"new": str(Path(request.attempt) / "adapter")},
             known={},
             output=str(tmp_path / "evaluation"),
-            offload=request.offload,
+            offload=str(tmp_path / "offload"),
             locks=request.locks,
         )
     )

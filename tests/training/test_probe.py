@@ -12,6 +12,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from ft_dagster.base import model_config
 from ft_dagster.training.estimate import memory_estimate
+from ft_dagster.training.memory import require_memory
 from ft_dagster.training.probe import fullest, try_batch
 from ft_dagster.training.products import decided
 from ft_dagster.training.progress import Progress, TrainingError
@@ -86,6 +87,20 @@ def test_the_batch_that_is_tried_is_of_the_longest_rows() -> None:
     rows = [{"input_ids": [1] * length, "lengths": [length]} for length in (3, 9, 5, 9)]
     assert [len(row["input_ids"]) for row in fullest(rows, 2)] == [9, 9]
     assert fullest(rows, 9) == [rows[1], rows[3], rows[2], rows[0]]
+
+
+def test_a_base_that_does_not_fit_on_the_gpu_is_refused_before_weights_are_loaded(
+    request_for: Requests, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = request_for(base={"dtype": "bfloat16"})
+    base, recipe = request.prepared_base(), request.resolved_recipe()
+    needed = memory_estimate(model_config(Path(base.folder)), recipe, on_gpu=True)
+    monkeypatch.setattr("ft_dagster.training.memory.device", lambda: torch.device("cuda"))
+    monkeypatch.setattr("ft_dagster.training.memory.available_memory", lambda: round(needed.total / 1.3))
+    with pytest.raises(TrainingError, match=r"This training does not fit: .* of the GPU's memory are there\."):
+        require_memory(base, recipe)
+    monkeypatch.setattr("ft_dagster.training.memory.available_memory", lambda: needed.total)
+    assert require_memory(base, recipe) == needed
 
 
 def test_of_several_passes_the_last_one_counts(monkeypatch: pytest.MonkeyPatch) -> None:
