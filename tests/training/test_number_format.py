@@ -85,7 +85,7 @@ def test_cores_that_a_control_group_withholds_do_not_count(tmp_path: Path, monke
 
 
 Requests = Callable[..., TrainingRequest]
-SHORT = {"training": {"epochs": 2, "save_every": 1}, "lora": {"dropout": 0.0}}
+SHORT = {"training": {"epochs": 1, "save_every": 1}, "lora": {"dropout": 0.0}}
 
 
 def on(monkeypatch: pytest.MonkeyPatch, rates: ProductRates) -> None:
