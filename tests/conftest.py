@@ -299,6 +299,7 @@ def request_for(dataset: Path, tiny_recipe: dict[str, Any], tmp_path: Path) -> C
             attempt=str(tmp_path / attempt),
             logs=str(tmp_path / "logs"),
             locks=str(tmp_path / "locks"),
+            cache=str(remember_machine(tmp_path / "cache")),
             speeds=str(tmp_path / "speeds"),
             lineage={"dataset": version},
         )

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from machines import remember_machine
 
 from ft_dagster.base import prepare_base
 from ft_dagster.recipe import resolve_recipe
@@ -29,6 +30,7 @@ def trained(
             attempt=str(tmp_path / "attempt"),
             logs=str(tmp_path / "logs"),
             locks=str(tmp_path / "locks"),
+            cache=str(remember_machine(tmp_path / "cache")),
         )
         train(request, lambda _: None)
         return request

@@ -17,7 +17,7 @@ def last_step(attempt: Path) -> int:
 
 
 def test_they_go_on_exactly_where_they_were(request_for: Callable[..., TrainingRequest]) -> None:
-    parts = asked(2, {"lora": {"dropout": 0.1}}, epochs=6, save_every=2)
+    parts = asked(2, {"lora": {"dropout": 0.1}}, epochs=3, save_every=2)
     undisturbed, stopped = request_for("undisturbed", **parts), request_for("stopped", **parts)
     expected = made(undisturbed)
     attempt = Path(stopped.attempt)
