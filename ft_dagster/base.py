@@ -19,6 +19,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from ft_dagster.errors import UserError
 from ft_dagster.hashing import digest, file_digest
 from ft_dagster.recipe import Base
 from ft_dagster.runtime.parent import dying_with
@@ -34,7 +35,7 @@ _FORMAT = 3
 """Raised when prepared folders are made or hashed in another way: those made before are then left alone."""
 
 
-class BaseModelError(Exception):
+class BaseModelError(UserError):
     """The base model is not here, or is not the one that was asked for."""
 
 

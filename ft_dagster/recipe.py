@@ -17,6 +17,7 @@ from typing import Annotated, Any, Final, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
+from ft_dagster.errors import UserError
 from ft_dagster.recipe_part import Part
 
 DEFAULT_RECIPE = "smollm2-135m"
@@ -26,7 +27,7 @@ _BEFORE_AUTO = "bfloat16"
 """The default of `base.dtype` before there was `auto`."""
 
 
-class RecipeError(Exception):
+class RecipeError(UserError):
     """A recipe that cannot be used; the message names the field and what to do."""
 
 

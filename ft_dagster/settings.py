@@ -11,10 +11,11 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from ft_dagster.errors import UserError
 from ft_dagster.recipe import DEFAULT_RECIPE
 
 
-class SettingsError(Exception):
+class SettingsError(UserError):
     """The environment or `.env` cannot be used; the message names the variable and the file."""
 
 

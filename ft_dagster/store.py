@@ -24,12 +24,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ft_dagster.errors import UserError
 from ft_dagster.hashing import digest, file_digest
 
 MANIFEST = "artifact.json"
 
 
-class StoreError(Exception):
+class StoreError(UserError):
     """Something in the store is missing or is not what its name says."""
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from ft_dagster.errors import UserError
 from ft_dagster.hashing import file_digest
 from ft_dagster.secrets import child_environment, redacted
 
@@ -18,7 +19,7 @@ _OTHER_BYTES = "DO NOT MATCH THE HASHES"
 _MOST_LINES = 6
 
 
-class WheelError(Exception):
+class WheelError(UserError):
     """The wheel cannot be fetched, or is not the pinned one; the message says what to do."""
 
 

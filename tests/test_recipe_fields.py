@@ -20,6 +20,7 @@ from ft_dagster.corpus.sections import make_sections
 from ft_dagster.corpus.snapshot import take_snapshot
 from ft_dagster.defs.adapter_evaluation import _take_in
 from ft_dagster.defs.stages import LORA_ADAPTER, SECTIONS, describe
+from ft_dagster.errors import TrainingError
 from ft_dagster.evaluation.evaluate import evaluate
 from ft_dagster.evaluation.request import EvaluationRequest
 from ft_dagster.evaluation.slices import load_slices
@@ -30,7 +31,6 @@ from ft_dagster.tokens.dataset import all_documents, choose_split, make_dataset
 from ft_dagster.tokens.held_out import Pinned
 from ft_dagster.training.manifest import read_manifest
 from ft_dagster.training.model import add_adapter, load_base
-from ft_dagster.training.progress import TrainingError
 from ft_dagster.training.request import TrainingRequest, adapter_to_go_on_from
 from ft_dagster.training.train import train
 

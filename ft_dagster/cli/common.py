@@ -9,39 +9,17 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from ft_dagster.base import BaseModelError
-from ft_dagster.corpus.files import CorpusError
-from ft_dagster.recipe import RecipeError
-from ft_dagster.release.lineage import LineageError
-from ft_dagster.release.released import ReleaseError
-from ft_dagster.release.tracking import TrackingError
+from ft_dagster.errors import UserError
 from ft_dagster.secrets import secrets_kept
-from ft_dagster.settings import SettingsError
-from ft_dagster.store import StoreError
-from ft_dagster.training.manifest import AdapterError
-from ft_dagster.training.number_format import UnknownRatesError
 
 FAILED, SOMETHING_TO_DO, INTERRUPTED = 1, 2, 130
-_BAD_INPUT = (
-    CorpusError,
-    RecipeError,
-    BaseModelError,
-    StoreError,
-    SettingsError,
-    AdapterError,
-    ReleaseError,
-    LineageError,
-    TrackingError,
-    UnknownRatesError,
-    OSError,
-)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, for scripts.")]
 
 
 @contextmanager
 def errors_said(console: Console) -> Iterator[None]:
-    """Errors that a user can mend become one line; an interruption its own exit code."""
+    """Errors that a person can fix become one line; an interruption gets an exit code of its own."""
     try:
         with secrets_kept():
             yield
@@ -51,7 +29,7 @@ def errors_said(console: Console) -> Iterator[None]:
         from ft_dagster.defs.room import about_room
 
         room = about_room(str(error))
-        if room is None and not isinstance(error, _BAD_INPUT):
+        if room is None and not isinstance(error, (UserError, OSError)):
             raise
         said = f"{type(error).__name__}: {error}" + (f"\n{room}" if room else "")
         console.print(said, highlight=False, soft_wrap=True, markup=False, style="red")

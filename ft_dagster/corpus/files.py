@@ -8,13 +8,14 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from ft_dagster.errors import UserError
 from ft_dagster.hashing import digest
 
 Kind = Literal["markdown", "json"]
 SUFFIXES: dict[Kind, tuple[str, ...]] = {"markdown": (".md", ".markdown"), "json": (".json",)}
 
 
-class CorpusError(Exception):
+class CorpusError(UserError):
     """The reports cannot be used as they are; the message names the file, the reason and the next step."""
 
 

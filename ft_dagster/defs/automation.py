@@ -11,8 +11,7 @@ from datetime import UTC, datetime
 
 import dagster as dg
 
-from ft_dagster.base import BaseModelError
-from ft_dagster.corpus.files import CorpusError, require_reports
+from ft_dagster.corpus.files import require_reports
 from ft_dagster.corpus.index import changed_since
 from ft_dagster.defs.external import look, record
 from ft_dagster.defs.lag import report_lag
@@ -32,13 +31,11 @@ from ft_dagster.defs.runs import (
 )
 from ft_dagster.defs.stages import BLOCKED, cause_of, stale_stages
 from ft_dagster.defs.workspace import Workspace
+from ft_dagster.errors import UserError
 from ft_dagster.evaluation.slices import load_slices
-from ft_dagster.recipe import RecipeError
 from ft_dagster.secrets import keeping_secrets
 from ft_dagster.settings import Settings, load_settings
-from ft_dagster.store import StoreError
 
-_UNUSABLE = (CorpusError, RecipeError, BaseModelError, StoreError)
 _ATTEMPTS = 2
 """A run that failed is tried once more for the same cause; then it waits for another cause, or for a person."""
 _NIGHTLY = "0 3 * * *"
@@ -54,7 +51,7 @@ def decide(instance: dg.DagsterInstance, settings: Settings, workspace: Workspac
     """Whether a run is due now: for which stages and why, or why not."""
     try:
         return _decide(instance, settings, workspace)
-    except _UNUSABLE as error:
+    except UserError as error:
         return dg.SkipReason(str(error))
 
 
@@ -110,7 +107,7 @@ def _decide(instance: dg.DagsterInstance, settings: Settings, workspace: Workspa
 @keeping_secrets
 def keep_up_to_date(context: dg.SensorEvaluationContext, workspace: Workspace) -> dg.RunRequest | dg.SkipReason:
     decision = decide(context.instance, workspace.settings, workspace)
-    with suppress(*_UNUSABLE):  # said by the decision
+    with suppress(UserError):  # the decision says it
         report_lag(context.instance, workspace)
     return decision
 

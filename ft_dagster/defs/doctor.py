@@ -19,6 +19,7 @@ from ft_dagster.defs.executors import executor_for
 from ft_dagster.defs.instance import has_instance, instance_to_read
 from ft_dagster.defs.k8s_pods import load_pods
 from ft_dagster.defs.workspace import GPU_POOL
+from ft_dagster.errors import UserError
 from ft_dagster.recipe import Recipe, RecipeError, load_recipe
 from ft_dagster.secrets import child_environment
 from ft_dagster.settings import Settings, SettingsError
@@ -218,7 +219,7 @@ def _pool(settings: Settings) -> Finding:
     try:
         with instance_to_read(settings) as instance:
             limit = _limit(instance)
-    except (StoreError, SettingsError) as error:  # a newer version's, or a server that does not answer
+    except UserError as error:  # a newer version's, or a server that does not answer
         return Finding("pool gpu", "problem", str(error))
     if limit == devices:
         return Finding("pool gpu", "ok", f"{limit} slot(s) for {devices} device(s)")

@@ -12,8 +12,9 @@ import dagster as dg
 
 from ft_dagster import formats
 from ft_dagster.defs.workspace import GPU_POOL
+from ft_dagster.errors import UserError
 from ft_dagster.settings import Settings, SettingsError
-from ft_dagster.store import StoreError, write_atomically
+from ft_dagster.store import write_atomically
 from ft_dagster.training.lease import visible_devices
 
 _HOST = "DAGSTER_POSTGRES_HOST"
@@ -139,5 +140,5 @@ if __name__ == "__main__":  # `make dev`: prepare DAGSTER_HOME and print it
         if ended := end_leftovers(home):
             print(f"Ended {ended}: servers of a `make dev` that was killed.", file=sys.stderr)  # noqa: T201
         print(home)  # noqa: T201
-    except (SettingsError, StoreError) as error:
+    except UserError as error:
         sys.exit(str(error))

@@ -17,11 +17,11 @@ from ft_dagster.defs.stages import (
     input_artifact,
 )
 from ft_dagster.defs.workspace import Workspace
+from ft_dagster.errors import UserError
 from ft_dagster.evaluation.verdict import WITHDRAWN
 from ft_dagster.release.lineage import release_history
-from ft_dagster.release.released import ReleaseError
 from ft_dagster.release.tracking import TrackingError, track
-from ft_dagster.store import Artifact, StoreError
+from ft_dagster.store import Artifact
 
 
 class Override(dg.Config):
@@ -74,7 +74,7 @@ def _decision(config: Override, evaluation: Artifact, workspace: Workspace) -> t
     if config.promote:
         try:
             return store.match(LORA_ADAPTER.name, config.promote), override(config.why, PROMOTED)
-        except (StoreError, ReleaseError) as error:
+        except UserError as error:
             raise dg.Failure(str(error)) from error
     if evaluation.about["adapter"] in workspace.releases.withdrawn():  # since it was judged, perhaps
         return None, WITHDRAWN.to_json()

@@ -4,6 +4,7 @@ import logging
 import sys
 from pathlib import Path
 
+from ft_dagster.errors import UserError
 from ft_dagster.evaluation.request import EvaluationRequest
 from ft_dagster.training.allocator import keep_freed_memory, spin_briefly
 from ft_dagster.training.lease import leased
@@ -23,16 +24,11 @@ def main(request_path: Path) -> int:
 def _measure(request: EvaluationRequest) -> int:
     compile_nothing(request.resolved_recipe())
     import_quickly("ft_dagster.evaluation.evaluate")
-    from ft_dagster.base import BaseModelError
-    from ft_dagster.corpus.files import CorpusError
     from ft_dagster.evaluation.evaluate import evaluate
-    from ft_dagster.recipe import RecipeError
-    from ft_dagster.training.manifest import AdapterError
-    from ft_dagster.training.progress import TrainingError
 
     try:
         evaluate(request)
-    except (AdapterError, BaseModelError, TrainingError, RecipeError, CorpusError) as error:
+    except UserError as error:
         print(error, file=sys.stderr)  # noqa: T201
         return 1
     except Exception as error:

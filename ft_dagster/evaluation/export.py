@@ -17,19 +17,19 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, PreTrainedModel
 
-from ft_dagster.base import BaseModelError, PreparedBase, model_config
+from ft_dagster.base import PreparedBase, model_config
+from ft_dagster.errors import UserError
 from ft_dagster.evaluation.request import ExportRequest
 from ft_dagster.recipe import Recipe, resolve_recipe
-from ft_dagster.store import Artifact, StoreError, with_usual_rights, write_atomically
+from ft_dagster.store import Artifact, with_usual_rights, write_atomically
 from ft_dagster.tokens.dataset import load_shards
 from ft_dagster.training.adapter import load_adapter
 from ft_dagster.training.allocator import keep_freed_memory, spin_briefly
 from ft_dagster.training.machine import memory_for_process
-from ft_dagster.training.manifest import MANIFEST, AdapterError
+from ft_dagster.training.manifest import MANIFEST
 from ft_dagster.training.model import load_base
 from ft_dagster.training.packed_model import PackedModel
 from ft_dagster.training.products import decided
-from ft_dagster.training.progress import TrainingError
 from ft_dagster.training.scoring import score
 
 MERGED = "merged.json"
@@ -132,7 +132,7 @@ def main(path: Path) -> int:
     logging.basicConfig(level=logging.WARNING)
     try:
         export(ExportRequest(**json.loads(path.read_bytes())))
-    except (AdapterError, BaseModelError, TrainingError, StoreError) as error:
+    except UserError as error:
         print(error, file=sys.stderr)  # noqa: T201
         return 1
     except torch.OutOfMemoryError as error:

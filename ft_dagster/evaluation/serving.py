@@ -28,11 +28,9 @@ from transformers.cli.serving.systemone import SystemOneHandler
 from transformers.cli.serving.transcription import TranscriptionHandler
 from transformers.cli.serving.utils import GenerationState
 
-from ft_dagster.base import BaseModelError
-from ft_dagster.recipe import RecipeError
+from ft_dagster.errors import UserError
 from ft_dagster.settings import Settings, load_settings
 from ft_dagster.training.adapter import load_released
-from ft_dagster.training.manifest import AdapterError
 
 NAME = "released"
 """What a request calls the model."""
@@ -117,7 +115,7 @@ async def _as_openai_says_it(_: Request, error: HTTPException) -> JSONResponse:
     return JSONResponse({"error": {"message": error.detail, "code": error.status_code}}, error.status_code)
 
 
-class ServeError(Exception):
+class ServeError(UserError):
     """It cannot be served there; the message says what to do."""
 
 
@@ -168,7 +166,7 @@ def main() -> int:
     try:
         with listen(options.host, options.port) as listener:
             asyncio.run(serve(load_settings(), listener))
-    except (ServeError, AdapterError, BaseModelError, RecipeError) as error:
+    except UserError as error:
         print(error, file=sys.stderr)  # noqa: T201
         return 1
     except KeyboardInterrupt:  # uvicorn has ended in order, and passes it on

@@ -17,6 +17,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, TextStreamer, s
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging
 
+from ft_dagster.errors import UserError
 from ft_dagster.evaluation.request import TalkRequest
 from ft_dagster.training.adapter import load_for_use
 
@@ -49,7 +50,7 @@ def talk(request: TalkRequest, console: Console) -> None:
         print(json.dumps(answers, ensure_ascii=False, indent=1))  # noqa: T201
 
 
-class TalkError(Exception):
+class TalkError(UserError):
     """The model cannot be talked to in this way; the message says why."""
 
 

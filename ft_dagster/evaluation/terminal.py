@@ -11,6 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from ft_dagster.errors import UserError
 from ft_dagster.evaluation.request import TalkRequest
 from ft_dagster.training.allocator import keep_freed_memory
 
@@ -21,15 +22,12 @@ def main(path: Path) -> int:
     logging.disable(logging.WARNING)
     import torch
 
-    from ft_dagster.base import BaseModelError
-    from ft_dagster.evaluation.talk import TalkError, talk
-    from ft_dagster.training.manifest import AdapterError
-    from ft_dagster.training.progress import TrainingError
+    from ft_dagster.evaluation.talk import talk
 
     console = Console(stderr=True)
     try:
         talk(TalkRequest(**json.loads(path.read_bytes())), console)
-    except (BaseModelError, AdapterError, TalkError, TrainingError) as error:
+    except UserError as error:
         console.print(str(error), style="red", soft_wrap=True, markup=False, highlight=False)
         return 1
     except torch.OutOfMemoryError as error:

@@ -18,6 +18,7 @@ from ft_dagster.corpus.sections import KIND as SECTIONS
 from ft_dagster.corpus.sections import stored_chapters, stored_shards
 from ft_dagster.corpus.snapshot import KIND as SNAPSHOT
 from ft_dagster.corpus.snapshot import snapshot_files
+from ft_dagster.errors import UserError
 from ft_dagster.evaluation.request import KIND as EVALUATION
 from ft_dagster.evaluation.request import NEW
 from ft_dagster.evaluation.slices import SHIPPED
@@ -29,7 +30,7 @@ from ft_dagster.training.manifest import Manifest, stored_manifest
 from ft_dagster.training.request import KIND as ADAPTER
 
 
-class LineageError(Exception):
+class LineageError(UserError):
     """A question about lineage that cannot be answered; the message says why."""
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from ft_dagster.errors import UserError
 from ft_dagster.hashing import digest
 from ft_dagster.settings import Settings
 from ft_dagster.shared_store import open_store
@@ -30,7 +31,7 @@ CODE_VERSION = "1"
 """Raised by hand when the same verdict would leave another released adapter."""
 
 
-class ReleaseError(Exception):
+class ReleaseError(UserError):
     """The released adapter cannot be switched; the message says what to do."""
 
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ft_dagster.errors import UserError
 from ft_dagster.release.lineage import flat, last_evaluations
 from ft_dagster.release.released import Releases
 from ft_dagster.secrets import redacted
@@ -40,7 +41,7 @@ _PATIENCE = {
 """Of MLflow's client, unless the environment says otherwise: its own waits for minutes."""
 
 
-class TrackingError(Exception):
+class TrackingError(UserError):
     """The MLflow server could not be told; the message says why. Nothing else depends on it."""
 
 

@@ -13,9 +13,10 @@ from typing import Any
 
 from dagster_pipes import PipesContext, open_dagster_pipes  # the protocol alone: it does not import Dagster
 
+from ft_dagster.errors import UserError
 from ft_dagster.runtime.parent import die_with_parent
 from ft_dagster.training.allocator import keep_freed_memory, spin_briefly
-from ft_dagster.training.lease import LeaseError, leased
+from ft_dagster.training.lease import leased
 from ft_dagster.training.messages import report
 from ft_dagster.training.processes import (
     FAILED,
@@ -43,7 +44,7 @@ def main(request_path: Path) -> int:
             if processes == 1:
                 return _make(request, reports=True)
             return run_together("ft_dagster.training", request_path, processes, _threads(request) // processes)
-    except LeaseError as error:
+    except UserError as error:
         print(error, file=sys.stderr)  # noqa: T201
         return FAILED
 
@@ -61,9 +62,6 @@ def _make(request: TrainingRequest, reports: bool) -> int:
         import_quickly("ft_dagster.training.train")
         import torch
 
-        from ft_dagster.base import BaseModelError
-        from ft_dagster.training.manifest import AdapterError
-        from ft_dagster.training.progress import TrainingError
         from ft_dagster.training.ranks import joined
         from ft_dagster.training.train import InterruptedTrainingError, train
 
@@ -78,7 +76,7 @@ def _make(request: TrainingRequest, reports: bool) -> int:
             if reports:
                 print(f"Training {stopped}; the next run goes on from there.", file=sys.stderr)  # noqa: T201
             return INTERRUPTED
-        except (TrainingError, AdapterError, BaseModelError) as error:
+        except UserError as error:
             print(error, file=sys.stderr)  # noqa: T201
             return FAILED
         except torch.OutOfMemoryError as error:

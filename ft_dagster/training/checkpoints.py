@@ -16,10 +16,10 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_pt_utils import safe_globals
 
+from ft_dagster.errors import TrainingError
 from ft_dagster.training import ranks
 from ft_dagster.training.attempt_format import write_format
 from ft_dagster.training.attempts import COMPLETE, last_checkpoint, mark_complete
-from ft_dagster.training.progress import TrainingError
 from ft_dagster.training.shared_checkpoints import SharedCheckpoints
 
 _PICKLES = (".pt", ".pth", ".bin")

@@ -12,9 +12,9 @@ from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ft_dagster.errors import TrainingError
 from ft_dagster.store import write_atomically
 from ft_dagster.training import ranks
-from ft_dagster.training.progress import TrainingError
 
 _MEASURED = "held_out.json"
 _BEST = "best.safetensors"

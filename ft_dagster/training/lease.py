@@ -18,6 +18,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from ft_dagster.errors import UserError
+
 log = logging.getLogger(__name__)
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 _POLL_SECONDS = 0.25
@@ -26,7 +28,7 @@ _LISTED = re.compile(
 )
 
 
-class LeaseError(Exception):
+class LeaseError(UserError):
     """There are not as many devices as were asked for."""
 
 

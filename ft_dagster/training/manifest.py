@@ -10,6 +10,7 @@ from typing import Any
 
 from ft_dagster import __version__
 from ft_dagster.base import PreparedBase, base_version, prepare_base
+from ft_dagster.errors import UserError
 from ft_dagster.hashing import file_digest
 from ft_dagster.recipe import Base, Recipe, resolve_recipe
 from ft_dagster.settings import Settings
@@ -20,7 +21,7 @@ _LIBRARIES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "da
 _BOUND_TO = {"weights": "other weights", "tokenizer": "another tokenizer", "template": "another chat template"}
 
 
-class AdapterError(Exception):
+class AdapterError(UserError):
     """An adapter that cannot be used here; the message says why and what to do."""
 
 

@@ -6,13 +6,13 @@ from pathlib import Path
 import torch
 
 from ft_dagster.base import PreparedBase, model_config
+from ft_dagster.errors import TrainingError
 from ft_dagster.recipe import Recipe
 from ft_dagster.training import ranks
 from ft_dagster.training.device import device
 from ft_dagster.training.estimate import CUDA_CONTEXT, MemoryEstimate, memory_estimate
 from ft_dagster.training.fitting import MARGIN, advice
 from ft_dagster.training.machine import memory_for_process
-from ft_dagster.training.progress import TrainingError
 from ft_dagster.training.shape import UnknownModelError
 
 log = logging.getLogger(__name__)

@@ -12,12 +12,12 @@ from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_t
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, set_seed
 
 from ft_dagster.base import PreparedBase, verify_base
+from ft_dagster.errors import TrainingError
 from ft_dagster.recipe import Lora, Recipe
 from ft_dagster.training import ranks
 from ft_dagster.training.device import device
 from ft_dagster.training.pissa import start_from_principal_components
 from ft_dagster.training.products import decided
-from ft_dagster.training.progress import TrainingError
 
 
 def quantization_config(recipe: Recipe) -> BitsAndBytesConfig | None:

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+from ft_dagster.errors import UserError
 from ft_dagster.hashing import digest
 from ft_dagster.recipe import AUTO, Recipe
 from ft_dagster.secrets import child_environment
@@ -35,7 +36,7 @@ _FORCED = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS
 """Variables that make the libraries use fewer of a processor's instructions than it has."""
 
 
-class UnknownRatesError(Exception):
+class UnknownRatesError(UserError):
     """The machine's products could not be timed; the message says why."""
 
 

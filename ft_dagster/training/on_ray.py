@@ -24,6 +24,7 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torch.distributed import is_nccl_available
 
+from ft_dagster.errors import UserError
 from ft_dagster.settings import load_settings
 from ft_dagster.training.attempts import attempt_in
 from ft_dagster.training.messages import report
@@ -67,17 +68,14 @@ def work(told: Any, request: TrainingRequest) -> None:
     logging.basicConfig(level=logging.INFO if first else logging.WARNING, format=_FORMAT)
     from torch import OutOfMemoryError
 
-    from ft_dagster.base import BaseModelError
     from ft_dagster.training.allocator import keep_freed_memory
-    from ft_dagster.training.manifest import AdapterError
-    from ft_dagster.training.progress import TrainingError
     from ft_dagster.training.train import train
 
     keep_freed_memory()
     os.environ.pop("ACCELERATE_TORCH_DEVICE", None)  # Ray's choice, a GPU wherever it was asked for one; ours looks
     try:
         train(request, told.tell.remote)
-    except (TrainingError, AdapterError, BaseModelError, OutOfMemoryError) as error:
+    except (UserError, OutOfMemoryError) as error:
         ray.get(told.refuse.remote(str(error)))
 
 

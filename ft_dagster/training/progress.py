@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ft_dagster.errors import TrainingError
 from ft_dagster.store import write_atomically
 from ft_dagster.training import ranks
 from ft_dagster.training.messages import WARNING
@@ -28,10 +29,6 @@ _MESSAGES = 50
 
 
 log = logging.getLogger(__name__)
-
-
-class TrainingError(Exception):
-    """Training cannot go on; the message says what to change."""
 
 
 def peak_memory() -> int:

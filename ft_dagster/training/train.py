@@ -23,6 +23,7 @@ from transformers import (
 from transformers.trainer import TRAINER_STATE_NAME
 
 from ft_dagster.base import model_config
+from ft_dagster.errors import TrainingError
 from ft_dagster.recipe import Recipe
 from ft_dagster.store import Artifact, write_atomically
 from ft_dagster.tokens.dataset import load_rows, load_shards
@@ -36,7 +37,7 @@ from ft_dagster.training.memory import require_memory
 from ft_dagster.training.model import add_adapter, load_base, trainable_parameters
 from ft_dagster.training.packed_model import PackedModel
 from ft_dagster.training.probe import Probe, Trial, fullest
-from ft_dagster.training.progress import Progress, TrainingError, peak_memory
+from ft_dagster.training.progress import Progress, peak_memory
 from ft_dagster.training.request import CODE_VERSION, RESULT, TrainingRequest
 from ft_dagster.training.rows import collate, loss_weights
 from ft_dagster.training.scoring import score

@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, set_seed
 
 from ft_dagster.base import PreparedBase, prepare_base
+from ft_dagster.errors import TrainingError
 from ft_dagster.recipe import Recipe, resolve_recipe
 from ft_dagster.training.adapter import load_adapter
 from ft_dagster.training.model import add_adapter, load_base, trainable_parameters
-from ft_dagster.training.progress import TrainingError
 from ft_dagster.training.request import TrainingRequest
 from ft_dagster.training.train import train
 

@@ -11,11 +11,12 @@ import torch
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from ft_dagster.base import model_config
+from ft_dagster.errors import TrainingError
 from ft_dagster.training.estimate import memory_estimate
 from ft_dagster.training.memory import require_memory
 from ft_dagster.training.probe import fullest, try_batch
 from ft_dagster.training.products import decided
-from ft_dagster.training.progress import Progress, TrainingError
+from ft_dagster.training.progress import Progress
 from ft_dagster.training.request import PROGRESS, TrainingRequest
 from ft_dagster.training.speeds import recall_speed, speed_key
 from ft_dagster.training.train import train

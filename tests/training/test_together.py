@@ -60,7 +60,7 @@ def test_a_base_that_is_shared_out_has_the_loss_and_gradients_of_a_whole_one(
 
 
 def test_one_process_where_two_were_asked_for_is_refused(request_for: Callable[..., TrainingRequest]) -> None:
-    from ft_dagster.training.progress import TrainingError
+    from ft_dagster.errors import TrainingError
     from ft_dagster.training.train import train
 
     with pytest.raises(TrainingError, match=r"asks for 2 processes.*and 1 train"):

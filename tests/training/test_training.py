@@ -16,6 +16,7 @@ from trainings import start, wait_until, weights
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ft_dagster.base import BaseModelError
+from ft_dagster.errors import TrainingError
 from ft_dagster.recipe import Recipe, resolve_recipe
 from ft_dagster.store import Artifact, Store
 from ft_dagster.tokens.dataset import DatasetShard, all_documents, load_rows
@@ -25,7 +26,6 @@ from ft_dagster.training.lease import CPU
 from ft_dagster.training.model import add_adapter, load_base
 from ft_dagster.training.packed_model import PackedModel
 from ft_dagster.training.processes import FAILED, out_of_room
-from ft_dagster.training.progress import TrainingError
 from ft_dagster.training.request import RESULT, WEIGHTS, TrainingRequest, training_key
 from ft_dagster.training.rows import IGNORED, collate
 from ft_dagster.training.train import train
