@@ -1,11 +1,9 @@
 """`ft-dagster generate`, `chat` and `serve`: the models answer, in a process of their own."""
 
-import json
 import os
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
@@ -78,8 +76,7 @@ def _talk(beginning: str, **options: Any) -> None:
             base.to_json(), recipe.model_dump(mode="json"), str(folder), str(settings.offload), **options
         )
         with tempfile.TemporaryDirectory() as scratch:
-            path = Path(scratch) / "request.json"
-            path.write_text(json.dumps(asdict(request)), "utf-8")
+            path = request.write(Path(scratch) / "request.json")
             command = [sys.executable, "-m", "ft_dagster.evaluation.terminal", str(path)]
             done = subprocess.run(command, env=child_environment(), check=False)
     raise typer.Exit(done.returncode)

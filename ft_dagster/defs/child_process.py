@@ -20,9 +20,9 @@ import dagster as dg
 from pydantic import PrivateAttr
 
 from ft_dagster.defs.runs import has_ended
+from ft_dagster.runtime.child import LESS_MEMORY
 from ft_dagster.runtime.parent import dying_with
 from ft_dagster.secrets import child_environment
-from ft_dagster.training.processes import LESS_MEMORY
 
 _POLL_SECONDS = 0.25
 _ASK_SECONDS = 5.0

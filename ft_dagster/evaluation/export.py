@@ -10,7 +10,6 @@ import gc
 import json
 import logging
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,9 @@ import torch
 from transformers import AutoTokenizer, PreTrainedModel
 
 from ft_dagster.base import PreparedBase, model_config
-from ft_dagster.errors import UserError
 from ft_dagster.evaluation.request import ExportRequest
 from ft_dagster.recipe import Recipe, resolve_recipe
+from ft_dagster.runtime.child import TRAINING_MAY_USE_IT, exit_code, run_child
 from ft_dagster.store import Artifact, with_usual_rights, write_atomically
 from ft_dagster.tokens.dataset import load_shards
 from ft_dagster.training.adapter import load_adapter
@@ -126,20 +125,18 @@ def _unquantized(recipe: Recipe) -> Recipe:
     return resolve_recipe(content)
 
 
-def main(path: Path) -> int:
-    spin_briefly()
-    keep_freed_memory()
-    logging.basicConfig(level=logging.WARNING)
-    try:
-        export(ExportRequest(**json.loads(path.read_bytes())))
-    except UserError as error:
-        print(error, file=sys.stderr)  # noqa: T201
-        return 1
-    except torch.OutOfMemoryError as error:
-        print(f"{error}\nThe GPU has too little memory; a training may be using it.", file=sys.stderr)  # noqa: T201
-        return 1
-    return 0
+def main(request_path: Path) -> int:
+    """Merge, and give the exit code."""
+    logging.getLogger().setLevel(logging.WARNING)
+
+    def merge() -> int:
+        spin_briefly()
+        keep_freed_memory()
+        export(ExportRequest.read(request_path))
+        return 0
+
+    return exit_code(merge, request_path.parent, advice=TRAINING_MAY_USE_IT)
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    run_child("ft_dagster.evaluation.export", main)

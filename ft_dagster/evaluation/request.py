@@ -1,16 +1,14 @@
 """What an evaluation process is asked to measure, as one JSON file, and what it measured."""
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ft_dagster.base import PreparedBase
 from ft_dagster.evaluation.slices import Slice
 from ft_dagster.hashing import digest
-from ft_dagster.recipe import AUTO, Recipe, resolve_recipe
-from ft_dagster.store import write_atomically
+from ft_dagster.recipe import AUTO, Recipe
+from ft_dagster.training.request import ModelRequest
 
 KIND = "adapter_evaluation"
 """What the store calls an evaluation."""
@@ -73,15 +71,11 @@ def measured_by(held_out_version: str, base: Mapping[str, str], recipe: Recipe, 
 
 
 @dataclass(frozen=True)
-class EvaluationRequest:
-    """Models to compare: the base, and adapters on it."""
+class EvaluationRequest(ModelRequest):
+    """Models to compare: the base, and adapters on it. The recipe's number format is decided."""
 
-    base: dict[str, str]
-    """A PreparedBase."""
     dataset: str
     """Folder of the dataset's artifact."""
-    recipe: dict[str, Any]
-    """The resolved recipe, its number format decided."""
     adapters: dict[str, str]
     """Name -> folder of those to measure; `new`, and `released` where there is one on the same base."""
     known: dict[str, Any]
@@ -95,33 +89,14 @@ class EvaluationRequest:
     texts: dict[str, Any] = field(default_factory=dict)
     """Kind -> `files` and `folder` of a Slice: texts beside the reports."""
 
-    def prepared_base(self) -> PreparedBase:
-        return PreparedBase(**self.base)
-
     def slices(self) -> dict[str, Slice]:
         return {kind: Slice(kind, found["files"], Path(found["folder"])) for kind, found in self.texts.items()}
 
-    def resolved_recipe(self) -> Recipe:
-        return resolve_recipe(self.recipe)
-
-    def write(self, path: Path) -> Path:
-        """Write the request where the evaluation process will read it."""
-        write_atomically(path, json.dumps(asdict(self), indent=1, ensure_ascii=False))
-        return path
-
-    @classmethod
-    def read(cls, path: Path) -> "EvaluationRequest":
-        return cls(**json.loads(path.read_bytes()))
-
 
 @dataclass(frozen=True)
-class TalkRequest:
-    """An adapter to talk to, and how."""
+class TalkRequest(ModelRequest):
+    """An adapter to talk to, and how. The recipe is the adapter's."""
 
-    base: dict[str, str]
-    """A PreparedBase."""
-    recipe: dict[str, Any]
-    """The adapter's resolved recipe."""
     adapter: str
     """Its folder."""
     offload: str
@@ -137,20 +112,11 @@ class TalkRequest:
     repetition_penalty: float = 1.1
     seed: int | None = None
 
-    def prepared_base(self) -> PreparedBase:
-        return PreparedBase(**self.base)
-
-    def resolved_recipe(self) -> Recipe:
-        return resolve_recipe(self.recipe)
-
 
 @dataclass(frozen=True)
-class ExportRequest:
-    """An adapter to be merged into its base."""
+class ExportRequest(ModelRequest):
+    """An adapter to be merged into its base. The recipe is the adapter's, its number format decided."""
 
-    base: dict[str, str]
-    recipe: dict[str, Any]
-    """The adapter's resolved recipe, its number format decided."""
     adapter: str
     """Its folder."""
     dataset: str | None
@@ -159,9 +125,3 @@ class ExportRequest:
     """Folder of the merged model; made here."""
     offload: str
     threads: int | None = None
-
-    def prepared_base(self) -> PreparedBase:
-        return PreparedBase(**self.base)
-
-    def resolved_recipe(self) -> Recipe:
-        return resolve_recipe(self.recipe)

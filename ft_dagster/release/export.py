@@ -5,7 +5,6 @@ import json
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +63,7 @@ def export_merged(settings: Settings, beginning: str, folder: Path, gguf: str, c
             offload=str(settings.offload),
             threads=settings.threads,
         )
-        path = Path(scratch) / "request.json"
-        path.write_text(json.dumps(asdict(request)), "utf-8")
+        path = request.write(Path(scratch) / "request.json")
         with console.status("Merging and measuring ..."):
             _run([sys.executable, "-m", "ft_dagster.evaluation.export", str(path)], "Merging")
         about = json.loads((output / "merged.json").read_bytes())

@@ -25,16 +25,15 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torch.distributed import is_nccl_available
 
 from ft_dagster.errors import UserError
+from ft_dagster.runtime.child import FAILED, LOG_FORMAT, exit_code, run_child
 from ft_dagster.settings import load_settings
 from ft_dagster.training.attempts import attempt_in
 from ft_dagster.training.messages import report
-from ft_dagster.training.processes import FAILED, INTERRUPTED
 from ft_dagster.training.request import RESULT, TrainingRequest
 
 log = logging.getLogger(__name__)
 _STARTS = 4
 _POLL_SECONDS = 0.5
-_FORMAT = "%(levelname)s %(name)s: %(message)s"
 _NO_END = str(10**9)
 """Seconds that workers wait for GPUs. Ray Train would ask anew each minute, and keep some of what it had asked for."""
 
@@ -65,7 +64,7 @@ class Told:
 def work(told: Any, request: TrainingRequest) -> None:
     """One of the processes that train; Ray has made them known to each other."""
     first = get_context().get_world_rank() == 0
-    logging.basicConfig(level=logging.INFO if first else logging.WARNING, format=_FORMAT)
+    logging.basicConfig(level=logging.INFO if first else logging.WARNING, format=LOG_FORMAT)
     from torch import OutOfMemoryError
 
     from ft_dagster.training.allocator import keep_freed_memory
@@ -80,7 +79,11 @@ def work(told: Any, request: TrainingRequest) -> None:
 
 
 def main(request_path: Path) -> int:
-    logging.basicConfig(level=logging.INFO, format=_FORMAT)
+    """Train by several processes, and give the exit code."""
+    return exit_code(lambda: _train(request_path), request_path.parent)
+
+
+def _train(request_path: Path) -> int:
     request = TrainingRequest.read(request_path)
     attempts = Path(request.attempt).parent
     with ExitStack() as held:
@@ -138,9 +141,4 @@ def _run(request: TrainingRequest, told: Any, pipes: PipesContext | None) -> Tra
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("usage: python -m ft_dagster.training.on_ray REQUEST.json")
-    try:
-        sys.exit(main(Path(sys.argv[1])))
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+    run_child("ft_dagster.training.on_ray", main)

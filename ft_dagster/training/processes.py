@@ -16,31 +16,9 @@ from typing import NoReturn
 
 import psutil
 
+from ft_dagster.runtime.child import FAILED, INTERRUPTED
 from ft_dagster.runtime.parent import dying_with
 from ft_dagster.training.request import RENDEZVOUS
-
-FAILED, INTERRUPTED = 1, 130
-"""Exit codes."""
-LESS_MEMORY = (
-    "Lower training.rows_per_device or tokens.block_length, set training.gradient_checkpointing: true or "
-    "base.quantization: nf4, or close other programs."
-)
-"""What to change where memory was too little. `training.fitting.advice` says more where it is known how little."""
-_NO_MEMORY = ("allocate memory", "out of memory")
-_NO_SPACE = ("no space left on device", "disk quota exceeded", "pytorchstreamwriter failed writing", "unexpected pos")
-
-
-def out_of_room(error: BaseException, folder: Path) -> str | None:
-    """What to do about an error that says that memory, or the disk of a folder, is full; None for any other.
-
-    Libraries wrap the system's error in classes of their own, so that its words are all there is to tell it by.
-    """
-    said = str(error).lower()
-    if isinstance(error, MemoryError) or any(part in said for part in _NO_MEMORY):
-        return f"Memory is too little for this recipe. {LESS_MEMORY}"
-    if any(part in said for part in _NO_SPACE):
-        return f"The disk that holds {folder} is full. Make space and run again: it goes on with what was finished."
-    return None
 
 
 def leave(code: int) -> NoReturn:

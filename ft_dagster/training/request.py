@@ -1,15 +1,14 @@
 """What a training process is asked to do, as one JSON file."""
 
-import json
 from collections.abc import Collection
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ft_dagster.base import PreparedBase
 from ft_dagster.hashing import digest
 from ft_dagster.recipe import Lora, Recipe, resolve_recipe
-from ft_dagster.store import write_atomically
+from ft_dagster.runtime.request import Request
 from ft_dagster.training.manifest import differences, read_manifest
 
 KIND = "lora_adapter"
@@ -77,16 +76,28 @@ def adapter_to_go_on_from(
 
 
 @dataclass(frozen=True)
-class TrainingRequest:
+class ModelRequest(Request):
+    """Something to do with a base model, by a recipe."""
+
+    base: dict[str, str]
+    """A PreparedBase."""
+    recipe: dict[str, Any]
+    """A resolved recipe."""
+
+    def prepared_base(self) -> PreparedBase:
+        return PreparedBase(**self.base)
+
+    def resolved_recipe(self) -> Recipe:
+        return resolve_recipe(self.recipe)
+
+
+@dataclass(frozen=True)
+class TrainingRequest(ModelRequest):
     """One adapter to make."""
 
     key: str
-    base: dict[str, str]
-    """A PreparedBase."""
     dataset: str
     """Folder of the dataset's artifact."""
-    recipe: dict[str, Any]
-    """The resolved recipe."""
     attempt: str
     """Folder for checkpoints and results, with the last checkpoint of the attempt before it to go on from."""
     logs: str
@@ -108,18 +119,3 @@ class TrainingRequest:
     """Id of the run that trains; it is in the file that tells how far training is."""
     checkpoints: str | None = None
     """URL in a bucket where checkpoints are kept for other machines; None where they stay on this one."""
-
-    def prepared_base(self) -> PreparedBase:
-        return PreparedBase(**self.base)
-
-    def resolved_recipe(self) -> Recipe:
-        return resolve_recipe(self.recipe)
-
-    def write(self, path: Path) -> Path:
-        """Write the request where the training process will read it."""
-        write_atomically(path, json.dumps(asdict(self), indent=1, ensure_ascii=False))
-        return path
-
-    @classmethod
-    def read(cls, path: Path) -> "TrainingRequest":
-        return cls(**json.loads(path.read_bytes()))

@@ -15,6 +15,7 @@ from ft_dagster.evaluation.evaluate import evaluate
 from ft_dagster.evaluation.request import EvaluationRequest, evaluation_key, measured_by
 from ft_dagster.evaluation.slices import Slice, load_slices
 from ft_dagster.recipe import Evaluation, RecipeError, load_recipe, resolve_recipe
+from ft_dagster.runtime.child import INTERRUPTED
 from ft_dagster.training.request import TrainingRequest
 from ft_dagster.training.train import train
 
@@ -130,5 +131,4 @@ def test_a_device_is_leased_before_a_library_looks_at_the_gpus(tmp_path: Path, m
     recipe = load_recipe("smollm2-135m").model_dump(mode="json")
     places = {name: str(tmp_path / name) for name in ("dataset", "output", "offload", "locks")}
     request = EvaluationRequest(base={}, recipe=recipe, adapters={}, known={}, **places)
-    with pytest.raises(KeyboardInterrupt):
-        evaluation.main(request.write(tmp_path / "request.json"))
+    assert evaluation.main(request.write(tmp_path / "request.json")) == INTERRUPTED

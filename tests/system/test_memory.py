@@ -60,7 +60,7 @@ def test_a_training_that_runs_out_of_memory_says_what_to_change(workspace: Path)
     done = run("sh", "-c", 'ulimit -v 4000000; exec "$@"', "sh")
     said = on_one_line(done.stderr)
     assert done.returncode == 1
-    assert "Memory is too little for this recipe. Lower training.rows_per_device or tokens.block_length" in said, said
+    assert "There is not enough memory. Lower training.rows_per_device or tokens.block_length" in said, said
     assert (workspace / WEIGHTS).read_bytes() == before
 
 

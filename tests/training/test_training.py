@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from ft_dagster.base import BaseModelError
 from ft_dagster.errors import TrainingError
 from ft_dagster.recipe import Recipe, resolve_recipe
+from ft_dagster.runtime.child import FAILED, exhausted
 from ft_dagster.store import Artifact, Store
 from ft_dagster.tokens.dataset import DatasetShard, all_documents, load_rows
 from ft_dagster.tokens.shard import Document
@@ -25,7 +26,6 @@ from ft_dagster.training.__main__ import main
 from ft_dagster.training.lease import CPU
 from ft_dagster.training.model import add_adapter, load_base
 from ft_dagster.training.packed_model import PackedModel
-from ft_dagster.training.processes import FAILED, out_of_room
 from ft_dagster.training.request import RESULT, WEIGHTS, TrainingRequest, training_key
 from ft_dagster.training.rows import IGNORED, collate
 from ft_dagster.training.train import train
@@ -250,9 +250,9 @@ def test_where_memory_cannot_be_had_training_ends_with_code_1_and_what_to_change
     assert main(request.write(Path(request.attempt) / "request.json")) == FAILED
     said = capsys.readouterr().err
     assert "can't allocate memory" in said
-    assert "Memory is too little for this recipe. Lower training.rows_per_device" in said
+    assert "There is not enough memory. Lower training.rows_per_device" in said
 
 
 @pytest.mark.parametrize("error", [ValueError("no memory of it"), RuntimeError("shapes do not match")])
 def test_other_errors_are_not_taken_for_a_lack_of_room(error: Exception, tmp_path: Path) -> None:
-    assert out_of_room(error, tmp_path) is None
+    assert exhausted(error, tmp_path) is None
