@@ -175,7 +175,7 @@ class Bucket:
 
     @contextmanager
     def _spoken(self) -> Iterator[None]:
-        """What goes wrong between here and the server, as one kind of error."""
+        """Translate the errors of the S3 client to StoreError."""
         try:
             yield
         except StoreError:

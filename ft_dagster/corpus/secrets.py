@@ -53,7 +53,7 @@ class Finding(NamedTuple):
     source: str
     """The file, relative to the workspace."""
     heading: str
-    """Of the section; that there is a finding in it, where it is the heading itself."""
+    """The section's title, or a placeholder if the title itself holds the secret."""
     line: int
     """Of the cleaned section, from 1; 0 is the heading, and the headings above it."""
     kind: str

@@ -46,7 +46,7 @@ def report_lag(instance: dg.DagsterInstance, workspace: Workspace) -> None:
 
 
 def seconds_behind(instance: dg.DagsterInstance, workspace: Workspace) -> float:
-    """Seconds since the reports became other than what the released adapter stands for; 0 when they are the same."""
+    """How many seconds the release has been out of date; 0 while it stands for the reports as they are now."""
     if not stale_stages(instance, workspace):
         return 0.0
     last = _last_up_to_date(instance)

@@ -1,8 +1,8 @@
 """Steps on a Ray cluster: dagster-ray's executor, made to end in every case.
 
-A step whose host is lost is started again on what is left; any other failure of a step is final, as it is on one
-machine. The process of a lost step may still be alive behind a cut link, and may report when the link is back: only
-the process that runs the step now is heeded.
+A step whose host is lost is started again on a host that is left; any other failure of a step is final, as it is on
+one machine. After a network partition, the process of a lost step may still be alive and report: its events are
+ignored, because another process has taken over the step.
 """
 
 import os

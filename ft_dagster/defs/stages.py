@@ -58,8 +58,8 @@ class Stage:
     code_version: str
     recipe_parts: tuple[str, ...] = ()
     mirrors_parent: bool = False
-    """Its data version is that of its parent, made by the same function: a look inside the run may be newer than
-    the one that was recorded before it."""
+    """Whether its data version is computed as its parent's is. This asset scans the reports again when it runs, so its
+    version may be newer than the observation of its parent that was recorded before the run."""
 
     @property
     def key(self) -> dg.AssetKey:

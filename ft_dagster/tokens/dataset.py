@@ -189,7 +189,7 @@ def dataset_shards(dataset: Artifact) -> list[DatasetShard]:
 
 
 def shard_documents(store: Store, shard: DatasetShard) -> list[Document]:
-    """The documents of a group, as its rows count them."""
+    """The documents of a group; its rows hold indices into this list."""
     lines = store.get_blob(shard.documents).decode().split("\n")
     return [Document(**json.loads(line)) for line in lines if line]
 

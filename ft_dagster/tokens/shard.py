@@ -85,7 +85,7 @@ class PackedShard:
     """The rows of a group of chapters."""
 
     documents: list[Document] = field(default_factory=list)
-    """In reading order within a chapter, pairs after sections; the rows count them."""
+    """In reading order within a chapter, pairs after sections; rows hold indices into this list."""
     refused: list[RefusedPair] = field(default_factory=list)
     rows: dict[str, pa.Table] = field(default_factory=dict)
     """Split -> rows, as in `pack_pieces`. A split without text has none."""

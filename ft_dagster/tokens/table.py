@@ -10,7 +10,7 @@ import pyarrow as pa
 from ft_dagster.tokens.packing import pack
 
 OBJECTIVES = ("text", "rewrite")
-"""As rows count them: by their place here."""
+"""A row holds the index of an objective in this tuple."""
 
 
 class PlacedPiece(NamedTuple):

@@ -46,7 +46,7 @@ class Device:
 
 _MACHINE = socket.gethostname()
 CPU = Device(f"cpu-{_MACHINE}", None)
-"""Of this machine: the folder of locks may be shared with others, whose GPUs have other names by themselves."""
+"""Holds the name of this machine: others may share the folder of locks. Names of GPUs are unique anyway."""
 
 
 def visible_devices() -> list[Device]:

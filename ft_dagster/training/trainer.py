@@ -47,7 +47,7 @@ class PackedTrainer(Trainer):
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Rows in the order of a process that trains alone, whatever the number of processes.
 
-        accelerate's own sharding gives some rows twice where the last ones do not go round.
+        accelerate's own sharding repeats some rows when the rows do not divide evenly among the processes.
         """
         if ranks.count() == 1:
             return super().get_train_dataloader()
