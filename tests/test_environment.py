@@ -67,6 +67,7 @@ def test_stages_are_said_and_nothing_else_unless_one_fails(project: Path, tmp_pa
         "Packages: up to 2 of requirements.lock",
         "ft_dagster: this folder",
         "PyTorch: libraries that its build needs",
+        "Packages: compiling them",
     ]
     missing = (tmp_path / "simple" / "second").rename(tmp_path / "away")
     failed = subprocess.run(make, cwd=project, capture_output=True, text=True, check=False)

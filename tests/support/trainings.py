@@ -33,7 +33,7 @@ def wait_until(condition: Callable[[], bool], process: Forked | subprocess.Popen
     while not condition():
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < until, "the condition did not come true in time"
-        time.sleep(0.01)
+        time.sleep(0.03)
 
 
 def weights(request: TrainingRequest) -> bytes:

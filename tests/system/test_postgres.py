@@ -98,58 +98,6 @@ def answered(ask: Callable[[], object]) -> bool:
     return True
 
 
-def test_the_main_job_and_a_retraining_by_the_daemon_are_in_postgres_and_the_password_is_nowhere(
-    deployed: Deployed,
-) -> None:
-    dev, chapter = deployed.dev, deployed.chapter
-    runs = dev.runs_for(lambda: chapter.write_text(f"{chapter.read_text()}\nThe ferry went only once.\n"))
-    assert [run.status for run in runs] == ["SUCCESS"]
-    assert dev.not_fresh() == set()
-    shown = graphql(dev.address, "{ instance { info } }")["instance"]["info"]
-    assert "PostgresEventLogStorage" in shown and PASSWORD not in shown
-    commands = [process.cmdline() for process in dev.processes()]
-    assert commands and PASSWORD not in str(commands)
-    kept = deployed.database.tables()
-    assert kept["runs"] and kept["event_logs"]
-    assert [name for name, rows in kept.items() if PASSWORD in rows] == []
-    files = [path for path in deployed.folder.rglob("*") if path.is_file()]
-    assert [path for path in files if PASSWORD.encode() in path.read_bytes()] == []
-    assert PASSWORD not in deployed.said
-
-
-def test_a_server_that_is_started_again_in_the_middle_of_a_run_costs_no_edit_and_no_training(
-    server: Server, deployed: Deployed
-) -> None:
-    dev = deployed.dev
-    lost = []
-    for number in range(RESTARTS):
-        for training, away in ((False, 0.0), (True, BEYOND_DAGSTER)):
-            made, before = dev.made(), dev.runs()
-            with deployed.chapter.open("a") as file:
-                file.write(f"\nOn day {number} the ferry went {'twice' if training else 'once'}.\n")
-                if training:  # takes some seconds to learn
-                    file.writelines(prose_of(100 * number + new) for new in range(20, 26))
-            (run,) = wait_until(lambda before=before: dev.runs()[len(before) :], "a run is asked for")
-            if training:
-                dev.until_training()
-            else:
-                wait_until(lambda run=run: steps(dev.address, run.id), "a light stage has begun")
-            server.stop()
-            time.sleep(away)
-            server.start()
-            for ask in (dev.runs, lambda: dev.ticks_since(0), dev.not_fresh):
-                wait_until(lambda ask=ask: answered(ask), "the UI has noticed that its connections are gone")
-            dev.until_up_to_date()
-            runs = dev.runs()[len(before) :]
-            assert [run.status for run in runs[:-1]] in ([], ["FAILURE"]) and runs[-1].status == "SUCCESS"
-            assert len(dev.made().adapters - made.adapters) == 1
-            assert len(dev.made().trainings - made.trainings) == 1, "nothing was trained twice"
-            assert dev.not_fresh() == set()
-            lost += [(training, run.id) for run in runs[:-1]]
-    print(f"{2 * RESTARTS} restarts, {len(lost)} runs tried again: {lost}")  # noqa: T201 - a figure
-    assert dev.watches()
-
-
 CHILD = """
 import sys, time
 from pathlib import Path
@@ -203,6 +151,58 @@ def test_a_child_that_ends_while_the_server_is_away_is_not_disturbed_and_told_of
         server.start()
         assert result.result().success
         assert observed() == [1, 2]
+
+
+def test_the_main_job_and_a_retraining_by_the_daemon_are_in_postgres_and_the_password_is_nowhere(
+    deployed: Deployed,
+) -> None:
+    dev, chapter = deployed.dev, deployed.chapter
+    runs = dev.runs_for(lambda: chapter.write_text(f"{chapter.read_text()}\nThe ferry went only once.\n"))
+    assert [run.status for run in runs] == ["SUCCESS"]
+    assert dev.not_fresh() == set()
+    shown = graphql(dev.address, "{ instance { info } }")["instance"]["info"]
+    assert "PostgresEventLogStorage" in shown and PASSWORD not in shown
+    commands = [process.cmdline() for process in dev.processes()]
+    assert commands and PASSWORD not in str(commands)
+    kept = deployed.database.tables()
+    assert kept["runs"] and kept["event_logs"]
+    assert [name for name, rows in kept.items() if PASSWORD in rows] == []
+    files = [path for path in deployed.folder.rglob("*") if path.is_file()]
+    assert [path for path in files if PASSWORD.encode() in path.read_bytes()] == []
+    assert PASSWORD not in deployed.said
+
+
+def test_a_server_that_is_started_again_in_the_middle_of_a_run_costs_no_edit_and_no_training(
+    server: Server, deployed: Deployed
+) -> None:
+    dev = deployed.dev
+    lost = []
+    for number in range(RESTARTS):
+        for training, away in ((False, 0.0), (True, BEYOND_DAGSTER)):
+            made, before = dev.made(), dev.runs()
+            with deployed.chapter.open("a") as file:
+                file.write(f"\nOn day {number} the ferry went {'twice' if training else 'once'}.\n")
+                if training:  # takes some seconds to learn
+                    file.writelines(prose_of(100 * number + new) for new in range(20, 26))
+            (run,) = wait_until(lambda before=before: dev.runs()[len(before) :], "a run is asked for")
+            if training:
+                dev.until_training()
+            else:
+                wait_until(lambda run=run: steps(dev.address, run.id), "a light stage has begun")
+            server.stop()
+            time.sleep(away)
+            server.start()
+            for ask in (dev.runs, lambda: dev.ticks_since(0), dev.not_fresh):
+                wait_until(lambda ask=ask: answered(ask), "the UI has noticed that its connections are gone")
+            dev.until_up_to_date()
+            runs = dev.runs()[len(before) :]
+            assert [run.status for run in runs[:-1]] in ([], ["FAILURE"]) and runs[-1].status == "SUCCESS"
+            assert len(dev.made().adapters - made.adapters) == 1
+            assert len(dev.made().trainings - made.trainings) == 1, "nothing was trained twice"
+            assert dev.not_fresh() == set()
+            lost += [(training, run.id) for run in runs[:-1]]
+    print(f"{2 * RESTARTS} restarts, {len(lost)} runs tried again: {lost}")  # noqa: T201 - a figure
+    assert dev.watches()
 
 
 def test_the_shipped_file_is_that_of_one_machine_with_the_storage_added() -> None:

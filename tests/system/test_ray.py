@@ -190,6 +190,7 @@ def job(deployment: Deployment) -> Job:
     taken = True
     with deployment.run() as process:
         while process.poll() is None:
+            time.sleep(0.5)  # looking costs
             for host in (cluster.head, *cluster.workers):
                 for member in host.processes():
                     with suppress(psutil.Error):
