@@ -5,21 +5,23 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import psutil
 import pytest
 from dagster_ui import Asset, Run, Tick, answers, asset, is_running, runs, ticks
 from machines import remember_machine
-from processes import free_port, heed_ctrl_c, inheriting
+from processes import free_port, heed_ctrl_c, inheriting, suspended
 
 from ft_dagster.defs.instance import prepare_home
 from ft_dagster.defs.leftovers import end_leftovers
 from ft_dagster.defs.stages import STAGES
+from ft_dagster.defs.workspace import GPU_POOL
 from ft_dagster.settings import Settings
 from ft_dagster.training.request import RENDEZVOUS
 
@@ -74,6 +76,22 @@ def wait_until(condition: Callable[[], Any], what: str, seconds: float = _WAIT_S
         time.sleep(next_pause)
         next_pause = min(1.3 * next_pause, pause)
     return answer
+
+
+@contextmanager
+def training_held(workspace: Path) -> Iterator[None]:
+    """Wait for a training that is under way in a workspace, and hold it in mid-step while this lasts."""
+    attempts = workspace / ".ft" / "attempts"
+    wait_until(lambda: any(attempts.glob("*/*/checkpoint-*/complete")), "a training is under way", pause=0.1)
+    with suspended(p for p in inheriting("FT_WORKSPACE", str(workspace)) if "ft_dagster.training" in p.cmdline()):
+        yield
+
+
+def until_one_waits() -> None:
+    """Wait until a run waits for the device, in the history that DAGSTER_HOME names."""
+    with dg.DagsterInstance.from_config(os.environ["DAGSTER_HOME"]) as instance:
+        storage = instance.event_log_storage
+        wait_until(lambda: storage.get_concurrency_info(GPU_POOL).pending_step_count, "a run waits for the device")
 
 
 class DagsterDev:

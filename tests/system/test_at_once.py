@@ -5,15 +5,15 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import dagster as dg
 import pytest
 from adapter_reader import reading_throughout
 from commands import COMMAND, work_in
-from dagster_dev import DagsterDev, wait_until
-from processes import end_inheriting, heed_ctrl_c, inheriting, suspended
+from dagster_dev import DagsterDev, training_held, until_one_waits
+from processes import end_inheriting, heed_ctrl_c
 from reports import prose_of
 
 from ft_dagster.defs.stages import stale_stages
@@ -43,25 +43,6 @@ def start() -> subprocess.Popen[str]:
     )
 
 
-def history() -> dg.DagsterInstance:
-    return dg.DagsterInstance.from_config(os.environ["DAGSTER_HOME"])
-
-
-@contextmanager
-def training_held(workspace: Path) -> Iterator[None]:
-    """Wait for a training that is under way, and hold it in mid-step while this lasts."""
-    attempts = workspace / ".ft" / "attempts"
-    wait_until(lambda: any(attempts.glob("*/*/checkpoint-*/complete")), "a training is under way", pause=0.1)
-    with suspended(p for p in inheriting("FT_WORKSPACE", str(workspace)) if "ft_dagster.training" in p.cmdline()):
-        yield
-
-
-def until_one_waits() -> None:
-    with history() as instance:
-        storage = instance.event_log_storage
-        wait_until(lambda: storage.get_concurrency_info(GPU_POOL).pending_step_count, "a run waits for the device")
-
-
 def trainings(instance: dg.DagsterInstance) -> list[str]:
     """The runs that started a process that trains, one entry for each process."""
     said = [(run.run_id, event.user_message) for run in instance.get_runs() for event in instance.all_logs(run.run_id)]
@@ -75,20 +56,21 @@ def require_one_release(workspace: Path, before: int) -> None:
     assert (workspace / "fine_tuned_model").resolve().name == json.loads(lines[-1])["adapter"]
     assert len(list((workspace / ".ft" / "store" / "lora_adapter").iterdir())) == 2
     assert not list((workspace / ".ft" / "attempts").iterdir())
-    with history() as instance:
+    with dg.DagsterInstance.from_config(os.environ["DAGSTER_HOME"]) as instance:
         assert stale_stages(instance, Workspace()) == []
         pool = instance.event_log_storage.get_concurrency_info(GPU_POOL)
         assert (pool.active_slot_count, pool.pending_step_count) == (0, 0)
 
 
 def test_of_two_runs_one_trains_and_the_other_waits_says_so_and_uses_what_it_made(edited: Path) -> None:
-    both = [start(), start()]
+    both = [start()]
     with training_held(edited):
+        both.append(start())
         until_one_waits()
     said = [process.communicate(timeout=240)[1] for process in both]
     assert [process.returncode for process in both] == [0, 0], said
     assert sum("waits for the device" in text for text in said) >= 1
-    with history() as instance:
+    with dg.DagsterInstance.from_config(os.environ["DAGSTER_HOME"]) as instance:
         assert len(trainings(instance)) == 2, "the one that made the workspace, and one of these"
     require_one_release(edited, before=1)
 
@@ -103,7 +85,7 @@ def test_a_run_that_waits_for_one_that_is_killed_takes_over_and_goes_on_with_its
         said = second.communicate(timeout=240)[1]
         assert second.returncode == 0, said
         assert "waits for the device" in said
-    with history() as instance:
+    with dg.DagsterInstance.from_config(os.environ["DAGSTER_HOME"]) as instance:
         assert len(set(trainings(instance))) == 3
     require_one_release(edited, before=1)
 
@@ -117,6 +99,6 @@ def test_a_run_beside_the_watchers_trains_nothing_twice(edited: Path) -> None:
         assert beside.returncode == 0, said
         dev.until_up_to_date()
         assert {run.status for run in dev.runs()} == {"SUCCESS"}
-        with history() as instance:
+        with dg.DagsterInstance.from_config(os.environ["DAGSTER_HOME"]) as instance:
             assert len(trainings(instance)) == 2
     require_one_release(edited, before=1)

@@ -13,7 +13,7 @@ import dagster as dg
 import pytest
 import yaml
 from commands import COMMAND, as_process
-from dagster_dev import wait_until
+from dagster_dev import training_held, until_one_waits, wait_until
 from graphs import run
 from processes import end_inheriting, heed_ctrl_c
 
@@ -60,16 +60,24 @@ def trainings(instance: dg.DagsterInstance) -> list[tuple[float, float]]:
     return found
 
 
+def train(
+    workspace: Path, content: dict[str, Any], monkeypatch: pytest.MonkeyPatch, **training: Any
+) -> subprocess.Popen[bytes]:
+    """A process that trains by a recipe with these fields."""
+    paths = os.pathsep.join([str(SUPPORT), os.environ.get("PYTHONPATH", "")])
+    with recipe(workspace, content, monkeypatch, **training):
+        return subprocess.Popen([sys.executable, "-c", TRAIN], env=os.environ | {"PYTHONPATH": paths})
+
+
 def test_of_two_recipes_asked_for_at_once_one_waits_and_both_end_right(
     workspace: Path, chapters: list[Path], tiny_recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with open_instance(load_settings()) as instance:
         assert run(instance, "raw_chapters", "sections", "tokenized_dataset").success
-        started = []
-        for seed in (1, 2):
-            with recipe(workspace, tiny_recipe, monkeypatch, seed=seed):
-                paths = os.pathsep.join([str(SUPPORT), os.environ.get("PYTHONPATH", "")])
-                started.append(subprocess.Popen([sys.executable, "-c", TRAIN], env=os.environ | {"PYTHONPATH": paths}))
+        started = [train(workspace, tiny_recipe, monkeypatch, seed=1)]
+        with training_held(workspace):
+            started.append(train(workspace, tiny_recipe, monkeypatch, seed=2))
+            until_one_waits()
         assert [process.wait() for process in started] == [0, 0]
         (_, first_end), (second_start, _) = sorted(trainings(instance))
         assert first_end <= second_start
