@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export DAGSTER_DISABLE_TELEMETRY := yes
 
-.PHONY: demo test test-all test-long coverage test-postgres dev check audit lock docs bench fuzz screenshots clean-venv help
+.PHONY: demo test test-all test-long coverage test-postgres dev check style types imports definitions audit lock docs bench fuzz screenshots clean-venv help
 
 help: ## What there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -40,11 +40,19 @@ dev: $(READY) ## The Dagster UI on the workspace FT_WORKSPACE (default: this fol
 	@DAGSTER_HOME="$$($(BIN)/python -m ft_dagster.defs.instance)" && export DAGSTER_HOME && \
 	  exec $(BIN)/dagster dev --workspace workspace.yaml --host 127.0.0.1
 
-check: $(READY) audit ## Style, types, import rules, definitions, known vulnerabilities
+check: style types imports definitions audit ## Style, types, import rules, definitions, known vulnerabilities
+
+style: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: $(READY)
 	$(BIN)/mypy
+
+imports: $(READY)
 	$(BIN)/lint-imports
+
+definitions: $(READY)
 	$(BIN)/dagster definitions validate --workspace workspace.yaml
 
 # PyPI tells known vulnerabilities with the description of each release; a mirror of its files may not have that.

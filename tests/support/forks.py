@@ -24,7 +24,7 @@ from ft_dagster.runtime.parent import die_with_parent
 from ft_dagster.training.allocator import spin_briefly
 
 MODULES = ("ft_dagster.training", "ft_dagster.evaluation")
-_LOADED = ["ft_dagster.training.train", "ft_dagster.evaluation.evaluate"]
+_LOADED = ["ft_dagster.training.train", "ft_dagster.evaluation.evaluate", "frozen"]
 """What the server imports and never calls: libgomp does not survive a fork after its threads have worked."""
 _FROM_THE_START = {"PYTHONHASHSEED": "0", "TOKENIZERS_PARALLELISM": "false"}
 """What the product gives its processes and an interpreter reads only once."""

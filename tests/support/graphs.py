@@ -6,6 +6,7 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
+from machines import remember_machine
 
 from ft_dagster.definitions import defs
 from ft_dagster.defs.automation import BRING_UP_TO_DATE
@@ -35,6 +36,7 @@ def run(instance: dg.DagsterInstance, *names: str) -> dg.ExecuteInProcessResult:
 @contextmanager
 def instance_on(workspace: Path, home: Path, cache: Path) -> Iterator[dg.DagsterInstance]:
     """An instance for longer than a test, with an environment that names the workspace and its own recipe."""
+    remember_machine(cache)
     with (
         pytest.MonkeyPatch.context() as patch,
         dg.DagsterInstance.local_temp(str(home), overrides=NO_TELEMETRY) as instance,

@@ -8,6 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from hosts import Host
+from machines import remember_machine
 
 _RAY = Path(sys.executable).with_name("ray")
 _PORT, _DASHBOARD = 6379, 8265
@@ -55,8 +56,8 @@ class RayCluster:
     def _start(self, host: Host, *options: str, **resources: int) -> None:
         own = Path(self._written.name) / host.name.rpartition("-")[2]
         cache = own / "cache"
-        for folder in (cache, self._cache):
-            folder.mkdir(parents=True, exist_ok=True)
+        remember_machine(cache)
+        self._cache.mkdir(parents=True, exist_ok=True)
         asked = [f"--{name.replace('_', '-')}={number}" for name, number in resources.items()]
         bound = [f"--node-ip-address={host.address}", f"--temp-dir={own / 'ray'}"]
         lean = ["--object-store-memory=200000000", "--disable-usage-stats"]

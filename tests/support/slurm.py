@@ -12,6 +12,7 @@ import psutil
 import pytest
 from dagster_dev import wait_until
 from hosts import Host
+from machines import remember_machine
 
 _DAEMONS = ("munged", "slurmctld", "slurmd", "sbatch", "unshare")
 _CONTROLLER_PORT, _NODE_PORT = 6817, 6818
@@ -112,7 +113,7 @@ def slurm(folder: Path, controller: Host, nodes: Sequence[Host], local: Path, pa
         folder: for all that the daemons write.
         controller: where jobs are submitted.
         nodes: where they run, as node1, node2, ...
-        local: a folder that each node has for itself; all others are shared by them.
+        local: the FT_CACHE that each node has for itself; all other folders are shared by them.
         patience: seconds of silence after which a node is down.
     """
     if missing := [name for name in _DAEMONS if shutil.which(name) is None]:
@@ -139,7 +140,7 @@ def slurm(folder: Path, controller: Host, nodes: Sequence[Host], local: Path, pa
         wait_until((folder / "munge.socket").exists, "munged listens", 30)
         environment = os.environ | cluster.environment
         for name, host in {"controller": controller, **cluster.nodes}.items():
-            (folder / name / "local").mkdir(parents=True)
+            remember_machine(folder / name / "local")
             daemon = ["slurmctld", "-D"] if host is controller else ["slurmd", "-D", "-N", name]
             with (folder / name / "output").open("wb") as output:
                 command = host.command(*_as_machine(name, folder / name / "local", local), *daemon)

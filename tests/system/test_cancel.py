@@ -85,4 +85,3 @@ def test_a_training_that_does_not_react_is_killed_after_the_grace_period(dev: Da
         terminate(dev.address, run.id)
         is_over(dev, run, seconds=_GRACE + 30)
     assert not checkpoints(dev), "it could not save one"
-    assert resumed_from(dev) == 0

@@ -1,7 +1,6 @@
-"""One training on a device at a time, however many are asked for, and whatever became of the one before."""
+"""One training on a device at a time, however many are asked for."""
 
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,10 +11,9 @@ from typing import Any
 import dagster as dg
 import pytest
 import yaml
-from commands import COMMAND, as_process
-from dagster_dev import training_held, until_one_waits, wait_until
+from dagster_dev import training_held, until_one_waits
 from graphs import run
-from processes import end_inheriting, heed_ctrl_c
+from processes import end_inheriting
 
 from ft_dagster.defs.instance import open_instance
 from ft_dagster.defs.workspace import Workspace
@@ -85,20 +83,3 @@ def test_of_two_recipes_asked_for_at_once_one_waits_and_both_end_right(
         assert len({adapter.files["adapter_model.safetensors"] for adapter in adapters}) == 2
         for adapter in adapters:
             adapter.verify()
-
-
-def test_a_device_is_free_again_when_its_worker_was_killed(
-    workspace: Path, chapters: list[Path], tiny_recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with recipe(workspace, tiny_recipe, monkeypatch, epochs=500):
-        killed = subprocess.Popen([*COMMAND, "run"], preexec_fn=heed_ctrl_c, stderr=subprocess.DEVNULL)
-        wait_until(lambda: any((workspace / ".ft" / "attempts").glob("*/*/checkpoint-*/complete")), "it trains")
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
-    done = as_process("run")
-    assert done.returncode == 0, done.stderr
-    with open_instance(load_settings()) as instance:
-        pool = instance.event_log_storage.get_concurrency_info("gpu")
-        assert (pool.active_slot_count, pool.pending_step_count) == (0, 0)
-        statuses = [r.status for r in instance.get_runs()]
-        assert sorted(s.value for s in statuses) == ["FAILURE", "SUCCESS"]

@@ -1,6 +1,7 @@
 """The code blocks of the documentation do what it says, for a reader who types them in from the top of a page."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from peft import PeftModel
 from real_base import tiny_with_its_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+USING = "docs/using.md"
 QUICK = {
     "name": "quick",
     "tokens": {"held_out": 0.05},
@@ -45,20 +47,30 @@ def used_of(page: str) -> list[Block]:
     return [block for block in blocks_of(page) if block.is_used and block.language in RUN]
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if used_of(page)])
-def test_a_page_runs_from_its_top(page: str, tiny: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    folder = copy_project(tmp_path / "ft_dagster")
-    if any(DEMO.search(block.code) for block in used_of(page)):
-        shutil.copytree(request.getfixturevalue("demo"), folder / "demo", symlinks=True)
-    run_blocks(used_of(page), folder, tiny)
+@pytest.fixture
+def run_page(tiny: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Callable[[str], Path]:
+    """Runs a page in a fresh copy of the project, and gives the copy."""
+
+    def run(page: str) -> Path:
+        folder = copy_project(tmp_path / "ft_dagster")
+        if any(DEMO.search(block.code) for block in used_of(page)):
+            shutil.copytree(request.getfixturevalue("demo"), folder / "demo", symlinks=True)
+        run_blocks(used_of(page), folder, tiny)
+        return folder
+
+    return run
 
 
-def test_a_gguf_file_says_what_base_and_adapter_say(demo: Path, tiny: Path, tmp_path: Path) -> None:
-    folder = copy_project(tmp_path / "ft_dagster")
-    shutil.copytree(demo, folder / "demo", symlinks=True)
-    export = "FT_WORKSPACE=demo .venv/bin/ft-dagster release export merged --gguf bf16\n"
-    run_blocks([Block("docs/using.md", 1, "sh", export)], folder, tiny)
-    (file,) = (folder / "merged").glob("*.gguf")
+@pytest.mark.parametrize("page", [page for page in PAGES if used_of(page) and page != USING])
+def test_a_page_runs_from_its_top(run_page: Callable[[str], Path], page: str) -> None:
+    run_page(page)
+
+
+def test_the_page_about_using_an_adapter_ends_with_a_gguf_file_that_says_what_base_and_adapter_say(
+    run_page: Callable[[str], Path], tiny: Path
+) -> None:
+    folder = run_page(USING)
+    (file,) = (folder / "merged-gguf").glob("*.gguf")
     from_gguf: Any = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
     base = AutoModelForCausalLM.from_pretrained(yaml.safe_load(tiny.read_text())["base"]["model"], dtype=torch.float32)
     model: Any = PeftModel.from_pretrained(base, str(folder / "demo" / "fine_tuned_model"))
@@ -68,6 +80,6 @@ def test_a_gguf_file_says_what_base_and_adapter_say(demo: Path, tiny: Path, tmp_
         with model.disable_adapter():
             untuned = model(tokens).logits.log_softmax(-1)
     rounding, learned = (float((other - wanted).abs().mean()) for other in (found, untuned))
-    assert rounding < learned / 5, "what rounding to bfloat16 does is small beside what the adapter does"
+    assert rounding < learned / 5, "what rounding to eight bits does is small beside what the adapter does"
     prompt, vocabulary = "The most important lesson", AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     assert vocabulary(prompt)["input_ids"] == AutoTokenizer.from_pretrained(file.parent)(prompt)["input_ids"]
