@@ -44,6 +44,7 @@ class Laboratory:
     def __init__(self, folder: Path, tiny_base: Path) -> None:
         self.folder = folder
         self.content = recipe_for(tiny_base)
+        self.content["training"]["epochs"] = 1
         self.store = Store(folder / "store")
         reports = folder / "reports"
         for number in range(1, 7):
@@ -319,7 +320,7 @@ FIELDS: dict[str, tuple[Callable[[Laboratory, Recipe], Any], Any, Fields]] = {
     "lora.init": (adapter, "pissa", {}),
     "training.start": (start, "last", {}),
     "training.replay": (warm_start, 0.5, {"training.replay": 1.0}),
-    "training.epochs": (weights, 1, {}),
+    "training.epochs": (weights, 0.5, {}),
     "training.learning_rate": (weights, 0.01, {}),
     "training.schedule": (weights, "linear", {}),
     "training.warmup": (weights, 0.5, {}),
@@ -338,7 +339,7 @@ FIELDS: dict[str, tuple[Callable[[Laboratory, Recipe], Any], Any, Fields]] = {
     "training.attention": (loaded_base, "eager", {}),
     "training.save_every": (checkpoints, 3, {}),
     "training.evaluate_every": (measurements, 3, EARLY),
-    "training.patience": (measurements, 1, EARLY | {"training.epochs": 12}),
+    "training.patience": (measurements, 1, EARLY | {"training.epochs": 4}),
     "evaluation.prompts": (measured, ["Rivers"], {}),
     "evaluation.sample_tokens": (measured, 2, {}),
     "evaluation.general": (measured, "texts", {}),

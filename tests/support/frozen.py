@@ -1,4 +1,4 @@
-"""Imported last by the server of tests/support/forks.py: garbage collectors of its children leave alone what it loaded."""
+"""Imported last by the server of tests/support/forks.py: its children need not look for garbage in what it loaded."""
 
 import gc
 
