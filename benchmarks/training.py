@@ -18,8 +18,9 @@ from pathlib import Path
 
 from benchmarks.contenders import CONTENDERS, OURS, Contender
 from benchmarks.match import PEERS, PROJECT, Match
+from benchmarks.pages import with_section
 from benchmarks.processes import ProcessError, child_environment, make_environment
-from benchmarks.training_table import USUAL, Score, as_table, introduction, kind_of_processor, report_name, with_section
+from benchmarks.training_table import TITLE, USUAL, Score, as_table, introduction, kind_of_processor, report_name
 from ft_dagster.recipe import load_recipe, resolve_recipe
 from ft_dagster.settings import Settings
 from ft_dagster.training.number_format import resolved_here
@@ -57,7 +58,7 @@ def main() -> None:
             options.epochs, options.rounds, options.threads, options.patience, options.chapters, contenders
         )
         before = options.output.read_text("utf-8") if options.output.exists() else ""
-        page = with_section(before, kind_of_processor(), "\n\n".join([about, *parts]))
+        page = with_section(TITLE, before, kind_of_processor(), "\n\n".join([about, *parts]))
         options.output.write_text(page, "utf-8")
         print(parts[-1], flush=True)
     sys.exit(0 if ok else f"{OURS} failed")

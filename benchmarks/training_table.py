@@ -80,13 +80,6 @@ def introduction(
 TITLE = "# Training, side by side"
 
 
-def with_section(text: str, processor: str, section: str) -> str:
-    """The page of results with one section replaced or added: those of other kinds of processor stay."""
-    _, *found = text.strip().split("\n\n## ")
-    sections = {name: body for name, _, body in (part.partition("\n\n") for part in found)} | {processor: section}
-    return "\n\n".join([TITLE, *(f"## {name}\n\n{body}" for name, body in sections.items())]) + "\n"
-
-
 def kind_of_processor() -> str:
     """Its name, and the instructions that decide which number format is fast."""
     info = Path("/proc/cpuinfo")

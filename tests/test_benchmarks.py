@@ -7,7 +7,7 @@ from peft import LoraConfig, get_peft_model
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
-from benchmarks.training_table import TITLE, with_section
+from benchmarks.pages import with_section
 from ft_dagster.base import model_config
 from ft_dagster.training.model_flops import causal_pairs, flops_of_pieces, training_flops
 from ft_dagster.training.shape import shape_of
@@ -39,8 +39,8 @@ def test_packed_pieces_cost_less_attention_than_one_long_piece(tiny_base: Path) 
     assert whole - halves == 12 * pairs * shape.layers * shape.heads * shape.head_dim
 
 
-def test_results_of_another_kind_of_processor_stay_on_the_page() -> None:
-    first = with_section("", "A", "old\n\n### report\n\ntable")
-    both = with_section(first, "B", "stays")
-    assert both == f"{TITLE}\n\n## A\n\nold\n\n### report\n\ntable\n\n## B\n\nstays\n"
-    assert with_section(both, "A", "new") == f"{TITLE}\n\n## A\n\nnew\n\n## B\n\nstays\n"
+def test_results_of_another_machine_stay_on_the_page() -> None:
+    first = with_section("# Title", "", "A", "old\n\n### report\n\ntable")
+    both = with_section("# Title", first, "B", "stays")
+    assert both == "# Title\n\n## A\n\nold\n\n### report\n\ntable\n\n## B\n\nstays\n"
+    assert with_section("# Title", both, "A", "new") == "# Title\n\n## A\n\nnew\n\n## B\n\nstays\n"

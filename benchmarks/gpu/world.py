@@ -1,0 +1,148 @@
+"""Models, text and requests that need nothing but a checkout."""
+
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
+
+from benchmarks.gpu.setup import Setup
+from benchmarks.gpu.timing import on_gpu
+from ft_dagster.base import prepare_base
+from ft_dagster.corpus.sections import make_sections
+from ft_dagster.corpus.snapshot import take_snapshot
+from ft_dagster.recipe import Corpus, Objectives, Recipe, Tokens, load_recipe, resolve_recipe
+from ft_dagster.store import Artifact, Store
+from ft_dagster.tokens.dataset import load_rows, make_dataset
+from ft_dagster.tokens.held_out import Pinned, Split
+from ft_dagster.training.device import device
+from ft_dagster.training.request import TrainingRequest
+from ft_dagster.training.rows import collate
+
+DOCUMENTATION = Path(__file__).parents[2] / "docs"
+HELD_OUT = ("memory", "training")
+"""Pages of the documentation that are not trained on."""
+_VOCABULARY = 4096
+Row = dict[str, Any]
+
+
+def large_config(setup: Setup) -> MistralConfig:
+    """The shape of Mistral-7B-Instruct-v0.2; with --tiny that of the small model."""
+    if setup.tiny:
+        return small_config()
+    rope = {"rope_type": "default", "rope_theta": 1e6}
+    return MistralConfig(num_hidden_layers=setup.layers, rope_parameters=rope, **_alike())
+
+
+def small_config() -> MistralConfig:
+    """A shape that is computed anywhere within seconds, and has all parts of the large one."""
+    sizes = {"vocab_size": _VOCABULARY, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2}
+    return MistralConfig(**sizes, num_attention_heads=4, num_key_value_heads=2, head_dim=64, **_alike())
+
+
+def _alike() -> dict[str, Any]:
+    return {"sliding_window": None, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2, "dtype": "bfloat16"}
+
+
+def random_model(config: MistralConfig) -> MistralForCausalLM:
+    """Random weights in bfloat16, made on the device."""
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with torch.device(device()):
+            return MistralForCausalLM(config)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def random_base(setup: Setup, config: MistralConfig) -> Path:
+    """A folder with a random model and a byte-level tokenizer trained on the documentation; made once."""
+    folder = setup.folder / f"base-{config.num_hidden_layers}-layers-of-{config.hidden_size}"
+    if (folder / "tokenizer.json").exists():
+        return folder
+    random_model(config).save_pretrained(folder)
+    if on_gpu():
+        torch.cuda.empty_cache()  # the processes that read the folder want the memory
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=_VOCABULARY,
+        special_tokens=["<unk>", "<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([page.read_text("utf-8") for page in sorted(DOCUMENTATION.glob("*.md"))], trainer)
+    named = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>"}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **named).save_pretrained(folder)
+    return folder
+
+
+def dataset(setup: Setup, base: Path, block_length: int) -> Artifact:
+    """The documentation as the pipeline packs it."""
+    store, reports = Store(setup.folder / "store"), setup.folder / "reports"
+    chapters = reports / "chapter_markdowns"
+    chapters.mkdir(parents=True, exist_ok=True)
+    for page in DOCUMENTATION.glob("*.md"):
+        (chapters / page.name).write_bytes(page.read_bytes())
+    sections = make_sections(take_snapshot(reports, setup.folder / "files.db", store), Corpus())
+    split = Split(frozenset(HELD_OUT), Pinned())
+    tokens = Tokens(block_length=block_length)
+    return make_dataset(sections, base, f"of {base.name}", tokens, split, Objectives())
+
+
+def recipe(setup: Setup, base: Path, changes: Mapping[str, Any]) -> Recipe:
+    """The recipe on a base in a folder; `changes` are values by field, such as `training.epochs`."""
+    content = load_recipe(setup.recipe).model_dump(mode="json")
+    content["base"] |= {"source": "folder", "model": str(base), "revision": None}
+    for path, value in changes.items():
+        part, _, field = path.partition(".")
+        content[part][field] = value
+    return resolve_recipe(content)
+
+
+def training_request(setup: Setup, recipe: Recipe, trained_on: Artifact, attempt: str) -> TrainingRequest:
+    """A training that keeps everything in the benchmark's folder."""
+    return TrainingRequest(
+        key="0" * 64,
+        base=prepare_base(recipe.base, setup.folder / "cache").to_json(),
+        dataset=str(trained_on.path),
+        recipe=recipe.model_dump(mode="json"),
+        attempt=str(setup.folder / attempt),
+        logs=str(setup.folder / "logs"),
+        locks=str(setup.folder / "locks"),
+        lineage={"dataset": trained_on.about["version"]},
+    )
+
+
+def real_rows(trained_on: Artifact, count: int) -> list[Row]:
+    """The first rows of a dataset in which there is more than one piece."""
+    return [row for row in load_rows(trained_on, "train") if len(row["lengths"]) > 1][:count]
+
+
+def random_rows(count: int, length: int, vocabulary: int) -> list[Row]:
+    """Full rows of random tokens, in pieces of a sixteenth to three quarters of a row; the same each time."""
+    chance = random.Random(length)  # noqa: S311 - the same each time
+    rows = []
+    for _ in range(count):
+        lengths: list[int] = []
+        while missing := length - sum(lengths):
+            lengths.append(min(missing, chance.randint(length // 16, 3 * length // 4)))
+        ids = [chance.randrange(3, vocabulary) for _ in range(length)]
+        rows.append(
+            {"input_ids": ids, "lengths": lengths, "prompts": [1] * len(lengths), "objectives": [0] * len(lengths)}
+        )
+    return rows
+
+
+def as_one_piece(row: Row) -> Row:
+    """The same tokens, which all see each other."""
+    return row | {"lengths": [len(row["input_ids"])], "prompts": [1], "objectives": [0]}
+
+
+def batch(rows: list[Row]) -> dict[str, torch.Tensor]:
+    """Rows as tensors on the device; see `collate` for their shapes."""
+    return {name: tensor.to(device()) for name, tensor in collate(rows, pad_id=2).items()}

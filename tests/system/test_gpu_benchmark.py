@@ -1,0 +1,37 @@
+"""The benchmark for GPUs runs where there is none, on a tiny model: its program is right, and says what is not."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from dagster_dev import PROJECT
+
+from benchmarks.gpu.results import Result, as_tables, is_right
+
+PARTS = ("reference", "correct", "resume", "speed-bf16")
+WAYS = ("none float32 sdpa", "nf4 bfloat16 varlen")
+LIGER = "none bfloat16 varlen liger"
+SPEED = "varlen, no checkpointing"
+
+
+def test_on_a_cpu_it_compares_and_measures_a_tiny_model(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.gpu", "--cpu", "--tiny", "--patience", "10", "--out", str(tmp_path)]
+    chosen = ["--parts", *PARTS, "--only", *WAYS, LIGER, SPEED]
+    done = subprocess.run([*command, *chosen], cwd=PROJECT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + (tmp_path / "log.txt").read_text()
+    found = [Result(**json.loads(line)) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    facts = {(result.part, result.name): result.facts for result in found}
+    assert [facts["correct", way]["right"] for way in WAYS] == [True, True]
+    assert "need a GPU" in facts["correct", LIGER]["not_run"]
+    assert facts["reference", "nats of a token"]["change_if_pieces_mixed"] > 0.1, "mixed pieces would be seen"
+    assert facts["resume", "resumed"]["same_bytes"] and facts["resume", "resumed"]["resumed_from"] == 2
+    assert facts["speed", f"none: {SPEED}"]["tokens_per_second"] > 0
+    assert {part for part, name in facts if name == "the whole part"} == set(PARTS)
+
+
+def test_a_result_that_is_wrong_and_a_part_that_was_ended_are_not_right() -> None:
+    wrong = Result("correct", "nf4 bfloat16 sdpa", {"right": False, "loss": 0.5})
+    assert not is_right(wrong) and "**NO**" in as_tables([wrong])
+    assert not is_right(Result("resume", "the whole part", {"ended": "ended after 60 s"}))
+    assert is_right(Result("resume", "the whole part", {"ended": "done"}))
