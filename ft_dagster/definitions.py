@@ -12,7 +12,7 @@ from ft_dagster.defs.automation import (
 from ft_dagster.defs.child_process import ChildProcess
 from ft_dagster.defs.executors import executor_for
 from ft_dagster.defs.external import base_model, report_files
-from ft_dagster.defs.lag import keeps_up_with_reports
+from ft_dagster.defs.freshness import keeps_up_with_reports
 from ft_dagster.defs.lora_adapter import lora_adapter
 from ft_dagster.defs.raw_chapters import raw_chapters
 from ft_dagster.defs.released_adapter import released_adapter

@@ -8,11 +8,11 @@ The docstrings of parts and fields are the descriptions in docs/recipes.md: Mark
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from operator import attrgetter
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
@@ -116,6 +116,8 @@ class Objectives(Part):
 class Lora(Part):
     """The adapter. Defaults: all linear layers and `alpha` = 2 x `rank` (QLoRA, arXiv 2305.14314)."""
 
+    REMOVED: ClassVar[Mapping[str, Any]] = {"init": "default"}
+
     rank: int = Field(default=16, ge=1)
     """Rows of the matrix A and columns of the matrix B that each layer gets."""
     alpha: float = Field(default=32, gt=0)
@@ -130,9 +132,6 @@ class Lora(Part):
     dora: bool = False
     """Learn the lengths of weight columns apart from their directions: dearer, and better at low ranks (arXiv
     2402.09353)."""
-    init: Literal["default", "pissa", "pissa_niter_16"] = "default"
-    """Start from noise and zeros, or from the principal components of the base's weights: by a whole singular value
-    decomposition, or by a fast one in 16 iterations (PiSSA, arXiv 2404.02948)."""
 
 
 class Training(Part):
@@ -300,22 +299,6 @@ class Recipe(Part):
             )
         return self
 
-    @model_validator(mode="after")
-    def _principal_components(self) -> "Recipe":
-        if self.lora.init == "default":
-            return self
-        if self.base.quantization != "none":
-            raise ValueError(
-                f"lora.init ({self.lora.init}) needs base.quantization: none, not {self.base.quantization}: it starts "
-                "from the base's own weights"
-            )
-        if self.training.weight_decay:
-            raise ValueError(
-                f"training.weight_decay ({self.training.weight_decay}) must be 0 with lora.init ({self.lora.init}): it "
-                "would wear away the base's principal components, which the adapter starts from"
-            )
-        return self
-
     def part(self, *names: str) -> dict[str, Any]:
         """The named parts, or what is named of a part (`objectives.taught`), as plain JSON: what keys are made of."""
         found = {name: attrgetter(name)(self) for name in names}
@@ -370,6 +353,21 @@ def load_recipe(name_or_path: str, workspace: Path | None = None) -> Recipe:
     return recipe
 
 
+def recipe_of_adapter(content: Mapping[str, Any]) -> Recipe:
+    """The recipe that an adapter's manifest holds, as far as today's fields tell it.
+
+    A version before may have had other fields: those that were removed do not count, whatever they say.
+    """
+    parts = {name: getattr(field.annotation, "REMOVED", {}) for name, field in Recipe.model_fields.items()}
+    known = {
+        name: {key: value for key, value in part.items() if key not in parts.get(name, {})}
+        if isinstance(part, Mapping)
+        else part
+        for name, part in content.items()
+    }
+    return resolve_recipe(known, "of the adapter")
+
+
 def resolve_recipe(content: Any, origin: str = "recipe") -> Recipe:
     """A recipe from plain data, every default filled in. Raises RecipeError, naming fields, if it does not fit."""
     if not isinstance(content, dict):
@@ -385,6 +383,9 @@ def _describe(problem: Any) -> str:
     where = ".".join(str(step) for step in problem["loc"])
     if problem["type"] == "extra_forbidden":
         return f"{where} is not a field of a recipe ({_nearest_field(problem['loc'])})"
+    if problem["type"] == "removed":
+        field, value = problem["ctx"]["field"], problem["ctx"]["value"]
+        return f"{where}.{field} was removed, and what {value!r} did is done always: leave the line out"
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "literal_error":
         values = re.findall(r"'([^']*)'", problem["ctx"]["expected"])

@@ -3,7 +3,8 @@
 from collections.abc import Collection, Mapping
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic_core import PydanticCustomError
 
 
 class Part(BaseModel):
@@ -15,7 +16,19 @@ class Part(BaseModel):
     """Fields that came after adapters had been made without them. They count in keys only where they differ from their
     default, so that an upgrade trains nothing again."""
     REMOVED: ClassVar[Mapping[str, Any]] = {}
-    """Fields that there were, with the values that they had by default: keys go on counting them so."""
+    """Fields that there were, with the values that they had by default: keys go on counting them so, and a recipe may
+    still name them with these values."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _accept_removed(cls, content: Any) -> Any:
+        """Leave out removed fields that say what is done now anyway; refuse others."""
+        if not isinstance(content, Mapping):
+            return content
+        for name, value in cls.REMOVED.items():
+            if name in content and content[name] != value:
+                raise PydanticCustomError("removed", "{field} is not {value}", {"field": name, "value": value})
+        return {name: value for name, value in content.items() if name not in cls.REMOVED}
 
     def for_keys(self, include: Collection[str] | None = None, exclude: Collection[str] = ()) -> dict[str, Any]:
         """The part as plain JSON, as keys and hashes of what is made by it count it.

@@ -1,4 +1,4 @@
-"""What a newer version wrote is refused; what an older one wrote is migrated."""
+"""What a newer version wrote is refused; what an older one wrote is read."""
 
 import sqlite3
 import tarfile
@@ -40,36 +40,13 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "folder"
 
 
-def test_a_new_folder_gets_the_number_of_this_version(tmp_path: Path) -> None:
-    formats.bring_up_to(tmp_path / "new", 3, {})
-    assert formats.require_known(tmp_path / "new", 3) == 3
-
-
-def test_an_older_folder_goes_through_each_migration_once_and_in_order(folder: Path) -> None:
-    def step(text: str) -> None:
-        (folder / "name").write_text((folder / "name").read_text() + text)
-
-    migrations = {1: lambda _: step(", second"), 2: lambda _: step(", third")}
-    for _ in range(2):
-        formats.bring_up_to(folder, 3, migrations)
-        assert (folder / "name").read_text() == "old, second, third"
-    assert formats.require_known(folder, 3) == 3
-
-
-def test_a_migration_that_is_cut_off_is_done_again(folder: Path) -> None:
-    def cut_off(_: Path) -> None:
-        raise KeyboardInterrupt
-
-    done: list[int] = []
-    with pytest.raises(KeyboardInterrupt):
-        formats.bring_up_to(folder, 3, {1: lambda _: done.append(1), 2: cut_off})
-    formats.bring_up_to(folder, 3, {1: lambda _: done.append(1), 2: lambda _: done.append(2)})
-    assert done == [1, 2]
-
-
-def test_a_folder_from_which_no_way_is_known_is_refused(folder: Path) -> None:
-    with pytest.raises(StoreError, match="knows no way from the one to the other"):
-        formats.bring_up_to(folder, 2, {})
+def test_a_new_folder_gets_the_number_of_this_version_and_one_without_a_number_the_first(
+    folder: Path, tmp_path: Path
+) -> None:
+    for place, number in ((tmp_path / "new", 3), (folder, 1)):
+        for _ in range(2):
+            formats.mark(place, 3)
+            assert formats.require_known(place, 3) == number
 
 
 @pytest.mark.parametrize("content", [b"99\n", b"", b"one", b"-1"])
@@ -77,7 +54,7 @@ def test_a_newer_or_unreadable_number_is_refused_by_name_and_nothing_is_changed(
     (folder / formats.NAME).write_bytes(content)
     before = files(folder)
     with pytest.raises(StoreError, match=NEWER if content == b"99\n" else "it holds no number") as refused:
-        formats.bring_up_to(folder, 1, {})
+        formats.mark(folder, 1)
     assert str(folder / formats.NAME) in str(refused.value)
     assert files(folder) == before
 

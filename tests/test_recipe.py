@@ -194,13 +194,8 @@ def test_an_unknown_field_is_refused_with_the_nearest_name(fields: dict[str, Any
             "set nf4 or none.",
         ),
         (
-            {"lora": {"init": "pissa"}, "base": {**EMBEDDED, "quantization": "nf4"}},
-            "lora.init (pissa) needs base.quantization: none, not nf4: it starts from the base's own weights.",
-        ),
-        (
-            {"lora": {"init": "pissa_niter_16"}, "training": {"weight_decay": 0.1}},
-            "training.weight_decay (0.1) must be 0 with lora.init (pissa_niter_16): it would wear away the base's "
-            "principal components, which the adapter starts from.",
+            {"lora": {"init": "pissa"}},
+            "lora.init was removed, and what 'default' did is done always: leave the line out.",
         ),
         ({"objectives": {"rewrite": -1}}, "objectives.rewrite: Input should be greater than or equal to 0."),
         (

@@ -18,12 +18,12 @@ from sections_of import draft, reviewed
 from ft_dagster.base import BaseModelError, base_version, prepare_base
 from ft_dagster.corpus.sections import make_sections
 from ft_dagster.corpus.snapshot import take_snapshot
-from ft_dagster.defs.adapter_evaluation import _take_in
 from ft_dagster.defs.stages import LORA_ADAPTER, SECTIONS, describe
 from ft_dagster.errors import TrainingError
+from ft_dagster.evaluation.eval_sets import load_eval_sets
 from ft_dagster.evaluation.evaluate import evaluate
+from ft_dagster.evaluation.find_or_evaluate import InUse, commit
 from ft_dagster.evaluation.request import EvaluationRequest
-from ft_dagster.evaluation.slices import load_slices
 from ft_dagster.hashing import file_digest
 from ft_dagster.recipe import Recipe, resolve_recipe
 from ft_dagster.store import Artifact, Store
@@ -233,7 +233,7 @@ def measured(lab: Laboratory, recipe: Recipe) -> Any:
         train(request, lambda _: None)
         lab.seen["adapter"] = request
     request = lab.seen["adapter"]
-    slices = load_slices(recipe.evaluation, lab.folder, instruct=True)
+    eval_sets = load_eval_sets(recipe.evaluation, lab.folder, instruct=True)
     asked = EvaluationRequest(
         base=request.base,
         dataset=request.dataset,
@@ -243,7 +243,7 @@ def measured(lab: Laboratory, recipe: Recipe) -> Any:
         output=str(lab.folder / f"evaluation-{lab.runs}"),
         offload=str(lab.folder / "offload"),
         locks=request.locks,
-        texts={kind: {"files": dict(found.files), "folder": str(found.folder)} for kind, found in slices.items()},
+        texts={kind: {"files": dict(found.files), "folder": str(found.folder)} for kind, found in eval_sets.items()},
     )
     return evaluate(asked)["models"]["new"]
 
@@ -273,9 +273,7 @@ def _judged(lab: Laboratory, recipe: Recipe, others: dict[str, float]) -> Any:
     _write(folder / "evaluation.json", json.dumps({"models": models}))
     _write(folder.with_name(f"{folder.name}-adapter") / "weights", "")
     new = lab.store.take_in(LORA_ADAPTER.name, folder.name, folder.with_name(f"{folder.name}-adapter"), {})
-    taken = _take_in(
-        lab.store, folder.name, folder, new, Path("another"), recipe, before=False, withdrawn=False, measured=""
-    )
+    taken = commit(folder.name, folder, new, InUse(Path("another")), recipe, measured="")
     found = taken.about["verdict"]
     return found["decision"], [(rule["field"], rule["passed"], rule["low"]) for rule in found["rules"]]
 
@@ -317,7 +315,6 @@ FIELDS: dict[str, tuple[Callable[[Laboratory, Recipe], Any], Any, Fields]] = {
     "lora.targets": (adapter, ["q_proj"], {}),
     "lora.rslora": (adapter, True, {}),
     "lora.dora": (adapter, True, {}),
-    "lora.init": (adapter, "pissa", {}),
     "training.start": (start, "last", {}),
     "training.replay": (warm_start, 0.5, {"training.replay": 1.0}),
     "training.epochs": (weights, 0.5, {}),

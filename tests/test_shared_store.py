@@ -13,8 +13,8 @@ from buckets import SECRET_KEY, Server, Wire, set_environment, wire_to
 from fsspec.registry import _registry
 
 from ft_dagster.bucket import Bucket
+from ft_dagster.dry_run import DryRunStore
 from ft_dagster.hashing import digest
-from ft_dagster.overlay import Overlay
 from ft_dagster.settings import Settings, SettingsError, load_settings
 from ft_dagster.shared_store import SharedStore, open_store
 from ft_dagster.store import MANIFEST, Artifact, Store, StoreError
@@ -145,7 +145,7 @@ def test_a_plan_reads_from_the_bucket_and_writes_to_its_own_folder(
     (name,) = here.put_blobs([b"text"])
     made(here, number=1)
     before = objects(here)
-    overlay = Overlay(there, tmp_path / "overlay")
+    overlay = DryRunStore(there, tmp_path / "overlay")
     assert overlay.has_blob(name) and overlay.get_blob(name) == b"text"
     assert overlay.put_blobs([b"text", b"new"]) == [name, digest(b"new")]
     assert overlay.get_blob(digest(b"new")) == b"new"

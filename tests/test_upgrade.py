@@ -3,25 +3,26 @@
 import json
 import tarfile
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import dagster as dg
 import pytest
 from commands import ft_dagster
 from graphs import NO_TELEMETRY
 from machines import remember_machine
+from pydantic import ValidationError
 
 from ft_dagster.base import prepare_base
 from ft_dagster.corpus.index import scan_reports
-from ft_dagster.defs.lora_adapter import made_before
 from ft_dagster.defs.stages import BASE_MODEL, LORA_ADAPTER, REPORT_FILES, all_materializations, stale_among
 from ft_dagster.defs.workspace import Workspace
-from ft_dagster.recipe import Recipe, load_recipe, resolve_recipe
+from ft_dagster.recipe import Lora, Recipe, load_recipe, recipe_of_adapter, resolve_recipe
 from ft_dagster.recipe_part import Part
 from ft_dagster.settings import load_settings
 from ft_dagster.shared_store import open_store
+from ft_dagster.training.find_or_train import made_before
 from ft_dagster.training.manifest import read_manifest
-from ft_dagster.training.request import KIND, training_key, training_keys
+from ft_dagster.training.request import KIND, _has_shape, training_key, training_keys
 
 ARCHIVES = sorted((Path(__file__).parent / "data").glob("history-*.tar.xz"))
 """Workspaces with their history and base, as an earlier version left them; data/README.md says how they were made."""
@@ -122,6 +123,20 @@ def test_fields_that_came_later_count_only_where_they_differ_and_removed_ones_as
     assert After(new=3).for_keys() == {"kept": 1, "new": 3, "gone": "old default"}
     assert After(newer=(1,)).for_keys(exclude=("gone",)) == {"kept": 1, "newer": [1]}
     assert After(new=3).for_keys(include=("new",)) == {"new": 3}
+
+
+def test_a_recipe_may_still_say_what_a_removed_field_was_by_default() -> None:
+    assert After.model_validate({"gone": "old default", "new": 3}) == After(new=3)
+    with pytest.raises(ValidationError, match="gone is not old default"):
+        After.model_validate({"gone": "another"})
+
+
+def test_an_adapter_made_by_a_removed_field_is_read_and_is_no_start_for_another() -> None:
+    content: dict[str, Any] = {"name": "before", "base": {"source": "embedded", "model": "m"}}
+    made_by = content | {"lora": {"rank": 4, "init": "pissa"}}
+    assert recipe_of_adapter(made_by) == resolve_recipe(content | {"lora": {"rank": 4}})
+    assert _has_shape({"rank": 4, "init": "default"}, Lora(rank=4))
+    assert not _has_shape({"rank": 4, "init": "pissa"}, Lora(rank=4))
 
 
 def test_the_shipped_recipes_leave_the_number_format_to_the_machine() -> None:

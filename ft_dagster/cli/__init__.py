@@ -22,7 +22,7 @@ from ft_dagster.cli.release import release
 from ft_dagster.cli.talk import chat, generate, serve
 from ft_dagster.corpus.example import fill_with_example
 from ft_dagster.corpus.files import find_reports, require_reports
-from ft_dagster.evaluation.slices import load_slices
+from ft_dagster.evaluation.eval_sets import load_eval_sets
 from ft_dagster.recipe import load_recipe
 from ft_dagster.release.released import Releases
 from ft_dagster.release.tracking import track
@@ -203,7 +203,7 @@ def _refuse_early(settings: Settings) -> None:
     """Raise what can be told without Dagster, before anything is made."""
     require_reports(settings.workspace, len(list(islice(find_reports(settings.workspace), 1))))
     recipe = load_recipe(settings.recipe, settings.workspace)
-    load_slices(recipe.evaluation, settings.workspace, instruct=True)
+    load_eval_sets(recipe.evaluation, settings.workspace, instruct=True)
 
 
 def _bring_up_to_date(settings: Settings, console: Console) -> tuple[bool, dict[str, object]]:

@@ -26,9 +26,9 @@ def errors_said(console: Console) -> Iterator[None]:
     except (typer.Exit, typer.Abort):
         raise
     except Exception as error:
-        from ft_dagster.defs.room import about_room
+        from ft_dagster.defs.disk import disk_advice
 
-        room = about_room(str(error))
+        room = disk_advice(str(error))
         if room is None and not isinstance(error, (UserError, OSError)):
             raise
         said = f"{type(error).__name__}: {error}" + (f"\n{room}" if room else "")

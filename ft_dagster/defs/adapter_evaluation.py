@@ -1,13 +1,12 @@
 """The asset adapter_evaluation."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 
-from ft_dagster.base import PreparedBase, chat_template, prepare_base
+from ft_dagster.base import chat_template, prepare_base
 from ft_dagster.defs.child_process import ChildProcess
 from ft_dagster.defs.pictures import table
 from ft_dagster.defs.stage_asset import stage_asset
@@ -20,22 +19,13 @@ from ft_dagster.defs.stages import (
     input_artifact,
 )
 from ft_dagster.defs.workspace import GPU_POOL, Workspace
-from ft_dagster.evaluation.request import (
-    BASE,
-    NEW,
-    RELEASED,
-    RESULT,
-    EvaluationRequest,
-    evaluation_key,
-    measured_by,
-)
-from ft_dagster.evaluation.slices import load_slices
-from ft_dagster.evaluation.verdict import judge
+from ft_dagster.evaluation.eval_sets import load_eval_sets
+from ft_dagster.evaluation.find_or_evaluate import Asked, InUse, find_or_evaluate
+from ft_dagster.evaluation.request import BASE, NEW, EvaluationRequest
 from ft_dagster.hashing import digest
 from ft_dagster.recipe import Recipe
-from ft_dagster.store import Artifact, Store
-from ft_dagster.tokens.dataset import folder_with_rows, held_out_version
-from ft_dagster.training.manifest import AdapterError, differences, read_manifest
+from ft_dagster.store import Artifact
+from ft_dagster.training.manifest import AdapterError
 from ft_dagster.training.number_format import resolved_here
 
 _CHECKS = {
@@ -78,105 +68,32 @@ def adapter_evaluation(
     adapter = input_artifact(context, LORA_ADAPTER, store)
     dataset = input_artifact(context, TOKENIZED_DATASET, store)
     base = prepare_base(recipe.base, settings.cache, token=settings.token)
-    in_use = _other_in_use(workspace, adapter.key)
-    released = in_use if in_use and _fits(in_use, base) else None
-    before = in_use is not None and adapter.key in workspace.releases.proven()
-    withdrawn = in_use is not None and adapter.key in workspace.releases.withdrawn()
-    slices = load_slices(recipe.evaluation, settings.workspace, bool(chat_template(Path(base.folder))))
-    beside = in_use.name if in_use else None
+    eval_sets = load_eval_sets(recipe.evaluation, settings.workspace, bool(chat_template(Path(base.folder))))
     here = resolved_here(recipe, settings)
-    number_format = here.compute_dtype
-    key = evaluation_key(
-        adapter.key, dataset.about["version"], beside, recipe, number_format, slices, before, withdrawn
-    )
-    artifact = store.find(ADAPTER_EVALUATION.name, key)
-    if artifact is None:
-        measured = measured_by(held_out_version(dataset), base.identity, here, slices)
-        known = _measured_before(store, measured, released)
-        with store.staging() as folder:
-            unknown = released if released and "released" not in known else None
-            adapters = {"new": str(adapter.path)} | ({"released": str(unknown)} if unknown else {})
-            request = EvaluationRequest(
-                base=base.to_json(),
-                dataset=str(folder_with_rows(dataset)),
-                recipe=here.model_dump(mode="json"),
-                adapters=adapters,
-                known=known,
-                texts={kind: {"files": dict(s.files), "folder": str(s.folder)} for kind, s in slices.items()},
-                output=str(folder),
-                offload=str(settings.offload),
-                locks=str(settings.cache / "locks"),
-                threads=settings.threads,
-            )
-            path = request.write(folder / "request.json")
-            yield from child_process.run(
-                context, "ft_dagster.evaluation", path, settings.logs / f"evaluation-{key[:12]}.log"
-            )
-            path.unlink()
-            artifact = _take_in(store, key, folder, adapter, in_use, here, before, withdrawn, measured)
+    asked = Asked(adapter, dataset, base, recipe, here, eval_sets, _in_use(workspace, adapter.key))
+
+    def measure(request: EvaluationRequest, key: str) -> Iterator[dg.AssetObservation]:
+        path = request.write(Path(request.output) / "request.json")
+        log = settings.logs / f"evaluation-{key[:12]}.log"
+        yield from child_process.run(context, "ft_dagster.evaluation", path, log)
+        path.unlink()
+
+    try:
+        artifact = yield from find_or_evaluate(asked, settings, measure)
+    except AdapterError as error:
+        raise dg.Failure(
+            f"{error} Or remove the link fine_tuned_model and what it leads to, to release anew."
+        ) from error
     yield _describe(artifact, recipe, adapter)
 
 
-def _measured_before(store: Store, measured: str, released: Path | None) -> dict[str, Any]:
-    """Measurements of the base, and of the adapter in use, that an earlier evaluation made in the same way."""
-    known = {}
-    if base := store.newest(ADAPTER_EVALUATION.name, measured=measured):
-        known[BASE] = _models(base)[BASE]
-    if released and (own := store.newest(ADAPTER_EVALUATION.name, measured=measured, adapter=released.name)):
-        known[RELEASED] = _models(own)[NEW]
-    return known
-
-
-def _models(evaluation: Artifact) -> dict[str, Any]:
-    return evaluation.read_json(RESULT)["models"]
-
-
-def _other_in_use(workspace: Workspace, new: str) -> Path | None:
-    """Folder of the released adapter, if it is another one than the new one."""
-    folder = workspace.releases.current_folder()
-    return folder if folder is not None and folder.name != new else None
-
-
-def _fits(adapter: Path, base: PreparedBase) -> bool:
-    try:
-        return not differences(read_manifest(adapter), base)
-    except AdapterError as error:
-        raise dg.Failure(f"{error} Or remove {adapter} and the link fine_tuned_model to release anew.") from error
-
-
-def _take_in(
-    store: Store,
-    key: str,
-    folder: Path,
-    adapter: Artifact,
-    in_use: Path | None,
-    recipe: Recipe,
-    before: bool,
-    withdrawn: bool,
-    measured: str,
-) -> Artifact:
-    result = json.loads((folder / RESULT).read_bytes())
-    models = result["models"]
-    other_base = in_use is not None and RELEASED not in models and not recipe.release.other_base
-    verdict = judge(models, recipe.release, before, other_base, withdrawn).to_json()
-    about = result | {
-        "models": {name: _without_sections(model) for name, model in models.items()},
-        "adapter": adapter.key,
-        "in_use": in_use.name if in_use else None,
-        "verdict": verdict,
-        "measured": measured,
-        "number_format": recipe.compute_dtype,
-    }
-    return store.take_in(ADAPTER_EVALUATION.name, key, folder, about)
-
-
-def _without_sections(measured: Mapping[str, Any]) -> dict[str, Any]:
-    """What is looked at often; the measurements of each section stay in the artifact's file."""
-    return {
-        name: _without_sections(value) if name in ("general", "chat") else value
-        for name, value in measured.items()
-        if name != "sections"
-    }
+def _in_use(workspace: Workspace, new: str) -> InUse:
+    """The released adapter, if it is another one than the new one."""
+    releases = workspace.releases
+    folder = releases.current_folder()
+    if folder is None or folder.name == new:
+        return InUse(None)
+    return InUse(folder, new in releases.proven(), new in releases.withdrawn())
 
 
 def _describe(artifact: Artifact, recipe: Recipe, adapter: Artifact) -> dg.MaterializeResult:

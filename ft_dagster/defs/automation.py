@@ -14,7 +14,7 @@ import dagster as dg
 from ft_dagster.corpus.files import require_reports
 from ft_dagster.corpus.index import changed_since
 from ft_dagster.defs.external import look, record
-from ft_dagster.defs.lag import report_lag
+from ft_dagster.defs.freshness import report_freshness
 from ft_dagster.defs.plan import make_plan
 from ft_dagster.defs.runs import (
     BRING_UP_TO_DATE,
@@ -32,7 +32,7 @@ from ft_dagster.defs.runs import (
 from ft_dagster.defs.stages import BLOCKED, cause_of, stale_stages
 from ft_dagster.defs.workspace import Workspace
 from ft_dagster.errors import UserError
-from ft_dagster.evaluation.slices import load_slices
+from ft_dagster.evaluation.eval_sets import load_eval_sets
 from ft_dagster.secrets import keeping_secrets
 from ft_dagster.settings import Settings, load_settings
 
@@ -57,7 +57,7 @@ def decide(instance: dg.DagsterInstance, settings: Settings, workspace: Workspac
 
 def _decide(instance: dg.DagsterInstance, settings: Settings, workspace: Workspace) -> dg.RunRequest | dg.SkipReason:
     recipe = workspace.recipe
-    load_slices(recipe.evaluation, settings.workspace, instruct=True)  # refused now, not after a training
+    load_eval_sets(recipe.evaluation, settings.workspace, instruct=True)  # refused now, not after a training
     scan = look(settings)
     require_reports(settings.workspace, len(scan.files) + len(scan.unreadable))
     if changed_since(scan, settings.settle_seconds):
@@ -108,7 +108,7 @@ def _decide(instance: dg.DagsterInstance, settings: Settings, workspace: Workspa
 def keep_up_to_date(context: dg.SensorEvaluationContext, workspace: Workspace) -> dg.RunRequest | dg.SkipReason:
     decision = decide(context.instance, workspace.settings, workspace)
     with suppress(UserError):  # the decision says it
-        report_lag(context.instance, workspace)
+        report_freshness(context.instance, workspace)
     return decision
 
 

@@ -97,20 +97,19 @@ def find_removable(instance: dg.DagsterInstance, workspace: Workspace) -> Remova
         if (last := materializations.get(stage.key)) and ARTIFACT in last.metadata:
             keep.add(artifact_kind(stage), str(last.metadata[ARTIFACT].value))
     released = workspace.releases.current()
-    wanted = set(_newest(store, settings.keep_adapters)) | ({released} if released else set())
+    wanted = set(store.keys(LORA_ADAPTER.name)[: settings.keep_adapters]) | ({released} if released else set())
     if settings.keep_released:
         wanted |= {entry["adapter"] for entry in workspace.releases.history()}
     for key in wanted:
         keep.add(LORA_ADAPTER.name, key)
     kept_adapters = sorted(keep.artifacts[LORA_ADAPTER.name])
-    for key in _keys(store, ADAPTER_EVALUATION.name):
-        evaluation = store.find(ADAPTER_EVALUATION.name, key)
-        if evaluation and evaluation.about["adapter"] in kept_adapters:
-            keep.add(ADAPTER_EVALUATION.name, key)
+    for evaluation in store.all(ADAPTER_EVALUATION.name):
+        if evaluation.about["adapter"] in kept_adapters:
+            keep.add(ADAPTER_EVALUATION.name, evaluation.key)
     tokens = TOKENIZED_DATASET.name
     removable = Removable(kept_adapters=kept_adapters)
     for stage in reversed(KINDS):
-        gone = [key for key in _keys(store, stage.name) if key not in keep.artifacts[stage.name]]
+        gone = sorted(set(store.keys(stage.name)) - keep.artifacts[stage.name])
         removable.paths[stage.name] = [store.root / stage.name / key for key in gone]
     removable.paths["copies of released adapters"] = [
         path for path in _children(workspace.releases.folder) if path.is_dir() and path.name not in wanted
@@ -189,16 +188,6 @@ def _is_given_up(attempts: Path, datasets: set[str]) -> bool:
         return not any(Path(request["dataset"]).name in datasets for request in requests)
     except (OSError, ValueError, KeyError):
         return True
-
-
-def _newest(store: Store, count: int) -> list[str]:
-    folder = store.root / LORA_ADAPTER.name
-    newest = sorted(_children(folder), key=lambda path: -path.stat().st_mtime_ns)
-    return [path.name for path in newest[:count]]
-
-
-def _keys(store: Store, kind: str) -> list[str]:
-    return [path.name for path in _children(store.root / kind)]
 
 
 def _children(folder: Path) -> list[Path]:

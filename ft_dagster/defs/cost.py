@@ -12,8 +12,7 @@ from ft_dagster.base import BaseModelError, local_base, model_config
 from ft_dagster.recipe import AUTO, Recipe
 from ft_dagster.settings import Settings
 from ft_dagster.training.duration import estimated_seconds
-from ft_dagster.training.estimate import memory_estimate
-from ft_dagster.training.fitting import MARGIN, advice
+from ft_dagster.training.fitting import fit
 from ft_dagster.training.machine import has_gpu, memory_for_process
 from ft_dagster.training.number_format import ProductRates, UnknownRatesError, machine_rates, slowness
 from ft_dagster.training.shape import UnknownModelError, shape_of
@@ -85,14 +84,14 @@ def training_cost(settings: Settings, recipe: Recipe, tokens: float) -> Training
     _tell_time(cost, settings, recipe, config, rates, tokens)
     on_gpu = rates.on_gpu if rates else has_gpu()
     try:
-        estimate = memory_estimate(config, recipe, on_gpu)
+        found = fit(config, recipe, on_gpu, memory_for_process() // recipe.training.processes)
     except UnknownModelError as error:
         cost.problem = str(error)
         return cost
-    cost.memory_bytes, cost.memory_parts = estimate.total, asdict(estimate)
-    if not on_gpu and estimate.total > (room := memory_for_process() // recipe.training.processes):
-        verdict = "will be refused" if estimate.total > MARGIN * room else "may fail"
-        cost.problem = f"{room / 2**30:.2f} GiB are there, so it {verdict}. {advice(config, recipe, on_gpu, room)}"
+    cost.memory_bytes, cost.memory_parts = found.estimate.total, asdict(found.estimate)
+    if found.advice and not on_gpu:  # how much a GPU has is known to the process that trains
+        verdict = "will be refused" if found.is_refused else "may fail"
+        cost.problem = f"{found.available / 2**30:.2f} GiB are there, so it {verdict}. {found.advice}"
     return cost
 
 

@@ -25,8 +25,7 @@ from ft_dagster.secrets import child_environment
 from ft_dagster.settings import Settings, SettingsError
 from ft_dagster.shared_store import open_store
 from ft_dagster.store import StoreError
-from ft_dagster.training.estimate import memory_estimate
-from ft_dagster.training.fitting import MARGIN, advice
+from ft_dagster.training.fitting import fit
 from ft_dagster.training.lease import CPU, visible_devices
 from ft_dagster.training.number_format import ProductRates, slowness
 from ft_dagster.training.shape import UnknownModelError
@@ -166,16 +165,15 @@ def _memory(recipe: Recipe, settings: Settings, machine: dict[str, Any]) -> Find
         return Finding("memory", "ok", "`ft-dagster plan` says what training takes once the base model is here")
     on_gpu = devices[0]["gpu"]
     recipe = recipe.computing_in(ProductRates(**machine["products"]).best)
+    available = min(device["free"] for device in devices) // (1 if on_gpu else recipe.training.processes)
     try:
-        estimate = memory_estimate(base, recipe, on_gpu)
+        found = fit(base, recipe, on_gpu, available)
     except UnknownModelError as error:
         return Finding("memory", "warning", f"No estimate: {error}")
-    room = min(device["free"] for device in devices) // (1 if on_gpu else recipe.training.processes)
-    text = f"each process of training takes about {estimate.total / 2**30:.1f} GiB of {room / 2**30:.1f} GiB"
-    if estimate.total <= room:
+    text = f"each process of training takes about {found.estimate.total / 2**30:.1f} of {available / 2**30:.1f} GiB"
+    if not found.advice:
         return Finding("memory", "ok", text)
-    status: Literal["problem", "warning"] = "problem" if estimate.total > MARGIN * room else "warning"
-    return Finding("memory", status, f"{text}. {advice(base, recipe, on_gpu, room)}")
+    return Finding("memory", "problem" if found.is_refused else "warning", f"{text}. {found.advice}")
 
 
 def _known_base(recipe: Recipe, settings: Settings) -> dict[str, Any] | None:

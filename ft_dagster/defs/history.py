@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import dagster as dg
-from dagster._core.storage.event_log import SqliteEventLogStorage
+from dagster._core.storage.event_log import SqliteEventLogStorage  # private: which files hold a run is not public
 
 from ft_dagster.defs.stages import BASE_MODEL, REPORT_FILES, STAGES
 

@@ -88,7 +88,7 @@ def prepare_home(settings: Settings) -> str:
     """
     home = settings.dagster_home.absolute()
     home.mkdir(parents=True, exist_ok=True)
-    formats.bring_up_to(home, formats.HOME, formats.HOME_MIGRATIONS)
+    formats.mark(home, formats.HOME)
     config = home / "dagster.yaml"
     if not config.exists():
         shipped = _shipped("dagster.yaml") + (_shipped("postgres.yaml") if _HOST in os.environ else "")
@@ -132,12 +132,12 @@ def _first_cause(error: BaseException) -> BaseException:
 
 
 if __name__ == "__main__":  # `make dev`: prepare DAGSTER_HOME and print it
-    from ft_dagster.defs.leftovers import end_leftovers
+    from ft_dagster.defs.orphans import end_orphans
     from ft_dagster.settings import load_settings
 
     try:
         home = prepare_home(load_settings())
-        if ended := end_leftovers(home):
+        if ended := end_orphans(home):
             print(f"Ended {ended}: servers of a `make dev` that was killed.", file=sys.stderr)  # noqa: T201
         print(home)  # noqa: T201
     except UserError as error:

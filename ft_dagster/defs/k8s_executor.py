@@ -3,10 +3,7 @@
 from typing import Any
 
 import dagster as dg
-from dagster._config import EvaluateValueResult, process_config
-from dagster._core.definitions.executor_definition import multiple_process_executor_requirements
-from dagster._core.executor.base import Executor
-from dagster._core.executor.init import InitExecutorContext
+from dagster._config import EvaluateValueResult, process_config  # private: a schema filled in by a program
 from dagster_k8s import K8sRunLauncher, k8s_job_executor
 
 from ft_dagster.defs.k8s_pods import gpu_pod, light_pod, load_pods
@@ -16,8 +13,8 @@ from ft_dagster.recipe import load_recipe
 from ft_dagster.settings import Settings, SettingsError, load_settings
 
 
-@dg.executor(name="k8s", requirements=multiple_process_executor_requirements())
-def on_kubernetes(context: InitExecutorContext) -> Executor:
+@dg.executor(name="k8s", requirements=dg.multiple_process_executor_requirements())
+def on_kubernetes(context: dg.InitExecutorContext) -> dg.Executor:
     """Each step is a Job; what its pod asks for is read when a run begins, from FT_K8S and the recipe."""
     if not isinstance(context.instance.run_launcher, K8sRunLauncher):
         raise SettingsError(
@@ -30,7 +27,7 @@ def on_kubernetes(context: InitExecutorContext) -> Executor:
     return _executor(context, process_config(k8s_job_executor.config_schema.config_type, config))
 
 
-def _executor(context: InitExecutorContext, config: EvaluateValueResult) -> Executor:
+def _executor(context: dg.InitExecutorContext, config: EvaluateValueResult) -> dg.Executor:
     """dagster-k8s's own. Raises SettingsError if its schema does not take the configuration."""
     if not config.success or config.value is None:
         problems = "; ".join(error.message for error in config.errors or [])

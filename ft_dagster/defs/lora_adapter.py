@@ -1,19 +1,15 @@
 """The asset lora_adapter."""
 
-import json
 import math
-import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 
-from ft_dagster.base import PreparedBase, prepare_base
+from ft_dagster.base import prepare_base
 from ft_dagster.corpus.chapter import natural_key
-from ft_dagster.corpus.snapshot import KIND as SNAPSHOT
-from ft_dagster.corpus.snapshot import snapshot_files
 from ft_dagster.defs.child_process import ChildProcess
 from ft_dagster.defs.cost import training_cost
 from ft_dagster.defs.pictures import loss_curve, table
@@ -32,18 +28,10 @@ from ft_dagster.recipe import Recipe
 from ft_dagster.release.lineage import compare
 from ft_dagster.settings import Settings
 from ft_dagster.store import Artifact, Store
-from ft_dagster.tokens.dataset import all_documents, folder_with_rows
-from ft_dagster.training.attempts import attempt_in, finished_attempt
+from ft_dagster.tokens.dataset import all_documents
+from ft_dagster.training.find_or_train import Wanted, find_or_train
 from ft_dagster.training.manifest import AdapterError, read_manifest, stored_manifest
-from ft_dagster.training.request import (
-    RESULT,
-    WEIGHTS,
-    TrainingRequest,
-    adapter_key,
-    adapter_to_go_on_from,
-    training_keys,
-)
-from ft_dagster.training.shared_checkpoints import SharedCheckpoints
+from ft_dagster.training.request import WEIGHTS, TrainingRequest
 
 FINITE = dg.AssetCheckSpec(
     "loss_is_finite",
@@ -82,65 +70,27 @@ def lora_adapter(
     dataset = input_artifact(context, TOKENIZED_DATASET, store)
     before = latest_materialization(context.instance, LORA_ADAPTER.key)
     base = prepare_base(recipe.base, settings.cache, token=settings.token)
-    keys = training_keys(dataset.about["version"], base.identity, recipe)
-    made_for = keys[0]
-    artifact = made_before(store, keys)
-    reused = artifact is not None
-    if artifact is None:
-        start = _start(workspace, dataset, base)
-        key = adapter_key(made_for, start)
-        attempts = settings.state / "attempts"
-        for earlier in keys[1:]:
-            _go_on_with_earlier(store, attempts / adapter_key(earlier, start), attempts / key, earlier)
-        artifact = made_before(store, keys)
-    if artifact is None:
-        try:
-            with attempt_in(attempts / key) as attempt:
-                if not (attempt / RESULT).exists():  # a finished attempt is only waiting to be taken in
-                    on_hosts = settings.executor == "ray" and recipe.training.processes > 1
-                    seconds = None if on_hosts else _say_cost(context, recipe, settings, dataset)  # others compute
-                    asked = _request(key, dataset, base, recipe, settings, attempt, start)
-                    asked = replace(asked, run=context.run.run_id, told_seconds=seconds)
-                    request = asked.write(attempt / "request.json")
-                    module = "ft_dagster.training.on_ray" if on_hosts else "ft_dagster.training"
-                    log, bucket = settings.logs / f"{key[:12]}.log", store.url is not None  # which takes checkpoints
-                    yield from child_process.run(context, module, request, log, bucket=bucket)
-                    attempt = finished_attempt(attempt.parent) or attempt
-                artifact = _take_in(store, key, attempt, made_for)
-        except (dg.Failure, FileNotFoundError):
-            artifact = made_before(store, keys)
-            if artifact is None:
-                raise
-            context.log.info("another attempt came first, and its adapter is used: folders of attempts went with it")
-    else:
-        context.log.info(f"adapter {artifact.key[:12]} was made before; used again")
+    wanted = Wanted(dataset, base, recipe, workspace.releases.current_folder())
+
+    def train(request: TrainingRequest) -> Iterator[dg.AssetObservation]:
+        on_hosts = settings.executor == "ray" and recipe.training.processes > 1  # others compute
+        seconds = None if on_hosts else _say_cost(context, recipe, settings, dataset)
+        asked = replace(request, run=context.run.run_id, told_seconds=seconds)
+        path = asked.write(Path(request.attempt) / "request.json")
+        module = "ft_dagster.training.on_ray" if on_hosts else "ft_dagster.training"
+        log, bucket = settings.logs / f"{request.key[:12]}.log", store.url is not None  # which takes checkpoints
+        yield from child_process.run(context, module, path, log, bucket=bucket)
+
+    try:
+        artifact, origin = yield from find_or_train(wanted, settings, train)
+    except AdapterError as error:
+        raise dg.Failure(str(error)) from error
+    if origin != "trained":
+        context.log.info(f"adapter {artifact.key[:12]} was {origin}; it is used")
     artifact.verify()
     because = context.run.tags.get(REASON_TAG, "materialized by hand")
-    yield _describe(artifact, recipe, reused, dataset, {"because": because} | _since(before, artifact, store))
-
-
-def made_before(store: Store, keys: Sequence[str]) -> Artifact | None:
-    """The adapter that was made for the first of these training keys that has one, whatever it went on from."""
-    for key in keys:
-        if found := store.find(LORA_ADAPTER.name, key) or store.newest(LORA_ADAPTER.name, made_for=key):
-            return found
-    return None
-
-
-def _go_on_with_earlier(store: Store, before: Path, now: Path, made_for: str) -> None:
-    """What was cut off before an upgrade changed its key: an attempt that had ended goes into the store as it is, one
-    that had not goes on under the new key.
-
-    Args:
-        store: takes the adapter.
-        before: folder of attempts, named after the earlier key.
-        now: the same for the new one.
-        made_for: the earlier training key.
-    """
-    if finished := finished_attempt(before):
-        _take_in(store, before.name, finished, made_for)
-    elif before.is_dir() and not now.exists():
-        before.rename(now)
+    history = {"because": because} | _since(before, artifact, store)
+    yield _describe(artifact, recipe, origin == "made before", dataset, history)
 
 
 def _say_cost(context: dg.AssetExecutionContext, recipe: Recipe, settings: Settings, dataset: Artifact) -> float | None:
@@ -153,71 +103,6 @@ def _say_cost(context: dg.AssetExecutionContext, recipe: Recipe, settings: Setti
     if cost.seconds:
         context.log.info(f"Training takes about {cost.seconds / 60:.1f} min in {cost.number_format} here.")
     return cost.seconds
-
-
-def _start(workspace: Workspace, dataset: Artifact, base: PreparedBase) -> Path | None:
-    sections = {document.section for document in all_documents(dataset) if document.split == "train"}
-    try:
-        return adapter_to_go_on_from(workspace.recipe, workspace.releases.current_folder(), base, sections)
-    except AdapterError as error:
-        raise dg.Failure(str(error)) from error
-
-
-def _request(
-    key: str,
-    dataset: Artifact,
-    base: PreparedBase,
-    recipe: Recipe,
-    settings: Settings,
-    attempt: Path,
-    start: Path | None,
-) -> TrainingRequest:
-    trained_on = [
-        {"chapter": d.chapter, "title": d.title, "source": d.source, "section": d.section}
-        for d in all_documents(dataset)
-        if d.split == "train"
-    ]
-    if start:  # what it learned stays learned, also where the reports do not have it any more
-        here = {item["section"] for item in trained_on}
-        trained_on += [dict(item) for item in read_manifest(start).trained_on if item["section"] not in here]
-    snapshot = dataset.store.get(SNAPSHOT, dataset.about["made_from"][SNAPSHOT])
-    chapters: dict[str, dict[str, str]] = {}
-    for file in snapshot_files(snapshot):
-        chapters.setdefault(file.chapter, {})[file.path] = file.sha256
-    return TrainingRequest(
-        key=key,
-        base=base.to_json(),
-        dataset=str(folder_with_rows(dataset)),
-        recipe=recipe.model_dump(mode="json"),
-        attempt=str(attempt),
-        logs=str(settings.logs),
-        locks=str(settings.cache / "locks"),
-        speeds=str(settings.speeds),
-        lineage={
-            "dataset": dataset.about["version"],
-            "made_from": dataset.about["made_from"] | {TOKENIZED_DATASET.name: dataset.key},
-            "chapters": chapters,
-            "held_out": dataset.about["held_out"],
-            "trained_on": trained_on,
-        },
-        start=str(start) if start else None,
-        cache=str(settings.cache),
-        checkpoints=_checkpoints(dataset.store, key),
-        threads=settings.threads,
-    )
-
-
-def _take_in(store: Store, key: str, attempt: Path, made_for: str) -> Artifact:
-    result = json.loads((attempt / RESULT).read_bytes()) | {"made_for": made_for}
-    artifact = store.take_in(LORA_ADAPTER.name, key, attempt / "adapter", result)
-    shutil.rmtree(attempt.parent, ignore_errors=True)  # checkpoints are of no use any more
-    if url := _checkpoints(store, key):
-        SharedCheckpoints(url).forget()
-    return artifact
-
-
-def _checkpoints(store: Store, key: str) -> str | None:
-    return f"{store.url}/attempts/{key}" if store.url else None
 
 
 def _estimated(estimate: dict[str, float | None]) -> dict[str, float]:

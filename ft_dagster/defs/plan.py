@@ -23,7 +23,6 @@ from ft_dagster.corpus.ledger import LedgerError
 from ft_dagster.corpus.sections import all_chapters, make_sections, secret_findings, unreadable_rows
 from ft_dagster.corpus.snapshot import is_snapshot, keep_contents, snapshot_files, write_snapshot
 from ft_dagster.defs.cost import TrainingCost, training_cost
-from ft_dagster.defs.lora_adapter import made_before
 from ft_dagster.defs.stages import (
     ADAPTER_EVALUATION,
     ARTIFACT,
@@ -44,11 +43,12 @@ from ft_dagster.defs.stages import (
     version_of,
 )
 from ft_dagster.defs.workspace import Workspace
-from ft_dagster.overlay import Overlay
+from ft_dagster.dry_run import DryRunStore
 from ft_dagster.recipe import Recipe, RecipeError
 from ft_dagster.store import Artifact, Store
 from ft_dagster.tokens.dataset import choose_split, make_dataset
 from ft_dagster.tokens.held_out import Split, read_pinned
+from ft_dagster.training.find_or_train import made_before
 from ft_dagster.training.manifest import MANIFEST
 from ft_dagster.training.request import WEIGHTS, training_keys
 
@@ -150,7 +150,7 @@ def make_plan(
         tried = None
         made_anew = any(stage in _LIGHT and reason.kind in _ANEW for stage, reason in stale)
         if sum(file.size for file in (scan.files if made_anew else changed)) <= _TRIED_BYTES:
-            tried = _Trial(made, workspace, Overlay(workspace.store, Path(scratch)), now).run(scan, dict(stale))
+            tried = _Trial(made, workspace, DryRunStore(workspace.store, Path(scratch)), now).run(scan, dict(stale))
         plan.exact = tried is not None and (tried.dataset is not None or tried.to_train is None)
         plan.stages = tried.stages if tried else [_as_found(stage, reason) for stage, reason in stale]
         _count(plan, made, workspace, recipe, tried, scan, cost)
@@ -217,7 +217,7 @@ class _Trial:
     """Makes what the light stages would make, in a store that is thrown away."""
 
     def __init__(
-        self, made: Materializations, workspace: Workspace, store: Overlay, now: Mapping[dg.AssetKey, str]
+        self, made: Materializations, workspace: Workspace, store: DryRunStore, now: Mapping[dg.AssetKey, str]
     ) -> None:
         self.made = made
         self.workspace = workspace

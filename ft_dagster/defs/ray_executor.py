@@ -9,14 +9,13 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 
 import dagster as dg
-from dagster._core.definitions.executor_definition import multiple_process_executor_requirements
-from dagster._core.events import DagsterEvent, DagsterEventType, StepRetryData
-from dagster._core.execution.context.system import IStepContext
-from dagster._core.execution.plan.state import KnownExecutionState
-from dagster._core.execution.retries import RetryMode
-from dagster._core.executor.init import InitExecutorContext
-from dagster._core.executor.step_delegating import StepDelegatingExecutor
-from dagster._utils.error import SerializableErrorInfo
+from dagster import DagsterEvent, DagsterEventType
+from dagster._core.events import StepRetryData  # private: no public event says that a step is started again
+from dagster._core.execution.context.system import IStepContext  # private: argument of the method replaced below
+from dagster._core.execution.plan.state import KnownExecutionState  # private: the same
+from dagster._core.execution.retries import RetryMode  # private: StepDelegatingExecutor wants it
+from dagster._core.executor.step_delegating import StepDelegatingExecutor  # private: what dagster-ray's executor is
+from dagster._utils.error import SerializableErrorInfo  # private: argument of the method replaced below
 
 from ft_dagster.defs.ray_steps import RaySteps
 from ft_dagster.settings import load_settings
@@ -26,8 +25,8 @@ _STARTS = 4
 """How often a step is started, when the hosts that run it are lost one after the other."""
 
 
-@dg.executor(name="ray", requirements=multiple_process_executor_requirements())
-def on_ray(context: InitExecutorContext) -> "RayExecutor":
+@dg.executor(name="ray", requirements=dg.multiple_process_executor_requirements())
+def on_ray(context: dg.InitExecutorContext) -> "RayExecutor":
     """Each step is a job of the Ray cluster at FT_RAY_ADDRESS."""
     return RayExecutor(RaySteps(load_settings()))
 

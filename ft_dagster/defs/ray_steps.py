@@ -9,8 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dagster._core.events import DagsterEvent, EngineEventData
-from dagster._core.executor.step_delegating import CheckStepHealthResult, StepHandlerContext
+from dagster import DagsterEvent
+from dagster._core.events import EngineEventData  # private: no public way to add an event of the engine
+from dagster._core.executor.step_delegating import (  # private: the interface of step handlers, which dagster-ray has
+    CheckStepHealthResult,
+    StepHandlerContext,
+)
 from dagster_ray.core.executor import RayStepHandler
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient

@@ -18,7 +18,7 @@ from ft_dagster.defs.stages import (
 )
 from ft_dagster.defs.workspace import Workspace
 from ft_dagster.errors import UserError
-from ft_dagster.evaluation.verdict import WITHDRAWN
+from ft_dagster.evaluation.gate import WITHDRAWN
 from ft_dagster.release.lineage import release_history
 from ft_dagster.release.tracking import TrackingError, track
 from ft_dagster.store import Artifact

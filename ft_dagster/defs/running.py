@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
-from dagster._core.definitions.reconstruct import ReconstructableRepository
-from dagster._core.execution.api import execute_run
-from dagster._core.execution.execution_result import ExecutionResult
+from dagster._core.definitions.reconstruct import ReconstructableRepository  # private: a job as other processes find it
+from dagster._core.execution.api import execute_run  # private: dg.execute_job takes no id for the run
+from dagster._core.execution.execution_result import ExecutionResult  # private: what both ways to run return
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -26,8 +26,8 @@ from rich.progress import (
 
 from ft_dagster.base import local_base, prepare_base
 from ft_dagster.defs.external import look, record
-from ft_dagster.defs.places import PLACE_TAG, here
 from ft_dagster.defs.plan import Plan, make_plan
+from ft_dagster.defs.run_host import RUN_HOST_TAG, this_host
 from ft_dagster.defs.runs import REASON_TAG, fail_abandoned, failure_message
 from ft_dagster.defs.summary import print_plan
 from ft_dagster.defs.workspace import GPU_POOL, Workspace
@@ -127,7 +127,7 @@ def _run(
             settings,
             run_id=run_id,
             asset_selection=[dg.AssetKey(stage.stage) for stage in plan.stages],
-            tags={REASON_TAG: f"{plan.stages[0].stage}: {plan.stages[0].reason}", PLACE_TAG: str(here())},
+            tags={REASON_TAG: f"{plan.stages[0].stage}: {plan.stages[0].reason}", RUN_HOST_TAG: str(this_host())},
             run_config=_QUIET,
         )
     if not result.success:
@@ -159,17 +159,17 @@ def _execute(
             run_config=run_config,
             raise_on_error=False,
         )
-    here = ReconstructableRepository.for_module("ft_dagster.definitions", "defs").get_reconstructable_job(job.name)
+    reachable = ReconstructableRepository.for_module("ft_dagster.definitions", "defs").get_reconstructable_job(job.name)
     run = instance.create_run_for_job(
-        here.get_definition(),
+        reachable.get_definition(),
         run_id=run_id,
         asset_selection=frozenset(asset_selection),
         tags={**job.run_tags, **tags},
         run_config=run_config,
-        job_code_origin=here.get_python_origin(),
+        job_code_origin=reachable.get_python_origin(),
     )
     try:
-        return execute_run(here, run, instance)
+        return execute_run(reachable, run, instance)
     finally:  # of the steps that were cut short; the engine itself has the devices, and no daemon may be there
         instance.event_log_storage.free_concurrency_slots_for_run(run_id)
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import dagster as dg
 import psutil
 
-from ft_dagster.defs.places import here, place_of
-from ft_dagster.defs.room import about_room
+from ft_dagster.defs.disk import disk_advice
+from ft_dagster.defs.run_host import host_of, this_host
 
 BRING_UP_TO_DATE = "bring_up_to_date"
 """The job of all stages."""
@@ -56,10 +56,10 @@ def fail_abandoned(instance: dg.DagsterInstance) -> list[str]:
 
 
 def _why_gone(instance: dg.DagsterInstance, run: dg.DagsterRun, started: float) -> str | None:
-    place = place_of(run)
-    if place and place.was_given_up_for(here()):
+    place = host_of(run)
+    if place and place.was_given_up_for(this_host()):
         return f"Slurm has given up this run on {place.host} and started job {place.job} anew."
-    if place.host != here().host if place else instance.run_launcher.supports_check_run_worker_health:
+    if place.host != this_host().host if place else instance.run_launcher.supports_check_run_worker_health:
         return None
     events = instance.all_logs(run.run_id, of_type=dg.DagsterEventType.ENGINE_EVENT)
     found = [match for event in events if (match := _PROCESS.search(event.user_message or event.message or ""))]
@@ -147,5 +147,5 @@ def failure_message(event: dg.DagsterEvent) -> str:
     while error is not None and error.cause is not None and (error.cls_name or "").startswith("Dagster"):
         error = error.cause  # what ours came from says less than ours
     said = (given or (error.message if error else event.message) or "no message").strip()
-    room = about_room(said)
+    room = disk_advice(said)
     return f"{subject}: {said}" + (f"\n{room}" if room else "")

@@ -8,8 +8,8 @@ import dagster as dg
 from ft_dagster.corpus.ledger import FileLedger
 from ft_dagster.corpus.secrets import Finding
 from ft_dagster.corpus.sections import all_chapters, make_sections, secret_findings, unreadable_rows
+from ft_dagster.defs.parallel_map import mapper_for
 from ft_dagster.defs.pictures import table
-from ft_dagster.defs.spread import each_of
 from ft_dagster.defs.stage_asset import stage_asset
 from ft_dagster.defs.stages import RAW_CHAPTERS, SECTIONS, describe, input_artifact
 from ft_dagster.defs.workspace import Workspace
@@ -38,7 +38,7 @@ SECRETS = dg.AssetCheckSpec(
 def sections(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
     """Sections of the reports as JSON Lines: cleaned, one version of each, each text once, every byte accounted for."""
     snapshot = input_artifact(context, RAW_CHAPTERS, workspace.store)
-    artifact = make_sections(snapshot, workspace.recipe.corpus, each_of(workspace.settings))
+    artifact = make_sections(snapshot, workspace.recipe.corpus, mapper_for(workspace.settings))
     about, unreadable = artifact.about, unreadable_rows(artifact)
     files = (_row(ledger) for chapter in all_chapters(artifact) for ledger in chapter.files)
     return describe(

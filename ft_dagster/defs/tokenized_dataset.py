@@ -10,8 +10,8 @@ import dagster as dg
 
 from ft_dagster.base import PreparedBase, prepare_base
 from ft_dagster.corpus.snapshot import KIND as SNAPSHOT
+from ft_dagster.defs.parallel_map import mapper_for
 from ft_dagster.defs.pictures import table
-from ft_dagster.defs.spread import each_of
 from ft_dagster.defs.stage_asset import stage_asset
 from ft_dagster.defs.stages import SECTIONS, TOKENIZED_DATASET, describe, input_artifact
 from ft_dagster.defs.workspace import Workspace
@@ -92,7 +92,7 @@ def _find_or_make(settings: Settings, source: Artifact, base: PreparedBase, reci
         return found
     split = choose_split(source, recipe.tokens, pinned, objectives)
     write_pinned(settings.pins, split.pinned)
-    return make_dataset(source, folder, base.tokenizer, recipe.tokens, split, objectives, each_of(settings))
+    return make_dataset(source, folder, base.tokenizer, recipe.tokens, split, objectives, mapper_for(settings))
 
 
 def _pairs(about: Any) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import dagster as dg
 
 from ft_dagster import formats
-from ft_dagster.defs.places import note_place
+from ft_dagster.defs.run_host import record_host
 from ft_dagster.recipe import Recipe, load_recipe
 from ft_dagster.release.released import Releases
 from ft_dagster.settings import Settings, load_settings
@@ -27,11 +27,11 @@ class Workspace(dg.ConfigurableResource):
     def yield_for_execution(self, context: dg.InitResourceContext) -> Iterator["Workspace"]:
         """For the time of a run's steps, nobody cleans the store."""
         if context.instance and context.run and self.settings.executor == "local":  # else steps are at other places
-            note_place(context.instance, context.run)
+            record_host(context.instance, context.run)
         settings, store = self.settings, self.store
-        formats.bring_up_to(settings.state, formats.STATE, formats.STATE_MIGRATIONS)
+        formats.mark(settings.state, formats.STATE)
         if store.url is None:
-            formats.bring_up_to(store.root, formats.STORE, formats.STORE_MIGRATIONS)
+            formats.mark(store.root, formats.STORE)
         with store.in_use():
             yield self
 

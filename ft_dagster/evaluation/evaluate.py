@@ -12,10 +12,10 @@ import torch
 from peft import PeftModel
 from transformers import AutoTokenizer
 
-from ft_dagster.evaluation.copying import measure_on_train, sample_rows
+from ft_dagster.evaluation.eval_sets import tokenize_eval_set
+from ft_dagster.evaluation.memorization import measure_on_train, sample_rows
 from ft_dagster.evaluation.request import BASE, NEW, RESULT, EvaluationRequest
 from ft_dagster.evaluation.samples import continue_prompt
-from ft_dagster.evaluation.slices import tokenize_slice
 from ft_dagster.recipe import RecipeError
 from ft_dagster.store import Artifact, write_atomically
 from ft_dagster.tokens.dataset import load_shards
@@ -43,9 +43,9 @@ def evaluate(request: EvaluationRequest) -> dict[str, Any]:
     base = request.prepared_base()
     dataset = Artifact.open(Path(request.dataset))
     texts = {HELD_OUT: list(load_shards(dataset, "held_out"))}
-    for kind, found in request.slices().items():
+    for kind, found in request.eval_sets().items():
         try:
-            texts[kind] = [tokenize_slice(found, Path(base.folder), recipe.tokens.block_length)]
+            texts[kind] = [tokenize_eval_set(found, Path(base.folder), recipe.tokens.block_length)]
         except RecipeError as error:
             if not found.ships:
                 raise

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ft_dagster.evaluation.slices import Slice
+from ft_dagster.evaluation.eval_sets import EvalSet
 from ft_dagster.hashing import digest
 from ft_dagster.recipe import AUTO, Recipe
 from ft_dagster.training.request import ModelRequest
@@ -25,7 +25,7 @@ def evaluation_key(
     in_use: str | None,
     recipe: Recipe,
     number_format: str,
-    slices: Mapping[str, Slice],
+    eval_sets: Mapping[str, EvalSet],
     released_before: bool = False,
     withdrawn: bool = False,
 ) -> str:
@@ -43,31 +43,33 @@ def evaluation_key(
             "in_use": in_use,
             "released_before": released_before,
             "withdrawn": withdrawn,
-            "recipe": [_options(recipe, slices), recipe.part("release")],
+            "recipe": [_options(recipe, eval_sets), recipe.part("release")],
             "code": CODE_VERSION,
         }
     )
 
 
-def _options(recipe: Recipe, slices: Mapping[str, Slice]) -> list[Any]:
+def _options(recipe: Recipe, eval_sets: Mapping[str, EvalSet]) -> list[Any]:
     """How is measured; of texts beside the reports what they say, not where they are."""
     options = recipe.evaluation.for_keys(exclude=("general", "chat"))
-    return [options, {kind: found.version for kind, found in slices.items()}]
+    return [options, {kind: found.version for kind, found in eval_sets.items()}]
 
 
-def measured_by(held_out_version: str, base: Mapping[str, str], recipe: Recipe, slices: Mapping[str, Slice]) -> str:
+def measured_by(
+    held_out_version: str, base: Mapping[str, str], recipe: Recipe, eval_sets: Mapping[str, EvalSet]
+) -> str:
     """What decides the measurements of a model: two evaluations that agree in this need not measure it twice.
 
     Args:
         held_out_version: of the dataset.
         base: its identity.
         recipe: with its number format decided.
-        slices: texts beside the reports.
+        eval_sets: texts beside the reports.
     """
     part = recipe.base.for_keys(include=("quantization", "dtype"))
     options = recipe.training.for_keys(include=("attention", "fused", "mixed_precision"))
     length = recipe.tokens.block_length  # texts beside the reports are cut to it, too
-    return digest([held_out_version, dict(base), part, options, length, _options(recipe, slices), CODE_VERSION])
+    return digest([held_out_version, dict(base), part, options, length, _options(recipe, eval_sets), CODE_VERSION])
 
 
 @dataclass(frozen=True)
@@ -87,10 +89,10 @@ class EvaluationRequest(ModelRequest):
     """Folder for the lock that keeps one process a device."""
     threads: int | None = None
     texts: dict[str, Any] = field(default_factory=dict)
-    """Kind -> `files` and `folder` of a Slice: texts beside the reports."""
+    """Kind -> `files` and `folder` of a EvalSet: texts beside the reports."""
 
-    def slices(self) -> dict[str, Slice]:
-        return {kind: Slice(kind, found["files"], Path(found["folder"])) for kind, found in self.texts.items()}
+    def eval_sets(self) -> dict[str, EvalSet]:
+        return {kind: EvalSet(kind, found["files"], Path(found["folder"])) for kind, found in self.texts.items()}
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,9 @@ from ft_dagster.corpus.sections import stored_chapters, stored_shards
 from ft_dagster.corpus.snapshot import KIND as SNAPSHOT
 from ft_dagster.corpus.snapshot import snapshot_files
 from ft_dagster.errors import UserError
+from ft_dagster.evaluation.eval_sets import SHIPPED
 from ft_dagster.evaluation.request import KIND as EVALUATION
 from ft_dagster.evaluation.request import NEW
-from ft_dagster.evaluation.slices import SHIPPED
 from ft_dagster.release.released import Releases
 from ft_dagster.settings import Settings
 from ft_dagster.store import Artifact, Store, write_atomically

@@ -1,7 +1,7 @@
 """The tokenized dataset: packed rows in groups of chapters, and the ledger of every byte.
 
 A group of chapters is up to four blobs: rows of each split (Arrow streams, as Hugging Face datasets reads them),
-its documents, and its figures. What an edit does not touch is not written again, and not tokenized again.
+its documents, and its stats. What an edit does not touch is not written again, and not tokenized again.
 """
 
 import json
@@ -24,7 +24,6 @@ from ft_dagster.hashing import canonical_json, digest
 from ft_dagster.recipe import Objectives, Tokens
 from ft_dagster.store import Artifact, Store
 from ft_dagster.tokens.chat import ChatTokenizer
-from ft_dagster.tokens.figures import balance, count_faults, count_pairs, count_split, figures_of, has_rows, sum_of
 from ft_dagster.tokens.held_out import Pinned, Split, choose_held_out
 from ft_dagster.tokens.rewriting import Refusal
 from ft_dagster.tokens.shard import (
@@ -36,6 +35,7 @@ from ft_dagster.tokens.shard import (
     pack_chapters,
     tokenized_texts,
 )
+from ft_dagster.tokens.stats import balance, count_faults, count_pairs, count_split, has_rows, stats_of, sum_of
 from ft_dagster.tokens.tokenized import TokenizedText
 from ft_dagster.tokens.tokenizer import DocumentTokenizer
 
@@ -158,25 +158,25 @@ def make_dataset(
     }
     shards = [replace(shard, group=source.group) for source, key in wanted if (shard := made[key])]
     store.bring_blobs(shard.figures for shard in shards)
-    figures = [json.loads(store.get_blob(shard.figures)) for shard in shards]
-    splits = {name: count_split(name, figures, options.block_length) for name in SPLITS}
-    pairs = count_pairs(figures)
+    stats = [json.loads(store.get_blob(shard.figures)) for shard in shards]
+    splits = {name: count_split(name, stats, options.block_length) for name in SPLITS}
+    pairs = count_pairs(stats)
     for name, purpose in zip(SPLITS, ("train on", "measure the adapter on"), strict=True):
         if not splits[name]["supervised_tokens"]:
             raise CorpusError(_nothing_to(purpose, objectives, pairs))
-    used, left_out = sum_of(figures, "used"), sum_of(figures, "left_out")
+    used, left_out = sum_of(stats, "used"), sum_of(stats, "left_out")
     about = {
         "made_by": made_by,
         "made_from": {SNAPSHOT: sections.about[SNAPSHOT], SECTIONS: sections.key},
         "block_length": options.block_length,
         "objectives": objectives.taught,
         "splits": splits,
-        "version": digest([options.block_length, [figure["versions"] for figure in figures if has_rows(figure)]]),
+        "version": digest([options.block_length, [one["versions"] for one in stats if has_rows(one)]]),
         "held_out": sorted(split.held_out),
         "usable": sections.about["used"],
         "pairs": pairs,
         "ledger": balance(sections.about, used, left_out),
-        "checks": count_faults(figures),
+        "checks": count_faults(stats),
     }
     with store.staging() as staging:
         (staging / _SHARDS).write_text(json.dumps([asdict(shard) for shard in shards], indent=1), "utf-8")
@@ -275,9 +275,9 @@ class _Writer:
         packed = pack_chapters(chapters, self.teaching, self.split, self._known(source.group, wanted))
         documents = "\n".join(json.dumps(asdict(document), ensure_ascii=False) for document in packed.documents)
         names = [name for name in SPLITS if name in packed.rows]
-        contents = [canonical_json(figures_of(packed)), documents.encode()]
-        figures, listed, *rows = self.store.put_blobs([*contents, *(_stream(packed.rows[name]) for name in names)])
-        return DatasetShard(source.group, key, figures, listed, dict(zip(names, rows, strict=True)))
+        contents = [canonical_json(stats_of(packed)), documents.encode()]
+        stats, listed, *rows = self.store.put_blobs([*contents, *(_stream(packed.rows[name]) for name in names)])
+        return DatasetShard(source.group, key, stats, listed, dict(zip(names, rows, strict=True)))
 
     def _known(self, group: str, wanted: set[str]) -> Known:
         texts: dict[str, TokenizedText] = {}

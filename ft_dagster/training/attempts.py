@@ -25,6 +25,16 @@ _TURN, _IN_USE = ".turn", ".in_use"
 """Locks: of the folder of all attempts while one is chosen, and of an attempt while a run trains in it."""
 
 
+def step_of(checkpoint: Path | str) -> int:
+    """The optimizer step after which a checkpoint was saved, from its folder or the name of one of its files.
+
+    >>> step_of(Path("attempt/checkpoint-20")), step_of("checkpoint-20/complete")
+    (20, 20)
+    """
+    name = checkpoint.name if isinstance(checkpoint, Path) else checkpoint.partition("/")[0]
+    return int(name.rpartition("-")[2])
+
+
 @contextmanager
 def attempt_in(folder: Path) -> Iterator[Path]:
     """The attempt to train in: one that has finished, or a new one with the last checkpoint of those before it.
@@ -54,7 +64,7 @@ def finished_attempt(folder: Path) -> Path | None:
 
 def _inherit(attempt: Path, before: Sequence[Path]) -> None:
     """Copy the last checkpoint of earlier attempts into a new one, and remove the others that nobody holds."""
-    checkpoint = max((path for path in map(last_checkpoint, before) if path), key=_step, default=None)
+    checkpoint = max((path for path in map(last_checkpoint, before) if path), key=step_of, default=None)
     if checkpoint:
         copy = attempt / f".{checkpoint.name}"
         shutil.copytree(checkpoint, copy)
@@ -74,7 +84,7 @@ def _is_in_use(attempt: Path) -> bool:
 
 def last_checkpoint(attempt: Path) -> Path | None:
     """The newest checkpoint of an attempt that is whole and whose bytes are those that were saved."""
-    whole = sorted((path.parent for path in attempt.glob(f"checkpoint-*/{COMPLETE}")), key=_step, reverse=True)
+    whole = sorted((path.parent for path in attempt.glob(f"checkpoint-*/{COMPLETE}")), key=step_of, reverse=True)
     return next(filter(_is_undamaged, whole), None)
 
 
@@ -126,7 +136,3 @@ def _has(path: Path, sha256: str) -> bool:
         return file_digest(path) == sha256
     except OSError:
         return False
-
-
-def _step(checkpoint: Path) -> int:
-    return int(checkpoint.name.rpartition("-")[2])

@@ -19,7 +19,7 @@ from transformers.trainer_pt_utils import safe_globals
 from ft_dagster.errors import TrainingError
 from ft_dagster.training import ranks
 from ft_dagster.training.attempt_format import write_format
-from ft_dagster.training.attempts import COMPLETE, last_checkpoint, mark_complete
+from ft_dagster.training.attempts import COMPLETE, last_checkpoint, mark_complete, step_of
 from ft_dagster.training.shared_checkpoints import SharedCheckpoints
 
 _PICKLES = (".pt", ".pth", ".bin")
@@ -36,13 +36,9 @@ def last_complete(folder: Path) -> Path | None:
     """The newest whole checkpoint, or None. Newer ones, half written or damaged, are removed: they are made anew."""
     last = last_checkpoint(folder)
     for path in folder.glob("checkpoint-*"):
-        if last is None or _step(path) > _step(last) or not (path / COMPLETE).exists():
+        if last is None or step_of(path) > step_of(last) or not (path / COMPLETE).exists():
             shutil.rmtree(path, ignore_errors=True)  # where several processes train, each of them does
     return last
-
-
-def _step(checkpoint: Path) -> int:
-    return int(checkpoint.name.rpartition("-")[2])
 
 
 def require_plain_state(checkpoint: Path) -> None:

@@ -1,18 +1,51 @@
-"""What to change in a recipe so that its training fits. Imports no torch."""
+"""Whether a training fits into memory, and what to change in its recipe so that it does. Imports no torch."""
 
 import itertools
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from ft_dagster.recipe import Recipe, resolve_recipe
-from ft_dagster.training.estimate import memory_estimate
+from ft_dagster.training.estimate import MemoryEstimate, memory_estimate
 
 MARGIN = 1.25
 """A training is refused when its estimate exceeds this many times the memory that is there. The estimate was at most
 17 % above published and measured figures (docs/memory.md); to refuse what would fit is worse than to fail late."""
 
 
-def changes_that_fit(config: Mapping[str, Any], recipe: Recipe, on_gpu: bool, room: int) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Fit:
+    """What a training takes, beside the memory that is available."""
+
+    estimate: MemoryEstimate
+    available: int
+    """Bytes for each process that trains."""
+    advice: str
+    """What to change; empty where the training fits."""
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether it would be in vain to try."""
+        return self.estimate.total > MARGIN * self.available
+
+
+def fit(config: Mapping[str, Any], recipe: Recipe, on_gpu: bool, available: int) -> Fit:
+    """Compare what a training takes with so many bytes of memory.
+
+    Args:
+        config: the base's config.json.
+        recipe: what to train.
+        on_gpu: whose memory it is, a GPU's or the machine's.
+        available: bytes for each process that trains.
+
+    Raises:
+        UnknownModelError: the formula does not know the model.
+    """
+    estimate = memory_estimate(config, recipe, on_gpu)
+    return Fit(estimate, available, "" if estimate.total <= available else advice(config, recipe, on_gpu, available))
+
+
+def changes_that_fit(config: Mapping[str, Any], recipe: Recipe, on_gpu: bool, available: int) -> dict[str, Any]:
     """Fields of the recipe and the values with which a training fits into so many bytes; empty if none are found.
 
     Every combination is put through the formula. What leaves the adapter as it is comes first (attention,
@@ -33,7 +66,7 @@ def changes_that_fit(config: Mapping[str, Any], recipe: Recipe, on_gpu: bool, ro
         for values in itertools.product(*([None, *values] for _, _, values in choices))
     ]
     for changes in sorted(combinations, key=lambda changes: sum(asks[field] for field in changes)):
-        if memory_estimate(config, with_changes(recipe, changes), on_gpu).total <= room:
+        if memory_estimate(config, with_changes(recipe, changes), on_gpu).total <= available:
             return changes
     return {}
 
@@ -47,9 +80,9 @@ def with_changes(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
     return resolve_recipe(content)
 
 
-def advice(config: Mapping[str, Any], recipe: Recipe, on_gpu: bool, room: int) -> str:
+def advice(config: Mapping[str, Any], recipe: Recipe, on_gpu: bool, available: int) -> str:
     """What to change, in a sentence or two, where a training does not fit into so many bytes."""
-    changes = changes_that_fit(config, recipe, on_gpu, room)
+    changes = changes_that_fit(config, recipe, on_gpu, available)
     if not changes:
         return (
             "Neither training.gradient_checkpointing, training.rows_per_device, base.quantization nor "

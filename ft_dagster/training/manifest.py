@@ -12,7 +12,7 @@ from ft_dagster import __version__
 from ft_dagster.base import PreparedBase, base_version, prepare_base
 from ft_dagster.errors import UserError
 from ft_dagster.hashing import file_digest
-from ft_dagster.recipe import Base, Recipe, resolve_recipe
+from ft_dagster.recipe import Base, Recipe, recipe_of_adapter
 from ft_dagster.settings import Settings
 from ft_dagster.store import Artifact, write_atomically
 
@@ -139,7 +139,7 @@ def _manifest(content: Mapping[str, Any]) -> Manifest:
 
 def made_on(manifest: Manifest, settings: Settings) -> tuple[Recipe, PreparedBase]:
     """The recipe that an adapter was made by, and its base, brought here. Raises BaseModelError if it cannot be had."""
-    recipe = resolve_recipe(dict(manifest.recipe))
+    recipe = recipe_of_adapter(manifest.recipe)
     return recipe, prepare_base(recipe.base, settings.cache, token=settings.token)
 
 

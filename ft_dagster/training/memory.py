@@ -10,8 +10,8 @@ from ft_dagster.errors import TrainingError
 from ft_dagster.recipe import Recipe
 from ft_dagster.training import ranks
 from ft_dagster.training.device import device
-from ft_dagster.training.estimate import CUDA_CONTEXT, MemoryEstimate, memory_estimate
-from ft_dagster.training.fitting import MARGIN, advice
+from ft_dagster.training.estimate import CUDA_CONTEXT, MemoryEstimate
+from ft_dagster.training.fitting import fit
 from ft_dagster.training.machine import memory_for_process
 from ft_dagster.training.shape import UnknownModelError
 
@@ -35,18 +35,18 @@ def require_memory(base: PreparedBase, recipe: Recipe) -> MemoryEstimate | None:
     config = model_config(Path(base.folder))
     on_gpu = device().type == "cuda"
     try:
-        estimate = memory_estimate(config, recipe, on_gpu)
+        found = fit(config, recipe, on_gpu, available_memory())
     except UnknownModelError as error:
         log.info("No estimate of memory: %s.", error)
         return None
-    room = available_memory()
-    log.info("Training will take about %s; %.2f GiB are there.", estimate, room / 2**30)
-    if estimate.total > MARGIN * room:
+    available = f"{found.available / 2**30:.2f} GiB"
+    log.info("Training will take about %s; %s are there.", found.estimate, available)
+    if found.is_refused:
         where = "of the GPU's memory" if on_gpu else "of memory"
         raise TrainingError(
-            f"This training does not fit: it takes about {estimate}, and {room / 2**30:.2f} GiB {where} are there. "
-            + advice(config, recipe, on_gpu, room)
+            f"This training does not fit: it takes about {found.estimate}, and {available} {where} are there. "
+            f"{found.advice}"
         )
-    if estimate.total > room:
-        log.warning("Memory may not be enough. %s", advice(config, recipe, on_gpu, room))
-    return estimate
+    if found.advice:
+        log.warning("Memory may not be enough. %s", found.advice)
+    return found.estimate

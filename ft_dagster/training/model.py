@@ -2,7 +2,6 @@
 
 import difflib
 import logging
-import math
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from ft_dagster.errors import TrainingError
 from ft_dagster.recipe import Lora, Recipe
 from ft_dagster.training import ranks
 from ft_dagster.training.device import device
-from ft_dagster.training.pissa import start_from_principal_components
 from ft_dagster.training.products import decided
 
 
@@ -93,31 +91,20 @@ def add_adapter(model: PreTrainedModel, base: PreparedBase, recipe: Recipe) -> P
     # What loads it elsewhere: a hub's name is known everywhere, the folder that peft put here only on this machine.
     config.base_model_name_or_path = recipe.base.model if recipe.base.source == "hub" else base.folder
     config.revision = recipe.base.revision
-    if recipe.lora.init != "default":
-        start_from_principal_components(tuned, recipe.lora.init)
     return tuned
 
 
 def lora_config(lora: Lora, targets: str | list[str]) -> LoraConfig:
     """peft's configuration of the adapter."""
-    # A PiSSA adapter is twice as wide, at the same scale: see training/pissa.py.
-    wide = 1 if lora.init == "default" else 2
     return LoraConfig(
-        r=wide * lora.rank,
-        lora_alpha=lora.alpha * (math.sqrt(wide) if lora.rslora else wide),
+        r=lora.rank,
+        lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=targets,
         use_rslora=lora.rslora,
         use_dora=lora.dora,
         task_type="CAUSAL_LM",
     )
-
-
-def trainable_parameters(model: PeftModel, lora: Lora) -> int:
-    """How many numbers training changes."""
-    counts = {name: weight.numel() for name, weight in model.named_parameters() if weight.requires_grad}
-    fixed = sum(n // 2 for name, n in counts.items() if ".lora_A." in name or ".lora_B." in name)
-    return sum(counts.values()) - (fixed if lora.init != "default" else 0)
 
 
 def _check_targets(model: PreTrainedModel, base: PreparedBase, targets: str | list[str]) -> str | list[str]:

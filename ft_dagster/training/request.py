@@ -1,9 +1,11 @@
 """What a training process is asked to do, as one JSON file."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from pydantic import ValidationError
 
 from ft_dagster.base import PreparedBase
 from ft_dagster.hashing import digest
@@ -71,8 +73,15 @@ def adapter_to_go_on_from(
         return None
     manifest = read_manifest(in_use)
     known = {item["section"] for item in manifest.trained_on}
-    fits = not differences(manifest, base) and Lora.model_validate(manifest.recipe["lora"]) == recipe.lora
+    fits = not differences(manifest, base) and _has_shape(manifest.recipe["lora"], recipe.lora)
     return in_use if fits and set(sections) - known else None
+
+
+def _has_shape(made_by: Mapping[str, Any], lora: Lora) -> bool:
+    try:
+        return Lora.model_validate(made_by) == lora
+    except ValidationError:  # by a field that an earlier version had, or a later one has
+        return False
 
 
 @dataclass(frozen=True)

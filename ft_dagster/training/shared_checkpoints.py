@@ -10,10 +10,16 @@ from pathlib import Path
 
 from ft_dagster.bucket import Bucket
 from ft_dagster.store import StoreError
-from ft_dagster.training.attempts import COMPLETE, checkpoint_files, completed_files, completion, last_checkpoint
+from ft_dagster.training.attempts import (
+    COMPLETE,
+    checkpoint_files,
+    completed_files,
+    completion,
+    last_checkpoint,
+    step_of,
+)
 
 log = logging.getLogger(__name__)
-_BEGINNING = "checkpoint-"
 _REPAIR = "An older checkpoint, or none, is used in its place."
 
 
@@ -33,21 +39,21 @@ class SharedCheckpoints:
         try:
             self.bucket.put({f"{folder}/{files[name]}": checkpoint / name for name in files})
             self.bucket.write(f"{folder}/{COMPLETE}", completion(files))
-            self._remove([name for name in self.bucket.list("") if _step(name) < _step(folder)])
+            self._remove([name for name in self.bucket.list("") if step_of(name) < step_of(folder)])
         except StoreError as error:
-            log.warning("The checkpoint of step %s is on this machine only. %s", _step(folder), error)
+            log.warning("The checkpoint of step %s is on this machine only. %s", step_of(folder), error)
 
     def bring(self, attempt: Path) -> None:
         """Bring the newest whole checkpoint into an attempt's folder, if it is newer than what is there."""
         last = last_checkpoint(attempt)
-        here = _step(last.name) if last else 0
+        here = step_of(last) if last else 0
         try:
             whole = [name for name in self.bucket.list("") if name.endswith(f"/{COMPLETE}")]
         except StoreError as error:
             log.warning("Checkpoints of other machines cannot be looked at. %s", error)
             return
-        for name in sorted(whole, key=_step, reverse=True):
-            if _step(name) <= here:
+        for name in sorted(whole, key=step_of, reverse=True):
+            if step_of(name) <= here:
                 return
             try:
                 self._bring(name, attempt)
@@ -83,11 +89,3 @@ class SharedCheckpoints:
         """First what says that a checkpoint is whole."""
         self.bucket.remove(name for name in names if name.endswith(f"/{COMPLETE}"))
         self.bucket.remove(name for name in names if not name.endswith(f"/{COMPLETE}"))
-
-
-def _step(name: str) -> int:
-    """
-    >>> _step("checkpoint-20/complete")
-    20
-    """
-    return int(name.partition("/")[0].removeprefix(_BEGINNING))

@@ -29,12 +29,13 @@ from ft_dagster.store import Artifact, write_atomically
 from ft_dagster.tokens.dataset import load_rows, load_shards
 from ft_dagster.training import ranks
 from ft_dagster.training.attempt_format import settle_format
+from ft_dagster.training.attempts import step_of
 from ft_dagster.training.checkpoints import CompleteCheckpoints, StopOnSignal, last_complete, require_plain_state
 from ft_dagster.training.device import device, device_name
 from ft_dagster.training.early_stopping import EarlyStopping
 from ft_dagster.training.manifest import read_manifest, write_manifest
 from ft_dagster.training.memory import require_memory
-from ft_dagster.training.model import add_adapter, load_base, trainable_parameters
+from ft_dagster.training.model import add_adapter, load_base
 from ft_dagster.training.packed_model import PackedModel
 from ft_dagster.training.probe import Probe, Trial, fullest
 from ft_dagster.training.progress import Progress, peak_memory
@@ -172,7 +173,7 @@ class _Training:
             "steps": trainer.state.global_step,
             "kept_step": kept,
             "held_out": stopping.measured if stopping else [],
-            "resumed_from": int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0,
+            "resumed_from": step_of(checkpoint) if checkpoint else 0,
             "history": history,
             "final_loss": history[-1]["loss"],
             "supervised_tokens": sum(row["supervised_tokens"] for row in history),
@@ -182,7 +183,7 @@ class _Training:
             "tokens_per_second": progress.history[-1]["tokens_per_second"] if progress.history else None,
             "peak_memory_bytes": peak_memory(),
             "estimate": self.estimate,
-            "trainable_parameters": trainable_parameters(model, self.recipe.lora),
+            "trainable_parameters": model.get_nb_trainable_parameters()[0],
             "device": device_name(),
             "number_format": self.recipe.compute_dtype,
             **self._prove(model, adapter),

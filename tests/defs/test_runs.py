@@ -11,15 +11,15 @@ import pytest
 from dagster._core.events import StepFailureData
 from dagster_shared.error import SerializableErrorInfo
 
-from ft_dagster.defs.places import PLACE_TAG, Place, here, place_of
+from ft_dagster.defs.run_host import RUN_HOST_TAG, RunHost, host_of, this_host
 from ft_dagster.defs.runs import BRING_UP_TO_DATE, CAUSE_TAG, cancelled_for, fail_abandoned, failures_for
 
 NO_SUCH_PROCESS = 2**22 - 1
 
 
-def begun(instance: dg.DagsterInstance, at: float, place: Place | None = None) -> dg.DagsterRun:
+def begun(instance: dg.DagsterInstance, at: float, place: RunHost | None = None) -> dg.DagsterRun:
     """An automatic run that a process began which is not there any more, or never was on this machine."""
-    tags = {CAUSE_TAG: "cause"} | ({PLACE_TAG: str(place)} if place else {})
+    tags = {CAUSE_TAG: "cause"} | ({RUN_HOST_TAG: str(place)} if place else {})
     run = dg.DagsterRun(job_name="bring_up_to_date", status=dg.DagsterRunStatus.STARTING, tags=tags)
     instance.add_run(run)
     instance.report_engine_event(f"Executing steps in process (pid: {NO_SUCH_PROCESS})", run)
@@ -80,7 +80,7 @@ def test_a_run_that_a_person_cancelled_is_no_failed_try_and_is_told_until_one_su
 
 
 def test_what_goes_on_on_another_machine_is_left_alone(instance: dg.DagsterInstance) -> None:
-    begun(instance, at=time.time() - 3600, place=Place("elsewhere"))
+    begun(instance, at=time.time() - 3600, place=RunHost("elsewhere"))
     assert fail_abandoned(instance) == []
 
 
@@ -102,7 +102,7 @@ def test_slurm_gives_up_what_it_starts_anew(
 ) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
-    run = begun(instance, at=time.time() - 3600, place=Place("elsewhere", job, start))
+    run = begun(instance, at=time.time() - 3600, place=RunHost("elsewhere", job, start))
     assert fail_abandoned(instance) == [run.run_id] * given_up
     assert failures_for(instance, "cause") == 0, "nothing is wrong with its content"
 
@@ -110,8 +110,8 @@ def test_slurm_gives_up_what_it_starts_anew(
 def test_a_run_says_where_it_is(
     up_to_date: dg.DagsterInstance, workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert [place_of(run) for run in up_to_date.get_runs()] == [here()]
+    assert [host_of(run) for run in up_to_date.get_runs()] == [this_host()]
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    assert here() == Place(socket.gethostname(), 7, 0)
+    assert this_host() == RunHost(socket.gethostname(), 7, 0)
     assert graphs.run(up_to_date, "raw_chapters").success
-    assert [place_of(run) for run in up_to_date.get_runs(limit=1)] == [here()]
+    assert [host_of(run) for run in up_to_date.get_runs(limit=1)] == [this_host()]

@@ -11,9 +11,9 @@ import pytest
 
 from ft_dagster.base import prepare_base
 from ft_dagster.evaluation import __main__ as evaluation
+from ft_dagster.evaluation.eval_sets import EvalSet, load_eval_sets
 from ft_dagster.evaluation.evaluate import evaluate
 from ft_dagster.evaluation.request import EvaluationRequest, evaluation_key, measured_by
-from ft_dagster.evaluation.slices import Slice, load_slices
 from ft_dagster.recipe import Evaluation, RecipeError, load_recipe, resolve_recipe
 from ft_dagster.runtime.child import INTERRUPTED
 from ft_dagster.training.request import TrainingRequest
@@ -75,10 +75,12 @@ def test_an_evaluation_is_made_again_when_what_is_compared_changes(tiny_recipe: 
     assert key != evaluation_key("other", "dataset", None, recipe, "bfloat16", {})
     asked_more = resolve_recipe(tiny_recipe | {"release": {"minimum_gain": 1}})
     assert key != evaluation_key("new", "dataset", None, asked_more, "bfloat16", {})
-    texts = {"general": Slice("general", {"a.md": "One."}, tmp_path)}
-    others = {"general": Slice("general", {"a.md": "Two."}, tmp_path)}
-    moved = {"general": Slice("general", {"a.md": "One."}, tmp_path / "elsewhere")}
-    keys = [evaluation_key("new", "dataset", None, recipe, "bfloat16", slices) for slices in (texts, others, moved)]
+    texts = {"general": EvalSet("general", {"a.md": "One."}, tmp_path)}
+    others = {"general": EvalSet("general", {"a.md": "Two."}, tmp_path)}
+    moved = {"general": EvalSet("general", {"a.md": "One."}, tmp_path / "elsewhere")}
+    keys = [
+        evaluation_key("new", "dataset", None, recipe, "bfloat16", eval_sets) for eval_sets in (texts, others, moved)
+    ]
     assert len({key, *keys}) == 3 and keys[0] == keys[2]
 
 
@@ -96,7 +98,7 @@ def test_texts_that_ship_and_do_not_fit_the_base_are_left_out_and_others_are_ref
 ) -> None:
     request = trained()
     assert request.recipe["tokens"]["block_length"] == 64, "shorter than most of the conversations that ship"
-    (chat,) = load_slices(Evaluation(general=None), tmp_path, instruct=True).values()
+    (chat,) = load_eval_sets(Evaluation(general=None), tmp_path, instruct=True).values()
     asked = EvaluationRequest(
         base=request.base,
         dataset=request.dataset,

@@ -19,7 +19,7 @@ from machines import remember_machine
 from processes import free_port, heed_ctrl_c, inheriting, suspended
 
 from ft_dagster.defs.instance import prepare_home
-from ft_dagster.defs.leftovers import end_leftovers
+from ft_dagster.defs.orphans import end_orphans
 from ft_dagster.defs.stages import STAGES
 from ft_dagster.defs.workspace import GPU_POOL
 from ft_dagster.settings import Settings
@@ -136,7 +136,7 @@ class DagsterDev:
                 prepare_home(Settings(workspace=self.workspace, DAGSTER_HOME=self.home))
             config = self.home / "dagster.yaml"
             config.write_text(config.read_text() + _QUICK_QUEUE)
-        end_leftovers(str(self.home))  # as `make dev` does
+        end_orphans(str(self.home))  # as `make dev` does
         port = str(free_port())
         self.address = f"http://127.0.0.1:{port}"
         with (self.workspace.parent / "dagster-dev.log").open("ab") as output:

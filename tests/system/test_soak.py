@@ -25,8 +25,8 @@ from ft_dagster.base import prepare_base
 from ft_dagster.corpus.sections import make_sections
 from ft_dagster.corpus.snapshot import take_snapshot
 from ft_dagster.defs.stages import ARTIFACT, STAGES, latest_materialization
+from ft_dagster.evaluation.gate import judge
 from ft_dagster.evaluation.request import BASE, NEW, RESULT
-from ft_dagster.evaluation.verdict import judge
 from ft_dagster.hashing import canonical_json
 from ft_dagster.recipe import load_recipe
 from ft_dagster.store import Store

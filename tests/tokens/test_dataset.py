@@ -26,9 +26,9 @@ from ft_dagster.store import Artifact, Store, StoreError
 from ft_dagster.tokens import table as table_room
 from ft_dagster.tokens.dataset import all_documents, dataset_shards, load_rows, load_shards, make_dataset
 from ft_dagster.tokens.documents import render
-from ft_dagster.tokens.figures import balance
 from ft_dagster.tokens.held_out import Pinned, Split
 from ft_dagster.tokens.shard import Known, PackedShard, Teaching, pack_chapters, tokenized_texts
+from ft_dagster.tokens.stats import balance
 from ft_dagster.tokens.table import PlacedPiece, count_rows, pack_pieces, rows_version
 from ft_dagster.tokens.tokenizer import DocumentTokenizer
 

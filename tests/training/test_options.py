@@ -7,15 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, set_seed
 
 from ft_dagster.base import PreparedBase, prepare_base
 from ft_dagster.errors import TrainingError
 from ft_dagster.recipe import Recipe, resolve_recipe
 from ft_dagster.training.adapter import load_adapter
-from ft_dagster.training.model import add_adapter, load_base, trainable_parameters
+from ft_dagster.training.model import add_adapter, load_base
 from ft_dagster.training.request import TrainingRequest
 from ft_dagster.training.train import train
 
@@ -57,12 +55,6 @@ OPTIONS: dict[str, Parts] = {
     "dora": {"lora": {"dora": True}},
     "dora-nf4": {"lora": {"dora": True}, "base": {"quantization": "nf4"}},
     "int8": {"base": {"quantization": "int8"}},
-    "pissa": {"lora": {"init": "pissa", "dropout": 0.0}, "training": {"learning_rate": 2e-3}},
-    "pissa_niter_16": {"lora": {"init": "pissa_niter_16"}, "training": {"learning_rate": 2e-3}},
-    "pissa-dora-rslora": {
-        "lora": {"init": "pissa", "dora": True, "rslora": True},
-        "training": {"learning_rate": 2e-3},
-    },
     "neftune": {"training": {"neftune": 5.0}, "lora": {"dropout": 0.0}},
 }
 
@@ -84,7 +76,7 @@ def test_every_option_learns_and_its_adapter_loads_on_the_base(
         assert logits(tuned).equal(untuned)
 
 
-@pytest.mark.parametrize("name", ["dora", "int8", "pissa", "neftune"])
+@pytest.mark.parametrize("name", ["dora", "int8", "neftune"])
 def test_with_every_option_a_training_that_died_ends_with_the_bytes_of_one_that_did_not(
     request_for: Callable[..., TrainingRequest], name: str
 ) -> None:
@@ -106,8 +98,6 @@ def test_with_every_option_a_training_that_died_ends_with_the_bytes_of_one_that_
     [
         ({}, 8 / 4),
         ({"rslora": True}, 8 / math.sqrt(4)),
-        ({"init": "pissa"}, 8 / 4),
-        ({"init": "pissa", "rslora": True}, 8 / math.sqrt(4)),
     ],
 )
 def test_the_adapter_is_scaled_by_alpha_over_rank_or_with_rslora_its_root(
@@ -117,66 +107,6 @@ def test_the_adapter_is_scaled_by_alpha_over_rank_or_with_rslora_its_root(
     model = add_adapter(load_base(base, recipe, tmp_path), base, recipe)
     layer = model.get_submodule("base_model.model.model.layers.0.self_attn.q_proj")
     assert layer.scaling["default"] == pytest.approx(expected)
-    plain_base, plain = prepared(lora={"rank": 4})
-    reference = add_adapter(load_base(plain_base, plain, tmp_path), plain_base, plain)
-    assert trainable_parameters(model, recipe.lora) == trainable_parameters(reference, plain.lora)
-
-
-@pytest.mark.parametrize("init", ["pissa", "pissa_niter_16"])
-def test_pissa_starts_as_the_base_with_the_weights_and_gradients_of_peft(
-    prepared: Callable[..., tuple[PreparedBase, Recipe]], init: str, tmp_path: Path
-) -> None:
-    base, recipe = prepared(lora={"rank": 4, "alpha": 8, "dropout": 0.0, "init": init})
-    untouched = load_base(base, recipe, tmp_path)
-    model = add_adapter(load_base(base, recipe, tmp_path), base, recipe)
-    assert torch.allclose(logits(model), logits(untouched), atol=1e-6)
-    set_seed(recipe.training.seed)
-    config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", init_lora_weights=init, task_type="CAUSAL_LM")
-    reference = get_peft_model(load_base(base, recipe, tmp_path), config)
-    for each in (model, reference):
-        each.train()
-        each(input_ids=PROMPT, labels=PROMPT, use_cache=False).loss.backward()
-    theirs = {name: weight for name, weight in reference.named_parameters() if weight.requires_grad}
-    for name, weight in model.named_parameters():
-        if weight.requires_grad:
-            half = (slice(0, 4),) if ".lora_A." in name else (slice(None), slice(0, 4))
-            rest = (slice(4, 8),) if ".lora_A." in name else (slice(None), slice(4, 8))
-            assert weight.grad is not None and theirs[name].grad is not None
-            assert not weight.grad[rest].any()
-            if init == "pissa":  # the fast decomposition draws at random
-                assert torch.allclose(weight[half], theirs[name], atol=1e-6)
-                assert torch.allclose(weight.grad[half], theirs[name].grad, atol=1e-5)
-
-
-@pytest.mark.parametrize("optimizer", ["adamw_torch", "adamw_bnb_8bit"])
-def test_a_pissa_adapter_on_the_untouched_base_is_the_model_that_was_trained(
-    request_for: Callable[..., TrainingRequest],
-    tiny_base: Path,
-    tmp_path: Path,
-    optimizer: str,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    trained: list[PeftModel] = []
-    monkeypatch.setattr(
-        "ft_dagster.training.train.add_adapter", lambda *args: trained.append(add_adapter(*args)) or trained[0]
-    )
-    request = request_for(
-        lora={"init": "pissa"}, base={"dtype": "float32"}, training={"learning_rate": 2e-3, "optimizer": optimizer}
-    )
-    train(request, lambda _: None)
-    base, recipe = request.prepared_base(), request.resolved_recipe()
-    fresh = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
-    reloaded = PeftModel.from_pretrained(fresh, str(Path(request.attempt) / "adapter"))
-    assert torch.allclose(logits(reloaded), logits(trained[0]), atol=1e-6)
-    start = add_adapter(load_base(base, recipe, tmp_path), base, recipe).state_dict()
-    weights = adapter_weights(request)
-    assert weights
-    for name, weight in weights.items():
-        first = start[name.replace(".weight", ".default.weight")]
-        if ".lora_A." in name:
-            assert weight[4:].equal(first[4:]) and not weight[:4].equal(first[:4])
-        else:
-            assert weight[:, 4:].equal(first[:, 4:]) and not weight[:, :4].equal(first[:, :4])
 
 
 @pytest.mark.parametrize("fused", [True, False])

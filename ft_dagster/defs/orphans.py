@@ -16,13 +16,13 @@ _PIPE = "--shutdown-pipe"
 _PATIENCE_SECONDS = 20.0
 
 
-def end_leftovers(home: str) -> list[int]:
+def end_orphans(home: str) -> list[int]:
     """End the servers on a DAGSTER_HOME whose `dagster dev` is gone, those that do not heed it by force.
 
     Returns:
         Their process ids.
     """
-    left = [process for process in psutil.process_iter() if _is_left(process, home)]
+    left = [process for process in psutil.process_iter() if _is_orphan(process, home)]
     for process in left:
         with suppress(psutil.NoSuchProcess):
             process.terminate()
@@ -34,7 +34,7 @@ def end_leftovers(home: str) -> list[int]:
     return [process.pid for process in left]
 
 
-def _is_left(process: psutil.Process, home: str) -> bool:
+def _is_orphan(process: psutil.Process, home: str) -> bool:
     try:
         command = process.cmdline()
         if _PIPE not in command or not _SERVERS & set(command):

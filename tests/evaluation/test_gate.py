@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ft_dagster.evaluation.verdict import judge
+from ft_dagster.evaluation.gate import judge
 from ft_dagster.recipe import Release
 
 CHAPTERS = 8

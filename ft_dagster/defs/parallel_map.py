@@ -13,7 +13,7 @@ _FEW = 8
 """Groups that are written sooner than Ray has started a process elsewhere."""
 
 
-def each_of(settings: Settings) -> Each:
+def mapper_for(settings: Settings) -> Each:
     """What applies a function to each group: `map` on one machine, tasks on a Ray cluster."""
     return _on_ray if settings.executor == "ray" else map
 

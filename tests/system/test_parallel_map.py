@@ -10,7 +10,7 @@ import pytest
 from hosts import hosts
 from ray_cluster import RayCluster
 
-from ft_dagster.defs.spread import each_of
+from ft_dagster.defs.parallel_map import mapper_for
 from ft_dagster.settings import load_settings
 
 CHAPTERS = 2000
@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from ft_dagster.corpus.sections import make_sections
 from ft_dagster.corpus.snapshot import take_snapshot
-from ft_dagster.defs.spread import each_of
+from ft_dagster.defs.parallel_map import mapper_for
 from ft_dagster.recipe import Corpus, Tokens
 from ft_dagster.settings import load_settings
 from ft_dagster.store import Store
@@ -29,7 +29,7 @@ from ft_dagster.tokens.dataset import choose_split, make_dataset
 from ft_dagster.tokens.held_out import Pinned
 
 folder, base = Path(sys.argv[1]), Path(sys.argv[2])
-spread = each_of(load_settings())
+spread = mapper_for(load_settings())
 assert spread is not map
 
 def noted(function, item):
@@ -81,4 +81,4 @@ def test_two_hosts_write_the_dataset_of_one_byte_by_byte(cluster: RayCluster, tm
 
 
 def test_one_machine_needs_no_engine(workspace: Path) -> None:
-    assert each_of(load_settings()) is map
+    assert mapper_for(load_settings()) is map

@@ -11,7 +11,7 @@ from ft_dagster.corpus.ledger import LedgerError
 from ft_dagster.tokens.shard import SPLITS, PackedShard
 from ft_dagster.tokens.table import count_rows, flat, rows_version
 
-Figures = Mapping[str, Any]
+Stats = Mapping[str, Any]
 """Of one group, as plain JSON."""
 _PRINT = 16
 """Bytes of a section's hash that it is recognized by."""
@@ -19,8 +19,8 @@ _LISTED = 20
 """Pairs that are not taught, listed by name."""
 
 
-def figures_of(packed: PackedShard) -> dict[str, Any]:
-    """The figures of a group."""
+def stats_of(packed: PackedShard) -> dict[str, Any]:
+    """The stats of a group."""
     strayed = 0
     for name, table in packed.rows.items():
         owners = np.unique(flat(table, "documents"))
@@ -38,44 +38,44 @@ def figures_of(packed: PackedShard) -> dict[str, Any]:
     }
 
 
-def has_rows(figure: Figures) -> bool:
+def has_rows(one: Stats) -> bool:
     """Whether anything of the group is taught."""
-    return any(counts["rows"] for counts in figure["splits"].values())
+    return any(counts["rows"] for counts in one["splits"].values())
 
 
-def sum_of(figures: Iterable[Figures], name: str) -> Counter[str]:
+def sum_of(stats: Iterable[Stats], name: str) -> Counter[str]:
     """One kind of counts, over all groups."""
     total: Counter[str] = Counter()
-    for figure in figures:
-        total.update(figure[name])
+    for one in stats:
+        total.update(one[name])
     return total
 
 
-def count_pairs(figures: Sequence[Figures]) -> dict[str, Any]:
+def count_pairs(stats: Sequence[Stats]) -> dict[str, Any]:
     """How many pairs are taught, and why others are not; some of these by name."""
-    taught = sum_of(figures, "pairs")
-    refused = [row for figure in figures for row in figure["refused"]]
+    taught = sum_of(stats, "pairs")
+    refused = [row for one in stats for row in one["refused"]]
     reasons = Counter(row["reason"] for row in refused)
     listed = [{name: row[name] for name in ("chapter", "title", "reason", "tokens")} for row in refused[:_LISTED]]
     return {**{name: taught[name] for name in SPLITS}, "left_out": dict(sorted(reasons.items())), "listed": listed}
 
 
-def count_split(split: str, figures: Iterable[Figures], block_length: int) -> dict[str, Any]:
+def count_split(split: str, stats: Iterable[Stats], block_length: int) -> dict[str, Any]:
     """What is in the rows of a split: counts as in `count_rows`, and how much of its slots are taken (`fill`)."""
     total: Counter[str] = Counter()
-    for figure in figures:
-        total.update(figure["splits"][split])
+    for one in stats:
+        total.update(one["splits"][split])
     fill = total["slots"] / (total["rows"] * block_length) if total["rows"] else 0.0
     return {**{name: total[name] for name in ("rows", "pieces", "tokens", "supervised_tokens")}, "fill": fill}
 
 
-def count_faults(figures: Iterable[Figures]) -> dict[str, int]:
+def count_faults(stats: Iterable[Stats]) -> dict[str, int]:
     """Facts that the checks of the asset are made of."""
     prints: dict[str, set[str]] = {name: set() for name in SPLITS}
     strayed = 0
-    for figure in figures:
-        strayed += figure["strayed"]
-        for name, text in figure["prints"].items():
+    for one in stats:
+        strayed += one["strayed"]
+        for name, text in one["prints"].items():
             prints[name].update(text[at : at + 2 * _PRINT] for at in range(0, len(text), 2 * _PRINT))
     return {
         "sections on both sides": len(prints["train"] & prints["held_out"]),

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ft_dagster.base import prepare_base
-from ft_dagster.evaluation.slices import load_slices, tokenize_slice
+from ft_dagster.evaluation.eval_sets import load_eval_sets, tokenize_eval_set
 from ft_dagster.recipe import Evaluation, RecipeError, load_recipe
 from ft_dagster.settings import Settings
 from ft_dagster.tokens.tokenizer import DocumentTokenizer
@@ -31,22 +31,22 @@ def texts(tmp_path: Path) -> Path:
 
 def test_the_texts_that_ship_fit_the_embedded_base(tmp_path: Path) -> None:
     base = Path(prepare_base(load_recipe("smollm2-135m").base, Settings().cache).folder)
-    slices = load_slices(Evaluation(), tmp_path, instruct=True)
-    assert {kind: len(found.files) for kind, found in slices.items()} == {"general": 24, "chat": 24}
-    general, passages = tokenize_slice(slices["general"], base, 512)
+    eval_sets = load_eval_sets(Evaluation(), tmp_path, instruct=True)
+    assert {kind: len(found.files) for kind, found in eval_sets.items()} == {"general": 24, "chat": 24}
+    general, passages = tokenize_eval_set(eval_sets["general"], base, 512)
     assert len(passages) == 24
     assert sum(document.tokens for document in passages) > 4000
     decode = DocumentTokenizer(base).decode
     written = {decode(row["input_ids"][:-1]) for row in general if len(row["lengths"]) == 1}
-    assert written <= {text.strip() for text in slices["general"].files.values()}
-    _, answers = tokenize_slice(slices["chat"], base, 512)
+    assert written <= {text.strip() for text in eval_sets["general"].files.values()}
+    _, answers = tokenize_eval_set(eval_sets["chat"], base, 512)
     assert len(answers) == 30, "six conversations have two answers, and none is too long"
 
 
 def test_a_folder_takes_the_place_of_the_texts_that_ship(texts: Path, tiny_base: Path) -> None:
-    slices = load_slices(Evaluation(general="general", chat="chat"), texts, instruct=True)
-    assert slices["general"].files == {"a.md": "Rivers carry sediment downstream.\n"}
-    rows, documents = tokenize_slice(slices["chat"], tiny_base, 256)
+    eval_sets = load_eval_sets(Evaluation(general="general", chat="chat"), texts, instruct=True)
+    assert eval_sets["general"].files == {"a.md": "Rivers carry sediment downstream.\n"}
+    rows, documents = tokenize_eval_set(eval_sets["chat"], tiny_base, 256)
     begun = "[assistant] "  # this template begins no answer, so the model has to write it
     answers = [begun + "The committee.", begun + "On Tuesday."]
     assert [document.scored_bytes for document in documents] == [len(answer) for answer in answers]
@@ -62,20 +62,20 @@ def test_a_folder_takes_the_place_of_the_texts_that_ship(texts: Path, tiny_base:
 
 def test_another_text_is_another_version_and_the_same_text_elsewhere_is_not(texts: Path) -> None:
     def version() -> str:
-        return load_slices(Evaluation(general="general", chat=None), texts, instruct=True)["general"].version
+        return load_eval_sets(Evaluation(general="general", chat=None), texts, instruct=True)["general"].version
 
     before = version()
     (texts / "general" / "a.md").write_text("Rivers carry sediment upstream.\n", "utf-8")
     changed = version()
     (texts / "general" / "a.md").write_text("Rivers carry sediment downstream.\n", "utf-8")
     (texts / "general").rename(texts / "elsewhere")
-    moved = load_slices(Evaluation(general="elsewhere", chat=None), texts, instruct=True)["general"].version
+    moved = load_eval_sets(Evaluation(general="elsewhere", chat=None), texts, instruct=True)["general"].version
     assert before == moved != changed
 
 
 def test_a_base_without_a_chat_template_is_not_asked_the_conversations_that_ship(texts: Path) -> None:
-    assert set(load_slices(Evaluation(), texts, instruct=False)) == {"general"}
-    assert load_slices(Evaluation(general=None, chat=None), texts, instruct=True) == {}
+    assert set(load_eval_sets(Evaluation(), texts, instruct=False)) == {"general"}
+    assert load_eval_sets(Evaluation(general=None, chat=None), texts, instruct=True) == {}
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_a_base_without_a_chat_template_is_not_asked_the_conversations_that_ship
 )
 def test_a_folder_that_cannot_be_used_is_named(texts: Path, options: Evaluation, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
-        load_slices(options, texts, instruct=True)
+        load_eval_sets(options, texts, instruct=True)
 
 
 @pytest.mark.parametrize(
@@ -100,12 +100,12 @@ def test_a_folder_that_cannot_be_used_is_named(texts: Path, options: Evaluation,
 )
 def test_a_file_that_is_not_a_conversation_is_named(texts: Path, tiny_base: Path, content: str, message: str) -> None:
     (texts / "chat" / "b.json").write_text(content, "utf-8")
-    slices = load_slices(Evaluation(general=None, chat="chat"), texts, instruct=True)
+    eval_sets = load_eval_sets(Evaluation(general=None, chat="chat"), texts, instruct=True)
     with pytest.raises(RecipeError, match=message):
-        tokenize_slice(slices["chat"], tiny_base, 256)
+        tokenize_eval_set(eval_sets["chat"], tiny_base, 256)
 
 
 def test_text_that_is_not_utf_8_is_named(texts: Path) -> None:
     (texts / "general" / "a.md").write_bytes(b"\xff\xfe")
     with pytest.raises(RecipeError, match="not UTF-8"):
-        load_slices(Evaluation(general="general"), texts, instruct=True)
+        load_eval_sets(Evaluation(general="general"), texts, instruct=True)

@@ -25,7 +25,7 @@ def keeps_up_with_reports(context: dg.AssetCheckExecutionContext, workspace: Wor
     return _result(seconds_behind(context.instance, workspace), workspace.settings.lag_seconds)
 
 
-def report_lag(instance: dg.DagsterInstance, workspace: Workspace) -> None:
+def report_freshness(instance: dg.DagsterInstance, workspace: Workspace) -> None:
     """Record the check's result if it is another than the last one."""
     result = _result(seconds_behind(instance, workspace), workspace.settings.lag_seconds)
     key = dg.AssetCheckKey(RELEASED_ADAPTER.key, "keeps_up_with_reports")

@@ -11,7 +11,7 @@ from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ft_dagster.evaluation.copying import CONTEXT, PASSAGE, measure_on_train, sample_rows
+from ft_dagster.evaluation.memorization import CONTEXT, PASSAGE, measure_on_train, sample_rows
 from ft_dagster.recipe import resolve_recipe
 from ft_dagster.store import Artifact
 from ft_dagster.tokens.dataset import load_shards

@@ -8,7 +8,7 @@ from typing import Any
 from ft_dagster.store import Artifact, Store
 
 
-class Overlay(Store):
+class DryRunStore(Store):
     """A store that reads from another one and writes to a folder of its own: for trying what would come out."""
 
     def __init__(self, below: Store, root: Path) -> None:
@@ -29,7 +29,7 @@ class Overlay(Store):
         return super().get_blob(name) if super().has_blob(name) else self.below.get_blob(name)
 
     def bring_blobs(self, names: Iterable[str]) -> None:
-        self.below.bring_blobs(name for name in names if not super(Overlay, self).has_blob(name))
+        self.below.bring_blobs(name for name in names if not super(DryRunStore, self).has_blob(name))
 
     def read_file(self, artifact: Artifact, name: str) -> bytes:
         below = self.root not in artifact.path.parents

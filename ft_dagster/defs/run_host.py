@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import dagster as dg
 
-PLACE_TAG = "ft_dagster/place"
+RUN_HOST_TAG = "ft_dagster/place"
 """Tag of a run: where its process is."""
 _WRITTEN = re.compile(r"(?P<host>.+?)(?:, Slurm job (?P<job>\d+), start (?P<start>\d+))?")
 
 
 @dataclass(frozen=True)
-class Place:
+class RunHost:
     """A machine by its name and, on a node of Slurm, the job and how often Slurm has started it before."""
 
     host: str
@@ -23,27 +23,27 @@ class Place:
     def __str__(self) -> str:
         return f"{self.host}, Slurm job {self.job}, start {self.start}" if self.job is not None else self.host
 
-    def was_given_up_for(self, other: "Place") -> bool:
+    def was_given_up_for(self, other: "RunHost") -> bool:
         """Whether Slurm started the job of both anew, at the other place: it has lost or ended this one before."""
         return self.job is not None and self.job == other.job and self.start < other.start
 
 
-def here() -> Place:
+def this_host() -> RunHost:
     """Of this process."""
     job = os.environ.get("SLURM_JOB_ID")
     start = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
-    return Place(socket.gethostname(), int(job), start) if job else Place(socket.gethostname())
+    return RunHost(socket.gethostname(), int(job), start) if job else RunHost(socket.gethostname())
 
 
-def place_of(run: dg.DagsterRun) -> Place | None:
+def host_of(run: dg.DagsterRun) -> RunHost | None:
     """Where the process of a run is; None of a run that does not say."""
-    found = _WRITTEN.fullmatch(run.tags.get(PLACE_TAG, ""))
+    found = _WRITTEN.fullmatch(run.tags.get(RUN_HOST_TAG, ""))
     if found is None:
         return None
-    return Place(found["host"], int(found["job"]), int(found["start"])) if found["job"] else Place(found["host"])
+    return RunHost(found["host"], int(found["job"]), int(found["start"])) if found["job"] else RunHost(found["host"])
 
 
-def note_place(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
+def record_host(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
     """Write down that a run's process is here. Another run's tags may have been copied to it."""
-    if place_of(run) != here():
-        instance.add_run_tags(run.run_id, {PLACE_TAG: str(here())})
+    if host_of(run) != this_host():
+        instance.add_run_tags(run.run_id, {RUN_HOST_TAG: str(this_host())})

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ft_dagster.evaluation.interval import Scored, paired_gain
+from ft_dagster.evaluation.bootstrap import Scored, paired_gain
 
 BIT = math.log(2)
 

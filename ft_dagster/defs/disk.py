@@ -13,7 +13,7 @@ _LITTLE = 2**20
 """Bytes: with less than that free a disk is named."""
 
 
-def about_room(said: str) -> str | None:
+def disk_advice(said: str) -> str | None:
     """What to do about an error that says that a disk is full or cannot be written to; None for any other.
 
     Args:

@@ -41,7 +41,7 @@ class _Conversation(BaseModel):
 
 
 @dataclass(frozen=True)
-class Slice:
+class EvalSet:
     """The files of one set."""
 
     kind: str
@@ -61,7 +61,7 @@ class Slice:
         return digest([self.kind, dict(sorted(self.files.items()))])
 
 
-def load_slices(options: Evaluation, workspace: Path, instruct: bool) -> dict[str, Slice]:
+def load_eval_sets(options: Evaluation, workspace: Path, instruct: bool) -> dict[str, EvalSet]:
     """The sets that the recipe names, by kind.
 
     Args:
@@ -82,7 +82,7 @@ def _shipped(kind: str) -> Path:
     return Path(str(resources.files("ft_dagster"))) / "evaluation" / "texts" / kind
 
 
-def _load(kind: str, named: str, workspace: Path) -> Slice:
+def _load(kind: str, named: str, workspace: Path) -> EvalSet:
     folder = _shipped(kind) if named == SHIPPED else workspace / Path(named).expanduser()
     try:
         paths = sorted(path for path in folder.iterdir() if path.suffix in _SUFFIXES[kind])
@@ -95,10 +95,10 @@ def _load(kind: str, named: str, workspace: Path) -> Slice:
         raise RecipeError(f"evaluation.{kind}: a file in {folder} is not UTF-8 text: {error}.") from error
     if not any(text.strip() for text in files.values()):
         raise RecipeError(f"evaluation.{kind}: {folder} holds no text in {' or '.join(_SUFFIXES[kind])} files.")
-    return Slice(kind, files, folder)
+    return EvalSet(kind, files, folder)
 
 
-def tokenize_slice(found: Slice, base: Path, block_length: int) -> tuple["Dataset", list[Document]]:
+def tokenize_eval_set(found: EvalSet, base: Path, block_length: int) -> tuple["Dataset", list[Document]]:
     """Rows and the documents that they count, as those of a dataset.
 
     Of a conversation each of the assistant's messages is a document, given all that stands before it. One that is
@@ -131,7 +131,7 @@ def tokenize_slice(found: Slice, base: Path, block_length: int) -> tuple["Datase
 _Pieces = Iterator[tuple[Document, Sequence[np.ndarray], int]]
 
 
-def _text_pieces(found: Slice, base: Path, block_length: int) -> _Pieces:
+def _text_pieces(found: EvalSet, base: Path, block_length: int) -> _Pieces:
     sections = [
         Section(name, "", 0, (), text.strip(), str(found.folder / name), digest(text))
         for name, text in found.files.items()
@@ -143,7 +143,7 @@ def _text_pieces(found: Slice, base: Path, block_length: int) -> _Pieces:
         yield _document(section.chapter, section.hash, "text", text.tokens, text.scored_bytes), text.pieces, text.prompt
 
 
-def _answer_pieces(found: Slice, base: Path, block_length: int) -> _Pieces:
+def _answer_pieces(found: EvalSet, base: Path, block_length: int) -> _Pieces:
     chat = ChatTokenizer(base, without="evaluation: {chat: null}")
     for name, text in found.files.items():
         try:

@@ -8,12 +8,12 @@ import pytest
 from graphs import run
 
 from ft_dagster.definitions import defs
-from ft_dagster.defs import adapter_evaluation as evaluation_asset
-from ft_dagster.defs import lag
+from ft_dagster.defs import freshness
 from ft_dagster.defs.external import look, record
-from ft_dagster.defs.lag import report_lag, seconds_behind
+from ft_dagster.defs.freshness import report_freshness, seconds_behind
 from ft_dagster.defs.runs import BRING_UP_TO_DATE
 from ft_dagster.defs.workspace import Workspace
+from ft_dagster.evaluation import find_or_evaluate
 from ft_dagster.settings import load_settings
 
 CHECK = dg.AssetCheckKey(dg.AssetKey("released_adapter"), "keeps_up_with_reports")
@@ -28,7 +28,7 @@ def results(instance: dg.DagsterInstance) -> list[bool]:
 
 def an_hour_later(monkeypatch: pytest.MonkeyPatch) -> None:
     later = time.time() + 3700
-    monkeypatch.setattr(lag.time, "time", lambda: later)
+    monkeypatch.setattr(freshness.time, "time", lambda: later)
 
 
 def edit(workspace: Path) -> None:
@@ -38,7 +38,7 @@ def edit(workspace: Path) -> None:
 
 def look_and_tick(instance: dg.DagsterInstance) -> None:
     record(instance, look(load_settings()), Workspace().recipe)
-    report_lag(instance, Workspace())
+    report_freshness(instance, Workspace())
 
 
 def test_while_nothing_changes_no_time_makes_it_red(
@@ -131,7 +131,7 @@ def test_a_change_that_came_while_the_last_release_was_made_counts(
         record(up_to_date, look(load_settings()), Workspace().recipe)
 
     with pytest.MonkeyPatch.context() as patch:
-        evaluate = evaluation_asset.judge
-        patch.setattr(evaluation_asset, "judge", lambda *given: (change_meanwhile(), evaluate(*given))[1])
+        judge = find_or_evaluate.judge
+        patch.setattr(find_or_evaluate, "judge", lambda *given: (change_meanwhile(), judge(*given))[1])
         assert run(up_to_date).success
     assert seconds_behind(up_to_date, Workspace()) > 0

@@ -1,0 +1,163 @@
+"""The evaluation of an adapter: one that was made before in the same way, or one that a process makes now. Imports no
+torch."""
+
+import json
+from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ft_dagster.base import PreparedBase
+from ft_dagster.evaluation.eval_sets import EvalSet
+from ft_dagster.evaluation.gate import judge
+from ft_dagster.evaluation.request import (
+    BASE,
+    KIND,
+    NEW,
+    RELEASED,
+    RESULT,
+    EvaluationRequest,
+    evaluation_key,
+    measured_by,
+)
+from ft_dagster.recipe import Recipe
+from ft_dagster.settings import Settings
+from ft_dagster.store import Artifact, Store
+from ft_dagster.tokens.dataset import folder_with_rows, held_out_version
+from ft_dagster.training.manifest import differences, read_manifest
+
+Said = TypeVar("Said")
+"""What an evaluation process reports while it works."""
+
+
+@dataclass(frozen=True)
+class InUse:
+    """The released adapter that a new one would replace."""
+
+    folder: Path | None
+    """None where there is none, or where it is the new one itself."""
+    new_was_proven: bool = False
+    """Whether the new adapter was in use before, after a measurement."""
+    new_was_withdrawn: bool = False
+    """Whether a person took the new adapter back."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is measured, and how."""
+
+    adapter: Artifact
+    dataset: Artifact
+    base: PreparedBase
+    recipe: Recipe
+    """As the workspace has it."""
+    here: Recipe
+    """With the number format of this machine."""
+    eval_sets: Mapping[str, EvalSet]
+    """Texts beside the reports."""
+    in_use: InUse
+
+
+def find_or_evaluate(
+    asked: Asked, settings: Settings, measure: Callable[[EvaluationRequest, str], Iterator[Said]]
+) -> Generator[Said, None, Artifact]:
+    """Find the evaluation in the store, or have it measured, judge the adapter by it, and commit it.
+
+    What an earlier evaluation measured in the same way, of the base or the adapter in use, is not measured again.
+
+    Args:
+        asked: what is measured.
+        settings: where logs, locks and offloaded layers are.
+        measure: does what a request says, in a process; the second argument is the evaluation's key.
+
+    Raises:
+        AdapterError: the manifest of the adapter in use is missing or damaged.
+    """
+    store, in_use = asked.adapter.store, asked.in_use
+    key = evaluation_key(
+        asked.adapter.key,
+        asked.dataset.about["version"],
+        in_use.folder.name if in_use.folder else None,
+        asked.recipe,
+        asked.here.compute_dtype,
+        asked.eval_sets,
+        in_use.new_was_proven,
+        in_use.new_was_withdrawn,
+    )
+    released = in_use.folder if in_use.folder and not differences(read_manifest(in_use.folder), asked.base) else None
+    if found := store.find(KIND, key):
+        return found
+    measured = measured_by(held_out_version(asked.dataset), asked.base.identity, asked.here, asked.eval_sets)
+    with store.staging() as folder:
+        known = _measured_before(store, measured, released)
+        yield from measure(_request(asked, settings, folder, known, released), key)
+        return commit(key, folder, asked.adapter, in_use, asked.here, measured)
+
+
+def _measured_before(store: Store, measured: str, released: Path | None) -> dict[str, Any]:
+    """Measurements of the base, and of the adapter in use, that an earlier evaluation made in the same way."""
+    known = {}
+    if base := store.newest(KIND, measured=measured):
+        known[BASE] = _models(base)[BASE]
+    if released and (own := store.newest(KIND, measured=measured, adapter=released.name)):
+        known[RELEASED] = _models(own)[NEW]
+    return known
+
+
+def _models(evaluation: Artifact) -> dict[str, Any]:
+    return evaluation.read_json(RESULT)["models"]
+
+
+def _request(
+    asked: Asked, settings: Settings, output: Path, known: dict[str, Any], released: Path | None
+) -> EvaluationRequest:
+    adapters = {NEW: str(asked.adapter.path)}
+    if released and RELEASED not in known:
+        adapters[RELEASED] = str(released)
+    return EvaluationRequest(
+        base=asked.base.to_json(),
+        dataset=str(folder_with_rows(asked.dataset)),
+        recipe=asked.here.model_dump(mode="json"),
+        adapters=adapters,
+        known=known,
+        texts={kind: {"files": dict(s.files), "folder": str(s.folder)} for kind, s in asked.eval_sets.items()},
+        output=str(output),
+        offload=str(settings.offload),
+        locks=str(settings.cache / "locks"),
+        threads=settings.threads,
+    )
+
+
+def commit(key: str, folder: Path, adapter: Artifact, in_use: InUse, recipe: Recipe, measured: str) -> Artifact:
+    """Judge an adapter by measurements, and put them into its store with the verdict.
+
+    Args:
+        key: of the evaluation.
+        folder: with RESULT.
+        adapter: the new one.
+        in_use: what it would replace.
+        recipe: with the number format that was computed in.
+        measured: what decided the measurements, from `measured_by`.
+    """
+    result = json.loads((folder / RESULT).read_bytes())
+    models, release = result["models"], recipe.release
+    other_base = in_use.folder is not None and RELEASED not in models and not release.other_base
+    verdict = judge(models, release, in_use.new_was_proven, other_base, in_use.new_was_withdrawn).to_json()
+    about = result | {
+        "models": {name: _without_sections(model) for name, model in models.items()},
+        "adapter": adapter.key,
+        "in_use": in_use.folder.name if in_use.folder else None,
+        "verdict": verdict,
+        "measured": measured,
+        "number_format": recipe.compute_dtype,
+    }
+    return adapter.store.take_in(KIND, key, folder, about)
+
+
+def _without_sections(measured: Mapping[str, Any]) -> dict[str, Any]:
+    """What is looked at often; the measurements of each section stay in the artifact's file."""
+    return {
+        name: _without_sections(value) if name in ("general", "chat") else value
+        for name, value in measured.items()
+        if name != "sections"
+    }
