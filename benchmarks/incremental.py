@@ -109,7 +109,7 @@ def timed(work: Callable[[], Any]) -> dict[str, float]:
 
 
 def scan_phase() -> dict[str, float]:
-    from ft_dagster.defs.external import look
+    from ft_dagster.defs.assets.external import look
     from ft_dagster.settings import load_settings
 
     settings = load_settings()
@@ -120,8 +120,8 @@ def run_phase() -> dict[str, float]:
     import dagster as dg
 
     from ft_dagster.definitions import defs
-    from ft_dagster.defs.automation import BRING_UP_TO_DATE
-    from ft_dagster.defs.external import look, record
+    from ft_dagster.defs.assets.external import look, record
+    from ft_dagster.defs.automation.sensor import BRING_UP_TO_DATE
     from ft_dagster.defs.instance import open_instance
     from ft_dagster.defs.workspace import Workspace
     from ft_dagster.settings import load_settings
@@ -145,9 +145,9 @@ def quiet_tick_phase() -> dict[str, float]:
     """A tick that finds nothing new: two trainings of this content are on record as failed, so none is asked for."""
     import dagster as dg
 
-    from ft_dagster.defs.automation import decide
+    from ft_dagster.defs.automation.sensor import decide
     from ft_dagster.defs.instance import open_instance
-    from ft_dagster.defs.runs import BRING_UP_TO_DATE, CAUSE_TAG
+    from ft_dagster.defs.runs.state import BRING_UP_TO_DATE, CAUSE_TAG
     from ft_dagster.defs.stages import cause_of
     from ft_dagster.defs.workspace import Workspace
     from ft_dagster.settings import load_settings
@@ -164,7 +164,7 @@ def quiet_tick_phase() -> dict[str, float]:
 
 
 def tick_phase() -> dict[str, float]:
-    from ft_dagster.defs.automation import decide
+    from ft_dagster.defs.automation.sensor import decide
     from ft_dagster.defs.instance import open_instance
     from ft_dagster.defs.workspace import Workspace
     from ft_dagster.settings import load_settings

@@ -13,7 +13,7 @@ from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 
-from ft_dagster.defs.k8s_pods import Pods
+from ft_dagster.defs.executors.pods import Pods
 from ft_dagster.recipe import Recipe
 from ft_dagster.settings import Settings, variable
 

@@ -2,22 +2,22 @@
 
 import dagster as dg
 
-from ft_dagster.defs.adapter_evaluation import adapter_evaluation
-from ft_dagster.defs.automation import (
+from ft_dagster.defs.assets.adapter_evaluation import adapter_evaluation
+from ft_dagster.defs.assets.external import base_model, report_files
+from ft_dagster.defs.assets.lora_adapter import lora_adapter
+from ft_dagster.defs.assets.raw_chapters import raw_chapters
+from ft_dagster.defs.assets.released_adapter import released_adapter
+from ft_dagster.defs.assets.sections import sections
+from ft_dagster.defs.assets.tokenized_dataset import tokenized_dataset
+from ft_dagster.defs.automation.freshness import keeps_up_with_reports
+from ft_dagster.defs.automation.sensor import (
     bring_up_to_date_job,
     keep_up_to_date,
     report_failures,
     scheduled_retraining,
 )
-from ft_dagster.defs.child_process import ChildProcess
-from ft_dagster.defs.executors import executor_for
-from ft_dagster.defs.external import base_model, report_files
-from ft_dagster.defs.freshness import keeps_up_with_reports
-from ft_dagster.defs.lora_adapter import lora_adapter
-from ft_dagster.defs.raw_chapters import raw_chapters
-from ft_dagster.defs.released_adapter import released_adapter
-from ft_dagster.defs.sections import sections
-from ft_dagster.defs.tokenized_dataset import tokenized_dataset
+from ft_dagster.defs.executors.choice import executor_for
+from ft_dagster.defs.runs.child_process import ChildProcess
 from ft_dagster.defs.workspace import Workspace
 from ft_dagster.settings import load_settings
 

@@ -11,8 +11,8 @@ from commands import ft_dagster
 from safetensors.numpy import load_file
 
 from ft_dagster import formats
+from ft_dagster.cli.examination import examine
 from ft_dagster.defs.clean import KINDS
-from ft_dagster.defs.doctor import examine
 from ft_dagster.defs.instance import instance_to_read, open_instance, prepare_home
 from ft_dagster.defs.workspace import Workspace
 from ft_dagster.release.lineage import restore, trained_on_text

@@ -77,9 +77,9 @@ def plan(as_json: Json = False) -> None:
     with errors_said(Console(stderr=True)):
         settings = load_settings()
         _refuse_early(settings)
+        from ft_dagster.cli.summary import print_plan
+        from ft_dagster.defs.automation.plan import make_plan
         from ft_dagster.defs.instance import instance_to_read
-        from ft_dagster.defs.plan import make_plan
-        from ft_dagster.defs.summary import print_plan
         from ft_dagster.defs.workspace import Workspace
 
         with instance_to_read(settings) as instance:
@@ -146,10 +146,10 @@ def clean(
     console = Console(stderr=True)
     with errors_said(console):
         settings = load_settings()
+        from ft_dagster.cli.summary import print_removable
         from ft_dagster.defs.clean import find_removable
         from ft_dagster.defs.instance import has_instance, instance_to_read
         from ft_dagster.defs.stages import RAW_CHAPTERS
-        from ft_dagster.defs.summary import print_removable
         from ft_dagster.defs.workspace import Workspace
 
         workspace = Workspace()
@@ -209,9 +209,9 @@ def _refuse_early(settings: Settings) -> None:
 def _bring_up_to_date(settings: Settings, console: Console) -> tuple[bool, dict[str, object]]:
     from dagster_shared.utils.warnings import PreviewWarning
 
+    from ft_dagster.cli.running import bring_up_to_date
+    from ft_dagster.cli.summary import print_summary, summarize
     from ft_dagster.defs.instance import open_instance
-    from ft_dagster.defs.running import bring_up_to_date
-    from ft_dagster.defs.summary import print_summary, summarize
     from ft_dagster.defs.workspace import Workspace
 
     warnings.filterwarnings("ignore", category=PreviewWarning)  # of Dagster's own use of its Pipes
@@ -228,6 +228,6 @@ def _bring_up_to_date(settings: Settings, console: Console) -> tuple[bool, dict[
 def _find_job() -> "dg.JobDefinition":
     """Imported only when there is something to run: it takes as long as all else when there is nothing."""
     from ft_dagster.definitions import defs
-    from ft_dagster.defs.automation import BRING_UP_TO_DATE
+    from ft_dagster.defs.automation.sensor import BRING_UP_TO_DATE
 
     return defs.resolve_job_def(BRING_UP_TO_DATE)

@@ -26,7 +26,7 @@ def errors_said(console: Console) -> Iterator[None]:
     except (typer.Exit, typer.Abort):
         raise
     except Exception as error:
-        from ft_dagster.defs.disk import disk_advice
+        from ft_dagster.defs.runs.disk import disk_advice
 
         room = disk_advice(str(error))
         if room is None and not isinstance(error, (UserError, OSError)):

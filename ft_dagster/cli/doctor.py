@@ -20,7 +20,7 @@ def doctor(as_json: Json = False) -> None:
     """
     with errors_said(Console(stderr=True)):
         settings = load_settings()
-        from ft_dagster.defs.doctor import examine
+        from ft_dagster.cli.examination import examine
 
         found = list(examine(settings))
     if as_json:

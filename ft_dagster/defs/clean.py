@@ -13,7 +13,7 @@ import dagster as dg
 
 from ft_dagster.corpus.sections import stored_shards
 from ft_dagster.corpus.snapshot import is_snapshot, shard_files, snapshot_shards
-from ft_dagster.defs.history import forget_runs, old_runs, run_files
+from ft_dagster.defs.runs.history import forget_runs, old_runs, run_files
 from ft_dagster.defs.stages import (
     ADAPTER_EVALUATION,
     ARTIFACT,

@@ -132,7 +132,7 @@ def _first_cause(error: BaseException) -> BaseException:
 
 
 if __name__ == "__main__":  # `make dev`: prepare DAGSTER_HOME and print it
-    from ft_dagster.defs.orphans import end_orphans
+    from ft_dagster.defs.runs.orphans import end_orphans
     from ft_dagster.settings import load_settings
 
     try:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import dagster as dg
 
 from ft_dagster import formats
-from ft_dagster.defs.run_host import record_host
+from ft_dagster.defs.runs.run_host import record_host
 from ft_dagster.recipe import Recipe, load_recipe
 from ft_dagster.release.released import Releases
 from ft_dagster.settings import Settings, load_settings

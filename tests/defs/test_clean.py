@@ -11,7 +11,7 @@ from graphs import run
 
 from ft_dagster.corpus.sections import all_chapters
 from ft_dagster.defs.clean import find_removable
-from ft_dagster.defs.history import forget_runs, old_runs
+from ft_dagster.defs.runs.history import forget_runs, old_runs
 from ft_dagster.defs.stages import all_materializations, stale_stages
 from ft_dagster.defs.workspace import Workspace
 from ft_dagster.store import Artifact, Store, StoreError

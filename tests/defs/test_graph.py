@@ -15,10 +15,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ft_dagster.corpus.sections import stored_shards
 from ft_dagster.definitions import defs
-from ft_dagster.defs.automation import BRING_UP_TO_DATE
+from ft_dagster.defs.assets.external import look, record
+from ft_dagster.defs.automation.plan import make_plan
+from ft_dagster.defs.automation.sensor import BRING_UP_TO_DATE
 from ft_dagster.defs.clean import find_removable
-from ft_dagster.defs.external import look, record
-from ft_dagster.defs.plan import make_plan
 from ft_dagster.defs.stages import STAGES, Reason, Stage, all_materializations, reason_stale, stale_stages
 from ft_dagster.defs.workspace import Workspace
 from ft_dagster.hashing import file_digest
@@ -231,7 +231,7 @@ def test_training_that_fails_says_why_in_the_run_and_a_slow_format_is_said_befor
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     slow = ProductRates("cpu", {"float32": 80e9, "bfloat16": 1e9})
-    monkeypatch.setattr("ft_dagster.defs.cost.machine_rates", lambda _: slow)
+    monkeypatch.setattr("ft_dagster.defs.automation.cost.machine_rates", lambda _: slow)
     tiny_recipe["base"]["dtype"] = "bfloat16"
     tiny_recipe["training"] |= {"learning_rate": 1e30, "warmup": 0.0}
     (workspace / "recipe.yaml").write_text(yaml.safe_dump(tiny_recipe))

@@ -19,7 +19,7 @@ from machines import remember_machine
 from processes import free_port, heed_ctrl_c, inheriting, suspended
 
 from ft_dagster.defs.instance import prepare_home
-from ft_dagster.defs.orphans import end_orphans
+from ft_dagster.defs.runs.orphans import end_orphans
 from ft_dagster.defs.stages import STAGES
 from ft_dagster.defs.workspace import GPU_POOL
 from ft_dagster.settings import Settings

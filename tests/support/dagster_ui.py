@@ -5,7 +5,7 @@ import urllib.request
 from dataclasses import dataclass
 from typing import Any
 
-from ft_dagster.defs.runs import SENSOR
+from ft_dagster.defs.runs.state import SENSOR
 from ft_dagster.defs.stages import STAGES
 
 _REPOSITORY = '{{repositoryName: "__repository__", repositoryLocationName: "ft_dagster", {key}: "{name}"}}'

@@ -2,7 +2,7 @@
 
 A new interpreter imports torch, transformers and peft for seconds of CPU time before it does anything, dozens of
 times in a run of the tests. How the product starts its processes is tested where that is the subject: by
-tests/defs/test_child_process.py, by the main job, through a real daemon, and in tests/system.
+tests/defs/runs/test_child_process.py, by the main job, through a real daemon, and in tests/system.
 """
 
 import multiprocessing
@@ -19,7 +19,7 @@ from typing import IO
 
 import pytest
 
-from ft_dagster.defs.child_process import ChildProcess
+from ft_dagster.defs.runs.child_process import ChildProcess
 from ft_dagster.runtime.parent import die_with_parent
 from ft_dagster.training.allocator import spin_briefly
 

@@ -9,9 +9,9 @@ import pytest
 from machines import remember_machine
 
 from ft_dagster.definitions import defs
-from ft_dagster.defs.automation import BRING_UP_TO_DATE
-from ft_dagster.defs.external import look, record
-from ft_dagster.defs.runs import failure_message
+from ft_dagster.defs.assets.external import look, record
+from ft_dagster.defs.automation.sensor import BRING_UP_TO_DATE
+from ft_dagster.defs.runs.state import failure_message
 from ft_dagster.defs.workspace import Workspace
 from ft_dagster.settings import load_settings
 

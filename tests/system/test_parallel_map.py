@@ -10,7 +10,7 @@ import pytest
 from hosts import hosts
 from ray_cluster import RayCluster
 
-from ft_dagster.defs.parallel_map import mapper_for
+from ft_dagster.defs.assets.parallel_map import mapper_for
 from ft_dagster.settings import load_settings
 
 CHAPTERS = 2000
@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from ft_dagster.corpus.sections import make_sections
 from ft_dagster.corpus.snapshot import take_snapshot
-from ft_dagster.defs.parallel_map import mapper_for
+from ft_dagster.defs.assets.parallel_map import mapper_for
 from ft_dagster.recipe import Corpus, Tokens
 from ft_dagster.settings import load_settings
 from ft_dagster.store import Store

@@ -19,9 +19,9 @@ from postgres import PASSWORD, Database, Server, serving_postgres
 from processes import free_port
 from reports import prose_of
 
-from ft_dagster.defs import child_process
-from ft_dagster.defs.child_process import ChildProcess
 from ft_dagster.defs.instance import open_instance, prepare_home
+from ft_dagster.defs.runs import child_process
+from ft_dagster.defs.runs.child_process import ChildProcess
 from ft_dagster.settings import Settings, SettingsError, load_settings
 
 PROJECT = Path(__file__).parents[2]

@@ -15,7 +15,7 @@ from processes import free_port, inheriting
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
-from ft_dagster.defs.runs import SENSOR
+from ft_dagster.defs.runs.state import SENSOR
 
 SITE = Path(__file__).parents[2] / "deploy" / "nginx" / "ft_dagster.conf"
 READER = ("reader", "canary-of-nginx")

@@ -21,7 +21,7 @@ from lineage import sections, trained_on
 from reports import PROSE, chapter_text
 from watched import Watched, statuses
 
-from ft_dagster.defs.runs import SCHEDULE
+from ft_dagster.defs.runs.state import SCHEDULE
 from ft_dagster.store import write_atomically
 from ft_dagster.tokens.held_out import position
 

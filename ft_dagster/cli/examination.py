@@ -15,9 +15,9 @@ import dagster as dg
 
 from ft_dagster import formats
 from ft_dagster.base import BaseModelError, local_base, model_config
-from ft_dagster.defs.executors import executor_for
+from ft_dagster.defs.executors.choice import executor_for
+from ft_dagster.defs.executors.pods import load_pods
 from ft_dagster.defs.instance import has_instance, instance_to_read
-from ft_dagster.defs.k8s_pods import load_pods
 from ft_dagster.defs.workspace import GPU_POOL
 from ft_dagster.errors import UserError
 from ft_dagster.recipe import Recipe, RecipeError, load_recipe

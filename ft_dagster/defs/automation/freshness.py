@@ -8,7 +8,7 @@ import time
 
 import dagster as dg
 
-from ft_dagster.defs.runs import BRING_UP_TO_DATE
+from ft_dagster.defs.runs.state import BRING_UP_TO_DATE
 from ft_dagster.defs.stages import RAW_CHAPTERS, RELEASED_ADAPTER, REPORT_FILES, stale_stages, version_of
 from ft_dagster.defs.workspace import Workspace
 from ft_dagster.secrets import keeping_secrets

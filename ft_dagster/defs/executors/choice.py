@@ -22,12 +22,12 @@ def executor_for(settings: Settings) -> dg.ExecutorDefinition:
         case "ray":
             if not (find_spec("ray") and find_spec("dagster_ray")):
                 raise SettingsError("FT_EXECUTOR=ray needs Ray. Run: pip install 'ft_dagster[ray]'")
-            from ft_dagster.defs.ray_executor import on_ray
+            from ft_dagster.defs.executors.ray import on_ray
 
             return on_ray
         case "k8s":
             if not (find_spec("kubernetes") and find_spec("dagster_k8s")):
                 raise SettingsError("FT_EXECUTOR=k8s needs dagster-k8s. Run: pip install 'ft_dagster[k8s]'")
-            from ft_dagster.defs.k8s_executor import on_kubernetes
+            from ft_dagster.defs.executors.k8s import on_kubernetes
 
             return on_kubernetes

@@ -11,8 +11,8 @@ import pytest
 from dagster._core.events import StepFailureData
 from dagster_shared.error import SerializableErrorInfo
 
-from ft_dagster.defs.run_host import RUN_HOST_TAG, RunHost, host_of, this_host
-from ft_dagster.defs.runs import BRING_UP_TO_DATE, CAUSE_TAG, cancelled_for, fail_abandoned, failures_for
+from ft_dagster.defs.runs.run_host import RUN_HOST_TAG, RunHost, host_of, this_host
+from ft_dagster.defs.runs.state import BRING_UP_TO_DATE, CAUSE_TAG, cancelled_for, fail_abandoned, failures_for
 
 NO_SUCH_PROCESS = 2**22 - 1
 

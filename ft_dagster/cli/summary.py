@@ -11,9 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from ft_dagster.corpus.files import shown
+from ft_dagster.defs.automation.cost import TrainingCost
+from ft_dagster.defs.automation.plan import Plan
 from ft_dagster.defs.clean import Removable
-from ft_dagster.defs.cost import TrainingCost
-from ft_dagster.defs.plan import Plan
 from ft_dagster.defs.stages import (
     ADAPTER_EVALUATION,
     ARTIFACT,

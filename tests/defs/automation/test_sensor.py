@@ -8,8 +8,8 @@ import pytest
 from graphs import run
 
 from ft_dagster.definitions import defs
-from ft_dagster.defs.automation import decide
-from ft_dagster.defs.runs import (
+from ft_dagster.defs.automation.sensor import decide
+from ft_dagster.defs.runs.state import (
     BRING_UP_TO_DATE,
     CAUSE_TAG,
     REASON_TAG,

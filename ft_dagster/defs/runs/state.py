@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import dagster as dg
 import psutil
 
-from ft_dagster.defs.disk import disk_advice
-from ft_dagster.defs.run_host import host_of, this_host
+from ft_dagster.defs.runs.disk import disk_advice
+from ft_dagster.defs.runs.run_host import host_of, this_host
 
 BRING_UP_TO_DATE = "bring_up_to_date"
 """The job of all stages."""

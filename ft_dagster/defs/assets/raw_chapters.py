@@ -4,10 +4,10 @@ import dagster as dg
 
 from ft_dagster.corpus.files import require_reports
 from ft_dagster.corpus.snapshot import snapshot_files, take_snapshot, unreadable_files
-from ft_dagster.defs.external import record_versions
-from ft_dagster.defs.pictures import table
-from ft_dagster.defs.runs import CAUSE_TAG
-from ft_dagster.defs.stage_asset import stage_asset
+from ft_dagster.defs.assets.external import record_versions
+from ft_dagster.defs.assets.pictures import table
+from ft_dagster.defs.assets.stage_asset import stage_asset
+from ft_dagster.defs.runs.state import CAUSE_TAG
 from ft_dagster.defs.stages import RAW_CHAPTERS, describe
 from ft_dagster.defs.workspace import Workspace
 

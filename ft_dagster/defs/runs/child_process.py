@@ -19,7 +19,7 @@ from typing import IO
 import dagster as dg
 from pydantic import PrivateAttr
 
-from ft_dagster.defs.runs import has_ended
+from ft_dagster.defs.runs.state import has_ended
 from ft_dagster.runtime.child import LESS_MEMORY
 from ft_dagster.runtime.parent import dying_with
 from ft_dagster.secrets import child_environment

@@ -10,9 +10,9 @@ import dagster as dg
 
 from ft_dagster.base import PreparedBase, prepare_base
 from ft_dagster.corpus.snapshot import KIND as SNAPSHOT
-from ft_dagster.defs.parallel_map import mapper_for
-from ft_dagster.defs.pictures import table
-from ft_dagster.defs.stage_asset import stage_asset
+from ft_dagster.defs.assets.parallel_map import mapper_for
+from ft_dagster.defs.assets.pictures import table
+from ft_dagster.defs.assets.stage_asset import stage_asset
 from ft_dagster.defs.stages import SECTIONS, TOKENIZED_DATASET, describe, input_artifact
 from ft_dagster.defs.workspace import Workspace
 from ft_dagster.recipe import Recipe

@@ -13,7 +13,7 @@ import yaml
 from embedded import fake_conversion
 from rich.console import Console
 
-from ft_dagster.defs.running import _Follower, _prepare_base
+from ft_dagster.cli.running import _Follower, _prepare_base
 from ft_dagster.defs.workspace import Workspace
 from ft_dagster.settings import load_settings
 from ft_dagster.training.request import PROGRESS

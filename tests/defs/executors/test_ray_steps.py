@@ -13,9 +13,9 @@ from dagster._core.events import DagsterEvent
 from dagster_ray.core.executor import RayStepHandler
 from ray.job_submission import JobStatus
 
-from ft_dagster.defs.executors import executor_for
-from ft_dagster.defs.ray_executor import Heeded
-from ft_dagster.defs.ray_steps import HeadSilentError, RaySteps, forwarded
+from ft_dagster.defs.executors.choice import executor_for
+from ft_dagster.defs.executors.ray import Heeded
+from ft_dagster.defs.executors.ray_steps import HeadSilentError, RaySteps, forwarded
 from ft_dagster.settings import Settings, SettingsError
 
 HERE = os.getpid()
@@ -101,7 +101,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr("ft_dagster.defs.ray_steps.time", clock)
+    monkeypatch.setattr("ft_dagster.defs.executors.ray_steps.time", clock)
     return clock
 
 
@@ -287,6 +287,6 @@ def test_of_two_ends_of_a_step_the_first_counts() -> None:
 
 
 def test_without_ray_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ft_dagster.defs.executors.find_spec", lambda _: None)
+    monkeypatch.setattr("ft_dagster.defs.executors.choice.find_spec", lambda _: None)
     with pytest.raises(SettingsError, match=r"pip install 'ft_dagster\[ray\]'"):
         executor_for(Settings(executor="ray"))

@@ -11,10 +11,10 @@ from dagster_k8s.job import DagsterK8sJobConfig, UserDefinedDagsterK8sConfig, co
 from kubernetes.client import ApiClient
 from manifests import problems
 
-from ft_dagster.defs import executors
-from ft_dagster.defs.executors import executor_for
-from ft_dagster.defs.k8s_executor import on_kubernetes, steps_config
-from ft_dagster.defs.k8s_pods import load_pods
+from ft_dagster.defs.executors.choice import choice as executors
+from ft_dagster.defs.executors.choice import executor_for
+from ft_dagster.defs.executors.k8s import on_kubernetes, steps_config
+from ft_dagster.defs.executors.pods import load_pods
 from ft_dagster.settings import Settings, SettingsError
 
 TWO = ({"lora_adapter", "adapter_evaluation"}, {"sections"})

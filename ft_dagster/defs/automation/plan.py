@@ -22,7 +22,7 @@ from ft_dagster.corpus.index import Scan, scan_reports
 from ft_dagster.corpus.ledger import LedgerError
 from ft_dagster.corpus.sections import all_chapters, make_sections, secret_findings, unreadable_rows
 from ft_dagster.corpus.snapshot import is_snapshot, keep_contents, snapshot_files, write_snapshot
-from ft_dagster.defs.cost import TrainingCost, training_cost
+from ft_dagster.defs.automation.cost import TrainingCost, training_cost
 from ft_dagster.defs.stages import (
     ADAPTER_EVALUATION,
     ARTIFACT,

@@ -13,10 +13,10 @@ import dagster as dg
 
 from ft_dagster.corpus.files import require_reports
 from ft_dagster.corpus.index import changed_since
-from ft_dagster.defs.external import look, record
-from ft_dagster.defs.freshness import report_freshness
-from ft_dagster.defs.plan import make_plan
-from ft_dagster.defs.runs import (
+from ft_dagster.defs.assets.external import look, record
+from ft_dagster.defs.automation.freshness import report_freshness
+from ft_dagster.defs.automation.plan import make_plan
+from ft_dagster.defs.runs.state import (
     BRING_UP_TO_DATE,
     CAUSE_TAG,
     REASON_TAG,

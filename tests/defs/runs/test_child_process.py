@@ -16,7 +16,7 @@ import dagster as dg
 import psutil
 import pytest
 
-from ft_dagster.defs.child_process import ChildProcess
+from ft_dagster.defs.runs.child_process import ChildProcess
 from ft_dagster.secrets import OF_THE_BUCKET, SECRETS
 
 SLEEPER = """
@@ -116,7 +116,7 @@ def test_a_child_that_the_system_killed_says_that_memory_was_likely_too_little_a
     module: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str
 ) -> None:
     (tmp_path / "killed_worker.py").write_text(KILLED)  # as the kernel does where memory has run out
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])]))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(Path(__file__).parents[3])]))
     (failure,) = run_child(module(body), tmp_path).get_step_failure_events()
     message = failure.step_failure_data.user_failure_data.description
     assert "was killed, most likely by the system because memory ran out. Lower training.rows_per_device" in message
@@ -143,7 +143,7 @@ def test_a_child_is_handed_no_secret_but_the_keys_of_a_bucket_that_it_uses(
 def test_a_child_is_killed_when_its_run_was_ended_from_elsewhere(
     module: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ft_dagster.defs.child_process._ASK_SECONDS", 0.1)
+    monkeypatch.setattr("ft_dagster.defs.runs.child_process._ASK_SECONDS", 0.1)
     name = module(SLEEPER.format(before=IGNORES_INTERRUPTS))
     with dg.instance_for_test() as instance, ThreadPoolExecutor() as thread:
         result = thread.submit(run_child, name, tmp_path, instance=instance)
@@ -165,7 +165,7 @@ CANCELLED_WHILE_STORING = """
     import os, signal, sys
     from pathlib import Path
     import dagster as dg
-    from ft_dagster.defs.child_process import ChildProcess
+    from ft_dagster.defs.runs.child_process import ChildProcess
 
     folder = Path({folder!r})
     (folder / "request.json").write_text("{{}}")

@@ -7,9 +7,9 @@ from typing import Any
 import dagster as dg
 
 from ft_dagster.base import chat_template, prepare_base
-from ft_dagster.defs.child_process import ChildProcess
-from ft_dagster.defs.pictures import table
-from ft_dagster.defs.stage_asset import stage_asset
+from ft_dagster.defs.assets.pictures import table
+from ft_dagster.defs.assets.stage_asset import stage_asset
+from ft_dagster.defs.runs.child_process import ChildProcess
 from ft_dagster.defs.stages import (
     ADAPTER_EVALUATION,
     LORA_ADAPTER,

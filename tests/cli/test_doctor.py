@@ -9,7 +9,7 @@ import pytest
 import yaml
 from commands import ft_dagster, on_one_line
 
-from ft_dagster.defs.doctor import examine
+from ft_dagster.cli.examination import examine
 from ft_dagster.settings import load_settings
 
 GPU = "GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-aaaa1111-0000-0000-0000-000000000000)"
@@ -74,7 +74,7 @@ def test_an_engine_that_cannot_be_reached_is_a_problem(
 
 
 def test_a_problem_is_exit_code_1(workspace: Path, machine: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ft_dagster.defs.doctor._inspect", lambda: machine)
+    monkeypatch.setattr("ft_dagster.cli.examination._inspect", lambda: machine)
     (workspace / "recipe.yaml").unlink()
     done = ft_dagster("doctor")
     assert done.returncode == 1 and "There is no recipe 'recipe.yaml'" in on_one_line(done.stdout)

@@ -5,9 +5,9 @@ from typing import Any
 import dagster as dg
 from pydantic import Field
 
-from ft_dagster.defs.pictures import table
+from ft_dagster.defs.assets.pictures import table
+from ft_dagster.defs.assets.stage_asset import stage_asset
 from ft_dagster.defs.releasing import PROMOTED, override
-from ft_dagster.defs.stage_asset import stage_asset
 from ft_dagster.defs.stages import (
     ADAPTER_EVALUATION,
     LORA_ADAPTER,

@@ -8,10 +8,10 @@ import pytest
 from graphs import run
 
 from ft_dagster.definitions import defs
-from ft_dagster.defs import freshness
-from ft_dagster.defs.external import look, record
-from ft_dagster.defs.freshness import report_freshness, seconds_behind
-from ft_dagster.defs.runs import BRING_UP_TO_DATE
+from ft_dagster.defs.assets.external import look, record
+from ft_dagster.defs.automation import freshness
+from ft_dagster.defs.automation.freshness import report_freshness, seconds_behind
+from ft_dagster.defs.runs.state import BRING_UP_TO_DATE
 from ft_dagster.defs.workspace import Workspace
 from ft_dagster.evaluation import find_or_evaluate
 from ft_dagster.settings import load_settings

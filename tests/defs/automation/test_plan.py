@@ -14,9 +14,9 @@ from reports import prose_of
 from rich.console import Console
 
 from ft_dagster.base import EMBEDDED
-from ft_dagster.defs.plan import Plan, make_plan, optimizer_steps
+from ft_dagster.cli.summary import print_plan
+from ft_dagster.defs.automation.plan import Plan, make_plan, optimizer_steps
 from ft_dagster.defs.stages import STAGES
-from ft_dagster.defs.summary import print_plan
 from ft_dagster.defs.workspace import Workspace
 from ft_dagster.recipe import resolve_recipe
 from ft_dagster.tokens.held_out import Pinned, choose_held_out
@@ -236,7 +236,7 @@ def test_the_plan_says_what_training_takes_by_the_formula_and_as_it_was_measured
 def test_the_plan_says_that_a_training_will_be_refused_and_what_to_change(
     up_to_date: dg.DagsterInstance, workspace: Path, tiny_recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ft_dagster.defs.cost.memory_for_process", lambda: 2 * 10**9)
+    monkeypatch.setattr("ft_dagster.defs.automation.cost.memory_for_process", lambda: 2 * 10**9)
     tiny_recipe["tokens"]["block_length"] = 16384
     (workspace / "recipe.yaml").write_text(yaml.safe_dump(tiny_recipe))
     cost = planned(up_to_date).training
@@ -264,7 +264,7 @@ def test_an_incomplete_last_batch_is_a_step(tiny_recipe: dict[str, Any], rows: i
 def test_what_makes_everything_again_is_estimated_where_everything_is_much(
     up_to_date: dg.DagsterInstance, workspace: Path, tiny_recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ft_dagster.defs.plan._TRIED_BYTES", 1000)
+    monkeypatch.setattr("ft_dagster.defs.automation.plan._TRIED_BYTES", 1000)
     tiny_recipe["tokens"]["block_length"] = 32
     (workspace / "recipe.yaml").write_text(yaml.safe_dump(tiny_recipe))
     plan = planned(up_to_date)
@@ -291,7 +291,7 @@ def test_a_format_that_is_slow_here_is_told_with_the_line_to_change_before_anyth
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("ft_dagster.defs.cost.machine_rates", lambda _: SLOW)
+    monkeypatch.setattr("ft_dagster.defs.automation.cost.machine_rates", lambda _: SLOW)
     tiny_recipe["base"]["dtype"] = "bfloat16"
     tiny_recipe["training"]["seed"] = 1
     (workspace / "recipe.yaml").write_text(yaml.safe_dump(tiny_recipe))

@@ -10,11 +10,11 @@ import dagster as dg
 
 from ft_dagster.base import prepare_base
 from ft_dagster.corpus.chapter import natural_key
-from ft_dagster.defs.child_process import ChildProcess
-from ft_dagster.defs.cost import training_cost
-from ft_dagster.defs.pictures import loss_curve, table
-from ft_dagster.defs.runs import REASON_TAG
-from ft_dagster.defs.stage_asset import stage_asset
+from ft_dagster.defs.assets.pictures import loss_curve, table
+from ft_dagster.defs.assets.stage_asset import stage_asset
+from ft_dagster.defs.automation.cost import training_cost
+from ft_dagster.defs.runs.child_process import ChildProcess
+from ft_dagster.defs.runs.state import REASON_TAG
 from ft_dagster.defs.stages import (
     ARTIFACT,
     LORA_ADAPTER,

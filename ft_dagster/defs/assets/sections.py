@@ -8,9 +8,9 @@ import dagster as dg
 from ft_dagster.corpus.ledger import FileLedger
 from ft_dagster.corpus.secrets import Finding
 from ft_dagster.corpus.sections import all_chapters, make_sections, secret_findings, unreadable_rows
-from ft_dagster.defs.parallel_map import mapper_for
-from ft_dagster.defs.pictures import table
-from ft_dagster.defs.stage_asset import stage_asset
+from ft_dagster.defs.assets.parallel_map import mapper_for
+from ft_dagster.defs.assets.pictures import table
+from ft_dagster.defs.assets.stage_asset import stage_asset
 from ft_dagster.defs.stages import RAW_CHAPTERS, SECTIONS, describe, input_artifact
 from ft_dagster.defs.workspace import Workspace
 from ft_dagster.recipe import Recipe
