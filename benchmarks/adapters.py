@@ -11,16 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ft_dagster.base import PreparedBase, prepare_base
+from ft_dagster.base.prepare import PreparedBase, prepare_base
+from ft_dagster.config.recipe import Recipe
+from ft_dagster.config.settings import Settings
 from ft_dagster.corpus.sections import make_sections
 from ft_dagster.corpus.snapshot import take_snapshot
+from ft_dagster.dataset.dataset import choose_split, make_dataset
+from ft_dagster.dataset.held_out import Pinned
 from ft_dagster.evaluation.request import RESULT as EVALUATION
 from ft_dagster.evaluation.request import EvaluationRequest
-from ft_dagster.recipe import Recipe
-from ft_dagster.settings import Settings
-from ft_dagster.store import Artifact, Store
-from ft_dagster.tokens.dataset import choose_split, make_dataset
-from ft_dagster.tokens.held_out import Pinned
+from ft_dagster.store.local import Artifact, Store
 from ft_dagster.training.request import RESULT, TrainingRequest, training_key
 
 THREADS = os.cpu_count()

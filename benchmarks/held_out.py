@@ -13,12 +13,12 @@ import torch
 from peft import PeftModel
 from transformers import AutoTokenizer
 
+from ft_dagster.dataset.dataset import load_shards
 from ft_dagster.evaluation.request import EvaluationRequest
-from ft_dagster.store import Artifact
-from ft_dagster.tokens.dataset import load_shards
-from ft_dagster.training.model import load_base
-from ft_dagster.training.packed_model import PackedModel
-from ft_dagster.training.scoring import score
+from ft_dagster.model.load import load_base
+from ft_dagster.model.packed_model import PackedModel
+from ft_dagster.model.scoring import score
+from ft_dagster.store.local import Artifact
 
 
 def main() -> None:

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from ft_dagster.corpus.secrets import chapter_findings
-from ft_dagster.tokens.held_out import Pinned, Split
-from ft_dagster.tokens.shard import Teaching, pack_chapters
-from ft_dagster.training.machine import processor
+from ft_dagster.dataset.held_out import Pinned, Split
+from ft_dagster.dataset.shard import Teaching, pack_chapters
+from ft_dagster.runtime.machine import processor
 from fuzz.invariants import BLOCK, read, tokenizers
 
 PROJECT = Path(__file__).parents[1]

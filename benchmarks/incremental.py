@@ -109,8 +109,8 @@ def timed(work: Callable[[], Any]) -> dict[str, float]:
 
 
 def scan_phase() -> dict[str, float]:
+    from ft_dagster.config.settings import load_settings
     from ft_dagster.defs.assets.external import look
-    from ft_dagster.settings import load_settings
 
     settings = load_settings()
     return timed(lambda: look(settings).version)
@@ -119,12 +119,12 @@ def scan_phase() -> dict[str, float]:
 def run_phase() -> dict[str, float]:
     import dagster as dg
 
+    from ft_dagster.config.settings import load_settings
     from ft_dagster.definitions import defs
     from ft_dagster.defs.assets.external import look, record
     from ft_dagster.defs.automation.sensor import BRING_UP_TO_DATE
     from ft_dagster.defs.instance import open_instance
     from ft_dagster.defs.workspace import Workspace
-    from ft_dagster.settings import load_settings
 
     settings = load_settings()
 
@@ -145,12 +145,12 @@ def quiet_tick_phase() -> dict[str, float]:
     """A tick that finds nothing new: two trainings of this content are on record as failed, so none is asked for."""
     import dagster as dg
 
+    from ft_dagster.config.settings import load_settings
     from ft_dagster.defs.automation.sensor import decide
     from ft_dagster.defs.instance import open_instance
     from ft_dagster.defs.runs.state import BRING_UP_TO_DATE, CAUSE_TAG
     from ft_dagster.defs.stages import cause_of
     from ft_dagster.defs.workspace import Workspace
-    from ft_dagster.settings import load_settings
 
     settings = load_settings()
     with open_instance(settings) as instance:
@@ -164,10 +164,10 @@ def quiet_tick_phase() -> dict[str, float]:
 
 
 def tick_phase() -> dict[str, float]:
+    from ft_dagster.config.settings import load_settings
     from ft_dagster.defs.automation.sensor import decide
     from ft_dagster.defs.instance import open_instance
     from ft_dagster.defs.workspace import Workspace
-    from ft_dagster.settings import load_settings
 
     settings = load_settings()
     with open_instance(settings) as instance:

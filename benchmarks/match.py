@@ -14,10 +14,10 @@ from benchmarks.adapters import Workbench
 from benchmarks.contenders import OURS, Contender
 from benchmarks.peers.contender import RESULT, Request
 from benchmarks.processes import Cost, child_environment, run
+from ft_dagster.config.recipe import Recipe
+from ft_dagster.dataset.dataset import all_documents, load_rows
 from ft_dagster.evaluation.request import EvaluationRequest
-from ft_dagster.recipe import Recipe
-from ft_dagster.store import Artifact
-from ft_dagster.tokens.dataset import all_documents, load_rows
+from ft_dagster.store.local import Artifact
 from ft_dagster.training.request import RESULT as TRAINED
 from ft_dagster.training.request import TrainingRequest, training_key
 

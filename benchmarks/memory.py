@@ -17,16 +17,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ft_dagster.base import prepare_base
+from ft_dagster.base.prepare import prepare_base
+from ft_dagster.config.recipe import Recipe, load_recipe, resolve_recipe
 from ft_dagster.corpus.sections import make_sections
 from ft_dagster.corpus.snapshot import take_snapshot
-from ft_dagster.recipe import Recipe, load_recipe, resolve_recipe
-from ft_dagster.store import Store
-from ft_dagster.tokens.dataset import choose_split, make_dataset
-from ft_dagster.tokens.held_out import Pinned
-from ft_dagster.training.estimate import memory_estimate
-from ft_dagster.training.machine import processor
+from ft_dagster.dataset.dataset import choose_split, make_dataset
+from ft_dagster.dataset.held_out import Pinned
+from ft_dagster.runtime.machine import processor
+from ft_dagster.store.local import Store
 from ft_dagster.training.request import RESULT, TrainingRequest
+from ft_dagster.training.sizing.estimate import memory_estimate
 
 PROJECT = Path(__file__).parents[1]
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {

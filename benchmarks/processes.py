@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from ft_dagster.secrets import child_environment as without_secrets
+from ft_dagster.config.redaction import child_environment as without_secrets
 
 READY = ".ready"
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.adapters import Workbench
-from ft_dagster.recipe import Recipe, load_recipe, resolve_recipe
+from ft_dagster.config.recipe import Recipe, load_recipe, resolve_recipe
 
 PROJECT = Path(__file__).parents[1]
 STEPS: list[tuple[str, list[Any]]] = [

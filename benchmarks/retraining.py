@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.adapters import Workbench
-from ft_dagster.recipe import Recipe, load_recipe, resolve_recipe
-from ft_dagster.store import Artifact
-from ft_dagster.tokens.dataset import all_documents
+from ft_dagster.config.recipe import Recipe, load_recipe, resolve_recipe
+from ft_dagster.dataset.dataset import all_documents
+from ft_dagster.store.local import Artifact
 
 PROJECT = Path(__file__).parents[1]
 WAYS = ("from the base", "from the one before", "from the one before, half the rate")

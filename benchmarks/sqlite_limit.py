@@ -28,9 +28,9 @@ from unittest import mock
 
 import dagster as dg
 
+from ft_dagster.config.settings import Settings
 from ft_dagster.defs.instance import prepare_home
 from ft_dagster.defs.stages import STAGES
-from ft_dagster.settings import Settings
 
 PROJECT = Path(__file__).parents[1]
 _OBSERVATIONS = 50

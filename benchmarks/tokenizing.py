@@ -20,17 +20,17 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.corpus import write_chapters
-from ft_dagster.base import prepare_base
+from ft_dagster.base.prepare import prepare_base
+from ft_dagster.config.recipe import Corpus, Tokens, load_recipe
+from ft_dagster.config.settings import Settings
 from ft_dagster.corpus.chapter import Section
 from ft_dagster.corpus.sections import all_chapters, make_sections
 from ft_dagster.corpus.snapshot import take_snapshot
-from ft_dagster.recipe import Corpus, Tokens, load_recipe
-from ft_dagster.settings import Settings
-from ft_dagster.store import Store
-from ft_dagster.tokens.dataset import choose_split, make_dataset
-from ft_dagster.tokens.documents import render
-from ft_dagster.tokens.held_out import Pinned
-from ft_dagster.tokens.tokenizer import DocumentTokenizer
+from ft_dagster.dataset.dataset import choose_split, make_dataset
+from ft_dagster.dataset.documents import render
+from ft_dagster.dataset.held_out import Pinned
+from ft_dagster.dataset.tokenizer import DocumentTokenizer
+from ft_dagster.store.local import Store
 
 PROJECT = Path(__file__).parents[1]
 ROUNDS = 5

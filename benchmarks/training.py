@@ -5,7 +5,7 @@
 Each contender is a process of its own (benchmarks/peers/), with the packages that a requirements file there pins, in a
 virtual environment that is made on the first run. They take turns, in the opposite order every other round. All see
 the chapters that ft_dagster trains on, as Markdown, an example a chapter; the chapters it holds out measure the
-adapters, all of them by the code of `ft_dagster.training.scoring`. All compute in the number format that is faster on
+adapters, all of them by the code of `ft_dagster.model.scoring`. All compute in the number format that is faster on
 this processor. A contender that would train for longer than --patience minutes gives the rate of its first three steps.
 """
 
@@ -21,9 +21,9 @@ from benchmarks.match import PEERS, PROJECT, Match
 from benchmarks.pages import with_section
 from benchmarks.processes import ProcessError, child_environment, make_environment
 from benchmarks.training_table import TITLE, USUAL, Score, as_table, introduction, kind_of_processor, report_name
-from ft_dagster.recipe import load_recipe, resolve_recipe
-from ft_dagster.settings import Settings
-from ft_dagster.training.number_format import resolved_here
+from ft_dagster.config.recipe import load_recipe, resolve_recipe
+from ft_dagster.config.settings import Settings
+from ft_dagster.runtime.number_format import resolved_here
 
 
 def main() -> None:

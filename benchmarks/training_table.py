@@ -14,9 +14,9 @@ import psutil
 
 from benchmarks.contenders import NOT_RUN, OURS, Contender
 from benchmarks.match import PEERS, Match, Run
-from ft_dagster.base import model_config
-from ft_dagster.training.model_flops import flops_of_pieces
-from ft_dagster.training.shape import shape_of
+from ft_dagster.base.prepare import model_config
+from ft_dagster.training.sizing.model_flops import flops_of_pieces
+from ft_dagster.training.sizing.shape import shape_of
 
 USUAL = ("chapter_markdowns", "chapters")
 """Names of folders that hold the chapters of a report."""
@@ -66,7 +66,7 @@ def introduction(
             "learned from: not padding, not end-of-sequence tokens. Text that reached the loss: these, over the "
             "tokens of the training chapters' Markdown. Training is timed from the first forward pass, which is a "
             "trial in ft_dagster, to the end of the last optimizer step; memory and start-up are those of the whole "
-            "process. Share of the matrix limit: operations that the model needs (training/model_flops.py) a "
+            "process. Share of the matrix limit: operations that the model needs (training/sizing/model_flops.py) a "
             "CPU-second, over those of matrix products in the same run. All compute in the number format that is "
             "faster on this processor. Where no bits per byte stand, training would have taken more than "
             f"{patience:g} minutes, and the first three steps give the rate. Adapters are measured by the same "

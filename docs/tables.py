@@ -13,9 +13,9 @@ from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 
+from ft_dagster.config.recipe import Recipe
+from ft_dagster.config.settings import Settings, variable
 from ft_dagster.defs.executors.pods import Pods
-from ft_dagster.recipe import Recipe
-from ft_dagster.settings import Settings, variable
 
 DOCS = Path(__file__).parent
 _TABLE = re.compile(r"(<!-- table: (\w+),.*?-->\n).*?(<!-- end of table -->)", re.DOTALL)

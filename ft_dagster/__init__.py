@@ -21,7 +21,7 @@ def load_released(workspace: "str | PathLike[str] | None" = None) -> "tuple[Peft
             hashes in its manifest, or a file of the adapter is damaged.
         BaseModelError: the base model cannot be had.
     """
-    from ft_dagster.settings import load_settings
-    from ft_dagster.training.adapter import load_released as load
+    from ft_dagster.config.settings import load_settings
+    from ft_dagster.model.adapter import load_released as load
 
     return load(load_settings(workspace))

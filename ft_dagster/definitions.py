@@ -2,6 +2,7 @@
 
 import dagster as dg
 
+from ft_dagster.config.settings import load_settings
 from ft_dagster.defs.assets.adapter_evaluation import adapter_evaluation
 from ft_dagster.defs.assets.external import base_model, report_files
 from ft_dagster.defs.assets.lora_adapter import lora_adapter
@@ -19,7 +20,6 @@ from ft_dagster.defs.automation.sensor import (
 from ft_dagster.defs.executors.choice import executor_for
 from ft_dagster.defs.runs.child_process import ChildProcess
 from ft_dagster.defs.workspace import Workspace
-from ft_dagster.settings import load_settings
 
 defs = dg.Definitions(
     assets=[

@@ -13,15 +13,15 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
+from ft_dagster.config.recipe import Corpus
 from ft_dagster.corpus.chapter import Chapter, read_chapter
 from ft_dagster.corpus.files import Kind, SourceFile
 from ft_dagster.corpus.report_json import describe_content
 from ft_dagster.corpus.secrets import find_secrets
-from ft_dagster.recipe import Corpus
-from ft_dagster.tokens.held_out import Pinned, Split
-from ft_dagster.tokens.shard import Teaching, pack_chapters
-from ft_dagster.tokens.table import flat
-from ft_dagster.tokens.tokenizer import DocumentTokenizer, comparable
+from ft_dagster.dataset.held_out import Pinned, Split
+from ft_dagster.dataset.shard import Teaching, pack_chapters
+from ft_dagster.dataset.table import flat
+from ft_dagster.dataset.tokenizer import DocumentTokenizer, comparable
 
 CONTROL = ("<|im_start|>", "<|im_end|>", "<|endoftext|>", "<s>", "</s>", "[INST]", "[/INST]", "<<SYS>>")
 BLOCK = 32

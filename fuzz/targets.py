@@ -11,8 +11,8 @@ from collections.abc import Callable
 
 import atheris
 
-with atheris.instrument_imports(include=["ft_dagster.corpus", "ft_dagster.tokens", "markdown_it", "mdit_py_plugins"]):
-    from ft_dagster.recipe import Corpus
+with atheris.instrument_imports(include=["ft_dagster.corpus", "ft_dagster.dataset", "markdown_it", "mdit_py_plugins"]):
+    from ft_dagster.config.recipe import Corpus
     from fuzz.invariants import CONTROL, check_json, check_markdown, check_secrets, check_tokens
 
 PIECES = (

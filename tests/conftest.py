@@ -17,10 +17,10 @@ from machines import remember_machine
 from postgres import serving_postgres
 from reports import PROSE, chapter_text, recipe_for
 
-from ft_dagster.base import prepare_base
-from ft_dagster.recipe import resolve_recipe
-from ft_dagster.store import Artifact, Store
-from ft_dagster.training.allocator import spin_briefly
+from ft_dagster.base.prepare import prepare_base
+from ft_dagster.config.recipe import resolve_recipe
+from ft_dagster.runtime.allocator import spin_briefly
+from ft_dagster.store.local import Artifact, Store
 from ft_dagster.training.request import KIND as ADAPTER
 from ft_dagster.training.request import TrainingRequest, training_key
 
@@ -33,7 +33,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # and what a tiny model computes 
 
 gc.disable()  # what is imported while tests are collected lives to the end, see `pytest_collection_finish`
 
-LONG = ("system", "test_main_job.py", "test_daemon.py", "training", "evaluation", "defs")
+LONG = ("system", "test_main_job.py", "test_daemon.py", "training", "model", "evaluation", "defs")
 """Folders and modules whose tests take longest, in that order."""
 
 
@@ -249,12 +249,12 @@ def make_dataset(tiny_base: Path, tmp_path: Path) -> Callable[..., Path]:
 
     Text is Markdown, anything else JSON; `objectives` are those of a recipe.
     """
+    from ft_dagster.config.recipe import Corpus, Objectives, Tokens
     from ft_dagster.corpus.sections import make_sections
     from ft_dagster.corpus.snapshot import take_snapshot
-    from ft_dagster.recipe import Corpus, Objectives, Tokens
-    from ft_dagster.store import Store
-    from ft_dagster.tokens import dataset
-    from ft_dagster.tokens.held_out import Pinned, Split
+    from ft_dagster.dataset import dataset
+    from ft_dagster.dataset.held_out import Pinned, Split
+    from ft_dagster.store.local import Store
 
     def make(texts: dict[str, Any], held_out: list[str], block_length: int = 64, **objectives: float) -> Path:
         reports = tmp_path / "reports"

@@ -8,9 +8,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
 from benchmarks.pages import with_section
-from ft_dagster.base import model_config
-from ft_dagster.training.model_flops import causal_pairs, flops_of_pieces, training_flops
-from ft_dagster.training.shape import shape_of
+from ft_dagster.base.prepare import model_config
+from ft_dagster.training.sizing.model_flops import causal_pairs, flops_of_pieces, training_flops
+from ft_dagster.training.sizing.shape import shape_of
 
 RANK = 4
 

@@ -8,8 +8,8 @@ import yaml
 from code_blocks import PAGES, Block, blocks_of, run_blocks, used_blocks
 from dotenv import dotenv_values
 
-from ft_dagster.recipe import load_recipe, resolve_recipe, shipped_recipes
-from ft_dagster.settings import Settings, load_settings, variable
+from ft_dagster.config.recipe import load_recipe, resolve_recipe, shipped_recipes
+from ft_dagster.config.settings import Settings, load_settings, variable
 
 BASE = {"source": "embedded", "model": "smollm2-135m-instruct"}
 DAGSTERS = {"DAGSTER_DISABLE_TELEMETRY"}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from docs.tables import licences_table, pods_table, recipe_table, settings_table, with_tables
-from ft_dagster.settings import Settings, variable
+from ft_dagster.config.settings import Settings, variable
 
 PROJECT = Path(__file__).parents[1]
 

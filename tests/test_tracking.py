@@ -14,12 +14,12 @@ from mlflow import MlflowClient
 from processes import free_port
 from servers import serving
 
-from ft_dagster.hashing import file_digest
+from ft_dagster.config.settings import load_settings
+from ft_dagster.model.manifest import read_manifest
 from ft_dagster.release.released import Releases
 from ft_dagster.release.tracking import TrackingError, track
-from ft_dagster.settings import load_settings
-from ft_dagster.store import Store
-from ft_dagster.training.manifest import read_manifest
+from ft_dagster.store.hashing import file_digest
+from ft_dagster.store.local import Store
 
 QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "DO_NOT_TRACK": "true"}
 NAME = "annual report"

@@ -12,16 +12,16 @@ from graphs import NO_TELEMETRY
 from machines import remember_machine
 from pydantic import ValidationError
 
-from ft_dagster.base import prepare_base
+from ft_dagster.base.prepare import prepare_base
+from ft_dagster.config.recipe import Lora, Recipe, load_recipe, recipe_of_adapter, resolve_recipe
+from ft_dagster.config.recipe_part import Part
+from ft_dagster.config.settings import load_settings
 from ft_dagster.corpus.index import scan_reports
 from ft_dagster.defs.stages import BASE_MODEL, LORA_ADAPTER, REPORT_FILES, all_materializations, stale_among
 from ft_dagster.defs.workspace import Workspace
-from ft_dagster.recipe import Lora, Recipe, load_recipe, recipe_of_adapter, resolve_recipe
-from ft_dagster.recipe_part import Part
-from ft_dagster.settings import load_settings
-from ft_dagster.shared_store import open_store
+from ft_dagster.model.manifest import read_manifest
+from ft_dagster.store.shared import open_store
 from ft_dagster.training.find_or_train import made_before
-from ft_dagster.training.manifest import read_manifest
 from ft_dagster.training.request import KIND, _has_shape, training_key, training_keys
 
 ARCHIVES = sorted((Path(__file__).parent / "data").glob("history-*.tar.xz"))

@@ -14,7 +14,7 @@ from benchmarks.gpu.results import Results
 from benchmarks.gpu.setup import Setup
 from benchmarks.gpu.timing import on_gpu, product_rate, seconds_of
 from benchmarks.gpu.variants import varlen_attention
-from ft_dagster.training.device import device, device_name
+from ft_dagster.model.device import device, device_name
 
 PART = "ceilings"
 LIBRARIES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "liger-kernel", "triton")

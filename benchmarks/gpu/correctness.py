@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from benchmarks.gpu import variants, world
 from benchmarks.gpu.results import Results
 from benchmarks.gpu.setup import Setup
-from ft_dagster.base import prepare_base
-from ft_dagster.training.model import add_adapter, load_base
-from ft_dagster.training.packed_model import PackedModel
+from ft_dagster.base.prepare import prepare_base
+from ft_dagster.model.load import add_adapter, load_base
+from ft_dagster.model.packed_model import PackedModel
 from ft_dagster.training.request import WEIGHTS
 from ft_dagster.training.train import InterruptedTrainingError, train
 

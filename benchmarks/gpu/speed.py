@@ -15,11 +15,11 @@ from benchmarks.gpu.results import Results
 from benchmarks.gpu.setup import Setup
 from benchmarks.gpu.timing import on_gpu, product_rate, seconds_of
 from benchmarks.gpu.variants import VARLEN, Variant
-from ft_dagster.training import model as loading
-from ft_dagster.training.device import device
-from ft_dagster.training.model_flops import flops_of_pieces
-from ft_dagster.training.packed_model import PackedModel
-from ft_dagster.training.shape import shape_of
+from ft_dagster.model import load as loading
+from ft_dagster.model.device import device
+from ft_dagster.model.packed_model import PackedModel
+from ft_dagster.training.sizing.model_flops import flops_of_pieces
+from ft_dagster.training.sizing.shape import shape_of
 
 PART = "speed"
 _LEAN = Variant(dropout=False, half=True, attention=VARLEN)

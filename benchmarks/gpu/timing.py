@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ft_dagster.training.device import device
+from ft_dagster.model.device import device
 
 
 def on_gpu() -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from benchmarks.gpu.timing import on_gpu
-from ft_dagster.training.packed_model import PackedModel
+from ft_dagster.model.packed_model import PackedModel
 
 VARLEN = "varlen"
 """Name under which transformers knows `varlen_attention`."""

@@ -11,16 +11,16 @@ from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerF
 
 from benchmarks.gpu.setup import Setup
 from benchmarks.gpu.timing import on_gpu
-from ft_dagster.base import prepare_base
+from ft_dagster.base.prepare import prepare_base
+from ft_dagster.config.recipe import Corpus, Objectives, Recipe, Tokens, load_recipe, resolve_recipe
 from ft_dagster.corpus.sections import make_sections
 from ft_dagster.corpus.snapshot import take_snapshot
-from ft_dagster.recipe import Corpus, Objectives, Recipe, Tokens, load_recipe, resolve_recipe
-from ft_dagster.store import Artifact, Store
-from ft_dagster.tokens.dataset import load_rows, make_dataset
-from ft_dagster.tokens.held_out import Pinned, Split
-from ft_dagster.training.device import device
+from ft_dagster.dataset.dataset import load_rows, make_dataset
+from ft_dagster.dataset.held_out import Pinned, Split
+from ft_dagster.model.device import device
+from ft_dagster.model.rows import collate
+from ft_dagster.store.local import Artifact, Store
 from ft_dagster.training.request import TrainingRequest
-from ft_dagster.training.rows import collate
 
 DOCUMENTATION = Path(__file__).parents[2] / "docs"
 HELD_OUT = ("memory", "training")

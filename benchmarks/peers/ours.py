@@ -8,8 +8,8 @@ from pathlib import Path
 
 from contender import Request, Stopwatch
 
+from ft_dagster.runtime.allocator import spin_briefly
 from ft_dagster.training.__main__ import main as train
-from ft_dagster.training.allocator import spin_briefly
 
 
 def main() -> None:

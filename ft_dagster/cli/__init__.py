@@ -20,14 +20,14 @@ from ft_dagster.cli.lineage import lineage
 from ft_dagster.cli.recipe import recipe
 from ft_dagster.cli.release import release
 from ft_dagster.cli.talk import chat, generate, serve
+from ft_dagster.config.recipe import load_recipe
+from ft_dagster.config.settings import Settings, SettingsError, load_settings
 from ft_dagster.corpus.example import fill_with_example
 from ft_dagster.corpus.files import find_reports, require_reports
 from ft_dagster.evaluation.eval_sets import load_eval_sets
-from ft_dagster.recipe import load_recipe
 from ft_dagster.release.released import Releases
 from ft_dagster.release.tracking import track
-from ft_dagster.settings import Settings, SettingsError, load_settings
-from ft_dagster.shared_store import open_store
+from ft_dagster.store.shared import open_store
 
 if TYPE_CHECKING:
     import dagster as dg

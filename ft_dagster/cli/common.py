@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from ft_dagster.config.redaction import secrets_kept
 from ft_dagster.errors import UserError
-from ft_dagster.secrets import secrets_kept
 
 FAILED, SOMETHING_TO_DO, INTERRUPTED = 1, 2, 130
 

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ft_dagster.cli.common import FAILED, Json, errors_said, print_json
-from ft_dagster.settings import load_settings
+from ft_dagster.config.settings import load_settings
 
 _MARKS = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "problem": ("✗", "bold red")}
 

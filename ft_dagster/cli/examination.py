@@ -13,22 +13,22 @@ from urllib.request import urlopen
 
 import dagster as dg
 
-from ft_dagster import formats
-from ft_dagster.base import BaseModelError, local_base, model_config
+from ft_dagster.base.prepare import BaseModelError, local_base, model_config
+from ft_dagster.config.recipe import Recipe, RecipeError, load_recipe
+from ft_dagster.config.redaction import child_environment
+from ft_dagster.config.settings import Settings, SettingsError
 from ft_dagster.defs.executors.choice import executor_for
 from ft_dagster.defs.executors.pods import load_pods
 from ft_dagster.defs.instance import has_instance, instance_to_read
 from ft_dagster.defs.workspace import GPU_POOL
 from ft_dagster.errors import UserError
-from ft_dagster.recipe import Recipe, RecipeError, load_recipe
-from ft_dagster.secrets import child_environment
-from ft_dagster.settings import Settings, SettingsError
-from ft_dagster.shared_store import open_store
-from ft_dagster.store import StoreError
-from ft_dagster.training.fitting import fit
-from ft_dagster.training.lease import CPU, visible_devices
-from ft_dagster.training.number_format import ProductRates, slowness
-from ft_dagster.training.shape import UnknownModelError
+from ft_dagster.runtime.lease import CPU, visible_devices
+from ft_dagster.runtime.number_format import ProductRates, slowness
+from ft_dagster.store import formats
+from ft_dagster.store.local import StoreError
+from ft_dagster.store.shared import open_store
+from ft_dagster.training.sizing.fitting import fit
+from ft_dagster.training.sizing.shape import UnknownModelError
 
 _PATIENCE_SECONDS = 300
 _ANSWER_SECONDS = 5
@@ -51,7 +51,7 @@ def examine(settings: Settings, machine: dict[str, Any] | None = None) -> Iterat
 
     Args:
         settings: of a workspace.
-        machine: what training/inspection.py has found; by default it is started to look.
+        machine: what model/inspection.py has found; by default it is started to look.
     """
     machine = machine or _inspect()
     yield from _devices(machine, settings)
@@ -76,7 +76,7 @@ def examine(settings: Settings, machine: dict[str, Any] | None = None) -> Iterat
 
 
 def _inspect() -> dict[str, Any]:
-    command = [sys.executable, "-m", "ft_dagster.training.inspection"]
+    command = [sys.executable, "-m", "ft_dagster.model.inspection"]
     try:
         done = subprocess.run(
             command, env=child_environment(), capture_output=True, text=True, timeout=_PATIENCE_SECONDS, check=True

@@ -10,11 +10,11 @@ from rich.table import Table
 from rich.text import Text
 
 from ft_dagster.cli.common import FAILED, Json, errors_said, print_json
+from ft_dagster.config.settings import Settings, load_settings
+from ft_dagster.model.manifest import Manifest, read_manifest
 from ft_dagster.release import lineage as room
 from ft_dagster.release.released import adapter_folder
-from ft_dagster.settings import Settings, load_settings
-from ft_dagster.shared_store import open_store
-from ft_dagster.training.manifest import Manifest, read_manifest
+from ft_dagster.store.shared import open_store
 
 lineage = typer.Typer(help="What adapters were made from. Without a command: what the released one was made from.")
 _SHOWN = 12

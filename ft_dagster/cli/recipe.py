@@ -5,8 +5,8 @@ import yaml
 from rich.console import Console
 
 from ft_dagster.cli.common import Json, errors_said, print_json
-from ft_dagster.recipe import load_recipe
-from ft_dagster.settings import load_settings
+from ft_dagster.config.recipe import load_recipe
+from ft_dagster.config.settings import load_settings
 
 
 def recipe(as_json: Json = False) -> None:

@@ -10,15 +10,15 @@ from rich.table import Table
 from rich.text import Text
 
 from ft_dagster.cli.common import Json, errors_said, print_json
+from ft_dagster.config.settings import SettingsError, load_settings
 from ft_dagster.evaluation.request import KIND as EVALUATION
+from ft_dagster.model.manifest import read_manifest
 from ft_dagster.release.export import GGUF_TYPES, export_merged
 from ft_dagster.release.lineage import release_history
 from ft_dagster.release.publish import CARD, model_card, publish, published_files
 from ft_dagster.release.released import Releases, adapter_folder
 from ft_dagster.release.tracking import TrackingError, track
-from ft_dagster.settings import SettingsError, load_settings
-from ft_dagster.shared_store import open_store
-from ft_dagster.training.manifest import read_manifest
+from ft_dagster.store.shared import open_store
 
 if TYPE_CHECKING:
     from dagster import DagsterInstance

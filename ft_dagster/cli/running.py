@@ -24,14 +24,14 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from ft_dagster.base import local_base, prepare_base
+from ft_dagster.base.prepare import local_base, prepare_base
 from ft_dagster.cli.summary import print_plan
+from ft_dagster.config.settings import Settings
 from ft_dagster.defs.assets.external import look, record
 from ft_dagster.defs.automation.plan import Plan, make_plan
 from ft_dagster.defs.runs.run_host import RUN_HOST_TAG, this_host
 from ft_dagster.defs.runs.state import REASON_TAG, fail_abandoned, failure_message
 from ft_dagster.defs.workspace import GPU_POOL, Workspace
-from ft_dagster.settings import Settings
 from ft_dagster.training.request import PROGRESS
 
 _ROUNDS = 5

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ft_dagster.config.settings import Settings
 from ft_dagster.corpus.files import shown
 from ft_dagster.defs.automation.cost import TrainingCost
 from ft_dagster.defs.automation.plan import Plan
@@ -22,9 +23,8 @@ from ft_dagster.defs.stages import (
     Stage,
     latest_materialization,
 )
-from ft_dagster.settings import Settings
-from ft_dagster.shared_store import open_store
-from ft_dagster.store import Artifact, Store
+from ft_dagster.store.local import Artifact, Store
+from ft_dagster.store.shared import open_store
 
 
 def summarize(instance: dg.DagsterInstance, settings: Settings) -> dict[str, Any]:

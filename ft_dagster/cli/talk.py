@@ -12,11 +12,11 @@ import typer
 from rich.console import Console
 
 from ft_dagster.cli.common import Json, errors_said
+from ft_dagster.config.redaction import child_environment
+from ft_dagster.config.settings import SettingsError, load_settings
 from ft_dagster.evaluation.request import TalkRequest
+from ft_dagster.model.manifest import made_on, read_manifest
 from ft_dagster.release.released import adapter_folder
-from ft_dagster.secrets import child_environment
-from ft_dagster.settings import SettingsError, load_settings
-from ft_dagster.training.manifest import made_on, read_manifest
 
 Adapter = Annotated[str, typer.Option(help="Key of an adapter, or its beginning. Default: the released one.")]
 Tokens = Annotated[int, typer.Option("--tokens", min=1, help="Tokens to write, at most.")]

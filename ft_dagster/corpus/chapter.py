@@ -6,13 +6,13 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ft_dagster.config.recipe import Corpus
 from ft_dagster.corpus.files import SourceFile, Unreadable, decode
 from ft_dagster.corpus.ledger import FileLedger
 from ft_dagster.corpus.markdown import Heading, ParsedSection, byte_length, compose, normal_title, parse_markdown
 from ft_dagster.corpus.pairs import Pair, make_pair
 from ft_dagster.corpus.report_json import JsonText, parse_report_json
-from ft_dagster.hashing import digest
-from ft_dagster.recipe import Corpus
+from ft_dagster.store.hashing import digest
 
 ReadBytes = Callable[[SourceFile], bytes]
 

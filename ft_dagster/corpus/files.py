@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from ft_dagster.errors import UserError
-from ft_dagster.hashing import digest
+from ft_dagster.store.hashing import digest
 
 Kind = Literal["markdown", "json"]
 SUFFIXES: dict[Kind, tuple[str, ...]] = {"markdown": (".md", ".markdown"), "json": (".json",)}

@@ -14,7 +14,7 @@ from filelock import FileLock
 
 from ft_dagster.corpus.files import FoundFile, SourceFile, Unreadable, content_version, find_reports, read_file
 from ft_dagster.corpus.report_json import describe_content
-from ft_dagster.hashing import digest
+from ft_dagster.store.hashing import digest
 
 CODE_VERSION = "2"
 """Raised by hand when the same files would give another snapshot."""

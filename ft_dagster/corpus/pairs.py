@@ -6,7 +6,7 @@ from functools import cached_property
 
 from ft_dagster.corpus.markdown import Heading, compose, parse_markdown
 from ft_dagster.corpus.report_json import JsonText
-from ft_dagster.hashing import digest
+from ft_dagster.store.hashing import digest
 
 
 @dataclass(frozen=True)

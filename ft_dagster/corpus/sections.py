@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from ft_dagster.config.recipe import Corpus
 from ft_dagster.corpus.chapter import Chapter, Section, natural_key, read_chapter
 from ft_dagster.corpus.files import SourceFile
 from ft_dagster.corpus.ledger import FileLedger
@@ -24,9 +25,8 @@ from ft_dagster.corpus.secrets import Finding, chapter_findings
 from ft_dagster.corpus.shards import Each, overlap
 from ft_dagster.corpus.snapshot import KIND as SNAPSHOT
 from ft_dagster.corpus.snapshot import SnapshotShard, shard_files, snapshot_shards, unreadable_files
-from ft_dagster.hashing import canonical_json, digest
-from ft_dagster.recipe import Corpus
-from ft_dagster.store import Artifact, Store
+from ft_dagster.store.hashing import canonical_json, digest
+from ft_dagster.store.local import Artifact, Store
 
 CODE_VERSION = "4"
 """Raised by hand when the same files would give other sections, or other findings in them."""

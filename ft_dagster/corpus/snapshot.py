@@ -9,8 +9,8 @@ from pathlib import Path
 from ft_dagster.corpus.files import CorpusError, SourceFile, Unreadable
 from ft_dagster.corpus.index import CODE_VERSION, Scan, changed_since, scan_reports
 from ft_dagster.corpus.shards import group_names
-from ft_dagster.hashing import canonical_json, digest
-from ft_dagster.store import Artifact, Store
+from ft_dagster.store.hashing import canonical_json, digest
+from ft_dagster.store.local import Artifact, Store
 
 KIND = "raw_chapters"
 """What the store calls a snapshot."""

@@ -13,6 +13,7 @@ import dagster as dg
 
 from ft_dagster.corpus.sections import stored_shards
 from ft_dagster.corpus.snapshot import is_snapshot, shard_files, snapshot_shards
+from ft_dagster.dataset.dataset import dataset_shards
 from ft_dagster.defs.runs.history import forget_runs, old_runs, run_files
 from ft_dagster.defs.stages import (
     ADAPTER_EVALUATION,
@@ -26,9 +27,8 @@ from ft_dagster.defs.stages import (
     artifact_kind,
 )
 from ft_dagster.defs.workspace import Workspace
-from ft_dagster.store import Artifact, Store, StoreError
-from ft_dagster.tokens.dataset import dataset_shards
-from ft_dagster.training.manifest import MANIFEST
+from ft_dagster.model.manifest import MANIFEST
+from ft_dagster.store.local import Artifact, Store, StoreError
 from ft_dagster.training.request import RESULT
 
 _ATTEMPT_SECONDS = 86_400

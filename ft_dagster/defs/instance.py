@@ -10,12 +10,12 @@ from pathlib import Path
 
 import dagster as dg
 
-from ft_dagster import formats
+from ft_dagster.config.settings import Settings, SettingsError
 from ft_dagster.defs.workspace import GPU_POOL
 from ft_dagster.errors import UserError
-from ft_dagster.settings import Settings, SettingsError
-from ft_dagster.store import write_atomically
-from ft_dagster.training.lease import visible_devices
+from ft_dagster.runtime.lease import visible_devices
+from ft_dagster.store import formats
+from ft_dagster.store.local import write_atomically
 
 _HOST = "DAGSTER_POSTGRES_HOST"
 _POSTGRES = (_HOST, *(f"DAGSTER_POSTGRES_{name}" for name in ("PORT", "DB", "USER", "PASSWORD")))
@@ -132,8 +132,8 @@ def _first_cause(error: BaseException) -> BaseException:
 
 
 if __name__ == "__main__":  # `make dev`: prepare DAGSTER_HOME and print it
+    from ft_dagster.config.settings import load_settings
     from ft_dagster.defs.runs.orphans import end_orphans
-    from ft_dagster.settings import load_settings
 
     try:
         home = prepare_home(load_settings())

@@ -6,16 +6,16 @@ from typing import Any, Literal
 
 import dagster as dg
 
+from ft_dagster.config.recipe import Recipe
 from ft_dagster.corpus import index as index_room
 from ft_dagster.corpus import sections as sections_room
 from ft_dagster.corpus import snapshot as snapshot_room
+from ft_dagster.dataset import dataset as tokens_room
 from ft_dagster.defs.workspace import Workspace
 from ft_dagster.evaluation import request as evaluation_room
-from ft_dagster.hashing import digest
-from ft_dagster.recipe import Recipe
 from ft_dagster.release import released as release_room
-from ft_dagster.store import Artifact, Store
-from ft_dagster.tokens import dataset as tokens_room
+from ft_dagster.store.hashing import digest
+from ft_dagster.store.local import Artifact, Store
 from ft_dagster.training import request as training_room
 
 REPORT_FILES = dg.AssetKey("report_files")

@@ -5,13 +5,13 @@ from contextlib import contextmanager
 
 import dagster as dg
 
-from ft_dagster import formats
+from ft_dagster.config.recipe import Recipe, load_recipe
+from ft_dagster.config.settings import Settings, load_settings
 from ft_dagster.defs.runs.run_host import record_host
-from ft_dagster.recipe import Recipe, load_recipe
 from ft_dagster.release.released import Releases
-from ft_dagster.settings import Settings, load_settings
-from ft_dagster.shared_store import open_store
-from ft_dagster.store import Store
+from ft_dagster.store import formats
+from ft_dagster.store.local import Store
+from ft_dagster.store.shared import open_store
 
 GROUP = "ft_dagster"
 """One group for all assets: the UI draws several groups collapsed."""

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from ft_dagster.evaluation.request import EvaluationRequest
+from ft_dagster.runtime.allocator import keep_freed_memory, spin_briefly
 from ft_dagster.runtime.child import exit_code, run_child
-from ft_dagster.training.allocator import keep_freed_memory, spin_briefly
-from ft_dagster.training.lease import leased
-from ft_dagster.training.quick_start import compile_nothing, import_quickly
+from ft_dagster.runtime.lease import leased
+from ft_dagster.runtime.quick_start import compile_nothing, import_quickly
 
 
 def main(request_path: Path) -> int:

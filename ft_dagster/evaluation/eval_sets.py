@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ft_dagster.config.recipe import Evaluation, RecipeError
 from ft_dagster.corpus.chapter import Section
 from ft_dagster.corpus.markdown import byte_length
-from ft_dagster.hashing import digest
-from ft_dagster.recipe import Evaluation, RecipeError
-from ft_dagster.tokens.chat import ChatTokenizer, Message
-from ft_dagster.tokens.shard import Document
-from ft_dagster.tokens.table import PlacedPiece, pack_pieces
-from ft_dagster.tokens.tokenized import tokenize_sections
-from ft_dagster.tokens.tokenizer import DocumentTokenizer
+from ft_dagster.dataset.chat import ChatTokenizer, Message
+from ft_dagster.dataset.shard import Document
+from ft_dagster.dataset.table import PlacedPiece, pack_pieces
+from ft_dagster.dataset.tokenized import tokenize_sections
+from ft_dagster.dataset.tokenizer import DocumentTokenizer
+from ft_dagster.store.hashing import digest
 
 if TYPE_CHECKING:
     from datasets import Dataset

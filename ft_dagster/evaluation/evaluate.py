@@ -12,18 +12,18 @@ import torch
 from peft import PeftModel
 from transformers import AutoTokenizer
 
+from ft_dagster.config.recipe import RecipeError
+from ft_dagster.dataset.dataset import load_shards
 from ft_dagster.evaluation.eval_sets import tokenize_eval_set
 from ft_dagster.evaluation.memorization import measure_on_train, sample_rows
 from ft_dagster.evaluation.request import BASE, NEW, RESULT, EvaluationRequest
 from ft_dagster.evaluation.samples import continue_prompt
-from ft_dagster.recipe import RecipeError
-from ft_dagster.store import Artifact, write_atomically
-from ft_dagster.tokens.dataset import load_shards
-from ft_dagster.training.adapter import load_adapter
-from ft_dagster.training.model import load_base
-from ft_dagster.training.packed_model import PackedModel
-from ft_dagster.training.products import decided
-from ft_dagster.training.scoring import score
+from ft_dagster.model.adapter import load_adapter
+from ft_dagster.model.load import load_base
+from ft_dagster.model.packed_model import PackedModel
+from ft_dagster.model.products import decided
+from ft_dagster.model.scoring import score
+from ft_dagster.store.local import Artifact, write_atomically
 
 log = logging.getLogger(__name__)
 HELD_OUT = "held_out"

@@ -16,20 +16,20 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, PreTrainedModel
 
-from ft_dagster.base import PreparedBase, model_config
+from ft_dagster.base.prepare import PreparedBase, model_config
+from ft_dagster.config.recipe import Recipe, resolve_recipe
+from ft_dagster.dataset.dataset import load_shards
 from ft_dagster.evaluation.request import ExportRequest
-from ft_dagster.recipe import Recipe, resolve_recipe
+from ft_dagster.model.adapter import load_adapter
+from ft_dagster.model.load import load_base
+from ft_dagster.model.manifest import MANIFEST
+from ft_dagster.model.packed_model import PackedModel
+from ft_dagster.model.products import decided
+from ft_dagster.model.scoring import score
+from ft_dagster.runtime.allocator import keep_freed_memory, spin_briefly
 from ft_dagster.runtime.child import TRAINING_MAY_USE_IT, exit_code, run_child
-from ft_dagster.store import Artifact, with_usual_rights, write_atomically
-from ft_dagster.tokens.dataset import load_shards
-from ft_dagster.training.adapter import load_adapter
-from ft_dagster.training.allocator import keep_freed_memory, spin_briefly
-from ft_dagster.training.machine import memory_for_process
-from ft_dagster.training.manifest import MANIFEST
-from ft_dagster.training.model import load_base
-from ft_dagster.training.packed_model import PackedModel
-from ft_dagster.training.products import decided
-from ft_dagster.training.scoring import score
+from ft_dagster.runtime.machine import memory_for_process
+from ft_dagster.store.local import Artifact, with_usual_rights, write_atomically
 
 MERGED = "merged.json"
 """Beside the merged model: how it was made, and what was measured."""

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ft_dagster.base import PreparedBase
+from ft_dagster.base.prepare import PreparedBase
+from ft_dagster.config.recipe import Recipe
+from ft_dagster.config.settings import Settings
+from ft_dagster.dataset.dataset import folder_with_rows, held_out_version
 from ft_dagster.evaluation.eval_sets import EvalSet
 from ft_dagster.evaluation.gate import judge
 from ft_dagster.evaluation.request import (
@@ -20,11 +23,8 @@ from ft_dagster.evaluation.request import (
     evaluation_key,
     measured_by,
 )
-from ft_dagster.recipe import Recipe
-from ft_dagster.settings import Settings
-from ft_dagster.store import Artifact, Store
-from ft_dagster.tokens.dataset import folder_with_rows, held_out_version
-from ft_dagster.training.manifest import differences, read_manifest
+from ft_dagster.model.manifest import differences, read_manifest
+from ft_dagster.store.local import Artifact, Store
 
 Said = TypeVar("Said")
 """What an evaluation process reports while it works."""

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
+from ft_dagster.config.recipe import Release
 from ft_dagster.evaluation.bootstrap import Gain, paired_gain
 from ft_dagster.evaluation.request import BASE, NEW, RELEASED
-from ft_dagster.recipe import Release
 
 Model = Mapping[str, Any]
 _BITS = "bits per byte"

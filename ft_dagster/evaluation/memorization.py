@@ -16,9 +16,9 @@ import torch
 from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedTokenizerBase
 
-from ft_dagster.tokens.shard import Document
-from ft_dagster.training.packed_model import PackedModel
-from ft_dagster.training.scoring import score_rows
+from ft_dagster.dataset.shard import Document
+from ft_dagster.model.packed_model import PackedModel
+from ft_dagster.model.scoring import score_rows
 
 CONTEXT = 50
 """Tokens that stand before a passage, at least."""

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ft_dagster.config.recipe import AUTO, Recipe
 from ft_dagster.evaluation.eval_sets import EvalSet
-from ft_dagster.hashing import digest
-from ft_dagster.recipe import AUTO, Recipe
+from ft_dagster.store.hashing import digest
 from ft_dagster.training.request import ModelRequest
 
 KIND = "adapter_evaluation"

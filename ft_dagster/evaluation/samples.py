@@ -3,7 +3,7 @@
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ft_dagster.training.device import device
+from ft_dagster.model.device import device
 
 _REPETITION_PENALTY = 1.1
 """Greedy decoding of a small model falls into loops without one (CTRL, arXiv 1909.05858)."""

@@ -28,9 +28,9 @@ from transformers.cli.serving.systemone import SystemOneHandler
 from transformers.cli.serving.transcription import TranscriptionHandler
 from transformers.cli.serving.utils import GenerationState
 
+from ft_dagster.config.settings import Settings, load_settings
 from ft_dagster.errors import UserError
-from ft_dagster.settings import Settings, load_settings
-from ft_dagster.training.adapter import load_released
+from ft_dagster.model.adapter import load_released
 
 NAME = "released"
 """What a request calls the model."""

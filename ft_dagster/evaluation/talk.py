@@ -19,7 +19,7 @@ from transformers.utils import logging
 
 from ft_dagster.errors import UserError
 from ft_dagster.evaluation.request import TalkRequest
-from ft_dagster.training.adapter import load_for_use
+from ft_dagster.model.adapter import load_for_use
 
 NAMES = ("base", "adapter")
 _ADAPTERS = ["__base__", "default"]

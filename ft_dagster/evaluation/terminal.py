@@ -10,8 +10,8 @@ from pathlib import Path
 from rich.console import Console
 
 from ft_dagster.evaluation.request import TalkRequest
+from ft_dagster.runtime.allocator import keep_freed_memory
 from ft_dagster.runtime.child import TRAINING_MAY_USE_IT, exit_code, run_child
-from ft_dagster.training.allocator import keep_freed_memory
 
 
 def main(request_path: Path) -> int:

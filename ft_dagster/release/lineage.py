@@ -13,20 +13,20 @@ from typing import Any
 
 import yaml
 
+from ft_dagster.config.settings import Settings
 from ft_dagster.corpus.chapter import natural_key
 from ft_dagster.corpus.sections import KIND as SECTIONS
 from ft_dagster.corpus.sections import stored_chapters, stored_shards
 from ft_dagster.corpus.snapshot import KIND as SNAPSHOT
 from ft_dagster.corpus.snapshot import snapshot_files
+from ft_dagster.dataset.held_out import Pinned, section_unit, write_pinned
 from ft_dagster.errors import UserError
 from ft_dagster.evaluation.eval_sets import SHIPPED
 from ft_dagster.evaluation.request import KIND as EVALUATION
 from ft_dagster.evaluation.request import NEW
+from ft_dagster.model.manifest import Manifest, stored_manifest
 from ft_dagster.release.released import Releases
-from ft_dagster.settings import Settings
-from ft_dagster.store import Artifact, Store, write_atomically
-from ft_dagster.tokens.held_out import Pinned, section_unit, write_pinned
-from ft_dagster.training.manifest import Manifest, stored_manifest
+from ft_dagster.store.local import Artifact, Store, write_atomically
 from ft_dagster.training.request import KIND as ADAPTER
 
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import yaml
 
+from ft_dagster.config.redaction import redacted
+from ft_dagster.model.manifest import MANIFEST, Manifest, check_files
 from ft_dagster.release.lineage import chapters_of
 from ft_dagster.release.released import ReleaseError
-from ft_dagster.secrets import redacted
-from ft_dagster.training.manifest import MANIFEST, Manifest, check_files
 
 CARD = "README.md"
 

@@ -16,12 +16,12 @@ from typing import Any
 
 from filelock import FileLock
 
+from ft_dagster.config.settings import Settings
 from ft_dagster.errors import UserError
-from ft_dagster.hashing import digest
-from ft_dagster.settings import Settings
-from ft_dagster.shared_store import open_store
-from ft_dagster.store import Artifact, write_atomically
-from ft_dagster.training.manifest import AdapterError, check_files, read_manifest
+from ft_dagster.model.manifest import AdapterError, check_files, read_manifest
+from ft_dagster.store.hashing import digest
+from ft_dagster.store.local import Artifact, write_atomically
+from ft_dagster.store.shared import open_store
 from ft_dagster.training.request import KIND as ADAPTER
 
 _HASH = "hash"

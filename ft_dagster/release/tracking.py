@@ -11,13 +11,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ft_dagster.config.redaction import redacted
+from ft_dagster.config.settings import Settings
 from ft_dagster.errors import UserError
+from ft_dagster.model.manifest import Manifest, stored_manifest
 from ft_dagster.release.lineage import flat, last_evaluations
 from ft_dagster.release.released import Releases
-from ft_dagster.secrets import redacted
-from ft_dagster.settings import Settings
-from ft_dagster.store import Artifact, Store
-from ft_dagster.training.manifest import Manifest, stored_manifest
+from ft_dagster.store.local import Artifact, Store
 from ft_dagster.training.request import KIND as ADAPTER
 
 if TYPE_CHECKING:
@@ -207,7 +207,7 @@ def _parameters(manifest: Manifest) -> dict[str, Any]:
 def _origin(manifest: Manifest) -> dict[str, str]:
     return {
         "ft_dagster.dataset": manifest.dataset,
-        "ft_dagster.base": manifest.base["name"],
+        "ft_dagster.base.prepare": manifest.base["name"],
         "ft_dagster.started_from": manifest.started_from,
         "ft_dagster.chapters": str(len(manifest.chapters)),
     }

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
-from ft_dagster.store import write_atomically
+from ft_dagster.store.local import write_atomically
 
 
 @dataclass(frozen=True)

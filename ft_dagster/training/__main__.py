@@ -13,14 +13,14 @@ from typing import Any
 
 from dagster_pipes import PipesContext, open_dagster_pipes  # the protocol alone: it does not import Dagster
 
+from ft_dagster.runtime.allocator import keep_freed_memory, spin_briefly
 from ft_dagster.runtime.child import INTERRUPTED, exit_code, run_child
+from ft_dagster.runtime.lease import leased
+from ft_dagster.runtime.messages import report
 from ft_dagster.runtime.parent import die_with_parent
-from ft_dagster.training.allocator import keep_freed_memory, spin_briefly
-from ft_dagster.training.lease import leased
-from ft_dagster.training.messages import report
-from ft_dagster.training.processes import leave, run_together
-from ft_dagster.training.quick_start import compile_nothing, import_quickly
-from ft_dagster.training.request import RENDEZVOUS, TrainingRequest
+from ft_dagster.runtime.processes import RENDEZVOUS, leave, run_together
+from ft_dagster.runtime.quick_start import compile_nothing, import_quickly
+from ft_dagster.training.request import TrainingRequest
 
 
 def main(request_path: Path) -> int:
@@ -53,7 +53,7 @@ def _train(request: TrainingRequest, reports: bool) -> int:
     started_by_a_run = reports and "DAGSTER_PIPES_CONTEXT" in os.environ
     with open_dagster_pipes() if started_by_a_run else nullcontext() as pipes:
         import_quickly("ft_dagster.training.train")
-        from ft_dagster.training.ranks import joined
+        from ft_dagster.model.ranks import joined
         from ft_dagster.training.train import InterruptedTrainingError, train
 
         def tell(metrics: dict[str, Any]) -> None:

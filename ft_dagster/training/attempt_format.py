@@ -4,11 +4,11 @@ import logging
 import shutil
 from pathlib import Path
 
-from ft_dagster.recipe import AUTO, Recipe
-from ft_dagster.training import ranks
+from ft_dagster.config.recipe import AUTO, Recipe
+from ft_dagster.model import ranks
+from ft_dagster.model.products import rates_here
+from ft_dagster.runtime.number_format import FORMATS
 from ft_dagster.training.attempts import last_checkpoint
-from ft_dagster.training.number_format import FORMATS
-from ft_dagster.training.products import rates_here
 from ft_dagster.training.shared_checkpoints import SharedCheckpoints
 
 log = logging.getLogger(__name__)

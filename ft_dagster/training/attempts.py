@@ -14,8 +14,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from ft_dagster.hashing import digest, file_digest
-from ft_dagster.store import write_atomically
+from ft_dagster.store.hashing import digest, file_digest
+from ft_dagster.store.local import write_atomically
 from ft_dagster.training.request import RESULT
 
 log = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_pt_utils import safe_globals
 
 from ft_dagster.errors import TrainingError
-from ft_dagster.training import ranks
+from ft_dagster.model import ranks
 from ft_dagster.training.attempt_format import write_format
 from ft_dagster.training.attempts import COMPLETE, last_checkpoint, mark_complete, step_of
 from ft_dagster.training.shared_checkpoints import SharedCheckpoints

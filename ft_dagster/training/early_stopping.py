@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ft_dagster.errors import TrainingError
-from ft_dagster.store import write_atomically
-from ft_dagster.training import ranks
+from ft_dagster.model import ranks
+from ft_dagster.store.local import write_atomically
 
 _MEASURED = "held_out.json"
 _BEST = "best.safetensors"

@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from ft_dagster.base import PreparedBase
+from ft_dagster.base.prepare import PreparedBase
+from ft_dagster.config.recipe import Recipe
+from ft_dagster.config.settings import Settings
 from ft_dagster.corpus.snapshot import KIND as SNAPSHOT
 from ft_dagster.corpus.snapshot import snapshot_files
-from ft_dagster.recipe import Recipe
-from ft_dagster.settings import Settings
-from ft_dagster.store import Artifact, Store
-from ft_dagster.tokens.dataset import KIND as DATASET
-from ft_dagster.tokens.dataset import all_documents, folder_with_rows
+from ft_dagster.dataset.dataset import KIND as DATASET
+from ft_dagster.dataset.dataset import all_documents, folder_with_rows
+from ft_dagster.model.manifest import read_manifest
+from ft_dagster.store.local import Artifact, Store
 from ft_dagster.training.attempts import attempt_in, finished_attempt
-from ft_dagster.training.manifest import read_manifest
 from ft_dagster.training.request import (
     KIND,
     RESULT,

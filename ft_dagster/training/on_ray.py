@@ -24,11 +24,11 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torch.distributed import is_nccl_available
 
+from ft_dagster.config.settings import load_settings
 from ft_dagster.errors import UserError
 from ft_dagster.runtime.child import FAILED, LOG_FORMAT, exit_code, run_child
-from ft_dagster.settings import load_settings
+from ft_dagster.runtime.messages import report
 from ft_dagster.training.attempts import attempt_in
-from ft_dagster.training.messages import report
 from ft_dagster.training.request import RESULT, TrainingRequest
 
 log = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ def work(told: Any, request: TrainingRequest) -> None:
     logging.basicConfig(level=logging.INFO if first else logging.WARNING, format=LOG_FORMAT)
     from torch import OutOfMemoryError
 
-    from ft_dagster.training.allocator import keep_freed_memory
+    from ft_dagster.runtime.allocator import keep_freed_memory
     from ft_dagster.training.train import train
 
     keep_freed_memory()

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ft_dagster.training.device import device
+from ft_dagster.model.device import device
 from ft_dagster.training.progress import peak_memory
 
 Batch = Mapping[str, torch.Tensor]

@@ -13,9 +13,9 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ft_dagster.errors import TrainingError
-from ft_dagster.store import write_atomically
-from ft_dagster.training import ranks
-from ft_dagster.training.messages import WARNING
+from ft_dagster.model import ranks
+from ft_dagster.runtime.messages import WARNING
+from ft_dagster.store.local import write_atomically
 from ft_dagster.training.request import PROGRESS
 
 _MUCH_SLOWER = 10.0

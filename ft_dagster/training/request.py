@@ -7,11 +7,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ft_dagster.base import PreparedBase
-from ft_dagster.hashing import digest
-from ft_dagster.recipe import Lora, Recipe, resolve_recipe
+from ft_dagster.base.prepare import PreparedBase
+from ft_dagster.config.recipe import Lora, Recipe, resolve_recipe
+from ft_dagster.model.manifest import differences, read_manifest
 from ft_dagster.runtime.request import Request
-from ft_dagster.training.manifest import differences, read_manifest
+from ft_dagster.store.hashing import digest
 
 KIND = "lora_adapter"
 """What the store calls an adapter."""
@@ -23,9 +23,6 @@ WEIGHTS = "adapter_model.safetensors"
 """The adapter's weights, as peft names them."""
 PROGRESS = "progress.json"
 """Replaced at every step while training runs."""
-
-RENDEZVOUS = "FT_RENDEZVOUS"
-"""Variable of the environment: the file through which the processes of one training on one machine find each other."""
 
 
 def training_key(dataset_version: str, base: dict[str, str], recipe: Recipe) -> str:

@@ -8,8 +8,8 @@ import logging
 import shutil
 from pathlib import Path
 
-from ft_dagster.bucket import Bucket
-from ft_dagster.store import StoreError
+from ft_dagster.store.bucket import Bucket
+from ft_dagster.store.local import StoreError
 from ft_dagster.training.attempts import (
     COMPLETE,
     checkpoint_files,

@@ -6,7 +6,7 @@ from typing import Any
 from accelerate.data_loader import SeedableRandomSampler
 from torch.utils.data import DataLoader, Sampler
 
-from ft_dagster.training import ranks
+from ft_dagster.model import ranks
 
 
 class Shares(Sampler[list[int]]):

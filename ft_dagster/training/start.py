@@ -8,10 +8,10 @@ from datasets import Dataset
 from peft import PeftModel
 from peft.utils.save_and_load import load_peft_weights, set_peft_model_state_dict
 
-from ft_dagster.base import PreparedBase
+from ft_dagster.base.prepare import PreparedBase
+from ft_dagster.dataset.shard import Document
 from ft_dagster.errors import TrainingError
-from ft_dagster.tokens.shard import Document
-from ft_dagster.training.manifest import check_adapter, read_manifest
+from ft_dagster.model.manifest import check_adapter, read_manifest
 
 
 def go_on_from(model: PeftModel, folder: Path, base: PreparedBase) -> None:

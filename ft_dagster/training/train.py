@@ -22,28 +22,28 @@ from transformers import (
 )
 from transformers.trainer import TRAINER_STATE_NAME
 
-from ft_dagster.base import model_config
+from ft_dagster.base.prepare import model_config
+from ft_dagster.config.recipe import Recipe
+from ft_dagster.dataset.dataset import load_rows, load_shards
 from ft_dagster.errors import TrainingError
-from ft_dagster.recipe import Recipe
-from ft_dagster.store import Artifact, write_atomically
-from ft_dagster.tokens.dataset import load_rows, load_shards
-from ft_dagster.training import ranks
+from ft_dagster.model import ranks
+from ft_dagster.model.device import device, device_name
+from ft_dagster.model.load import add_adapter, load_base
+from ft_dagster.model.manifest import read_manifest, write_manifest
+from ft_dagster.model.packed_model import PackedModel
+from ft_dagster.model.rows import collate, loss_weights
+from ft_dagster.model.scoring import score
+from ft_dagster.store.local import Artifact, write_atomically
 from ft_dagster.training.attempt_format import settle_format
 from ft_dagster.training.attempts import step_of
 from ft_dagster.training.checkpoints import CompleteCheckpoints, StopOnSignal, last_complete, require_plain_state
-from ft_dagster.training.device import device, device_name
 from ft_dagster.training.early_stopping import EarlyStopping
-from ft_dagster.training.manifest import read_manifest, write_manifest
-from ft_dagster.training.memory import require_memory
-from ft_dagster.training.model import add_adapter, load_base
-from ft_dagster.training.packed_model import PackedModel
 from ft_dagster.training.probe import Probe, Trial, fullest
 from ft_dagster.training.progress import Progress, peak_memory
 from ft_dagster.training.request import CODE_VERSION, RESULT, TrainingRequest
-from ft_dagster.training.rows import collate, loss_weights
-from ft_dagster.training.scoring import score
 from ft_dagster.training.shared_checkpoints import SharedCheckpoints
-from ft_dagster.training.speeds import Speed, remember_speed, speed_key
+from ft_dagster.training.sizing.memory import require_memory
+from ft_dagster.training.sizing.speeds import Speed, remember_speed, speed_key
 from ft_dagster.training.start import go_on_from, known_sections, rows_to_learn
 from ft_dagster.training.trainer import CountedRows, PackedTrainer
 
@@ -72,7 +72,7 @@ def train(request: TrainingRequest, tell: Callable[[dict[str, Any]], None]) -> d
         TrainingError: there is nothing to learn from, or the loss is not finite.
         InterruptedTrainingError: a signal asked to stop.
 
-    Where several processes train together (training/ranks.py), each of them calls this; the first writes and tells.
+    Where several processes train together (model/ranks.py), each of them calls this; the first writes and tells.
     """
     if request.threads:
         torch.set_num_threads(max(1, request.threads // ranks.count()))

@@ -9,9 +9,9 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers import Trainer
 
-from ft_dagster.training import ranks
-from ft_dagster.training.packed_model import PackedModel
-from ft_dagster.training.rows import IGNORED, collate
+from ft_dagster.model import ranks
+from ft_dagster.model.packed_model import PackedModel
+from ft_dagster.model.rows import IGNORED, collate
 from ft_dagster.training.shares import Shares, SharesLoader
 
 

@@ -13,8 +13,8 @@ import pytest
 import yaml
 from commands import COMMAND, as_process, ft_dagster, on_one_line
 
-from ft_dagster.recipe import load_recipe, resolve_recipe
-from ft_dagster.store import Store
+from ft_dagster.config.recipe import load_recipe, resolve_recipe
+from ft_dagster.store.local import Store
 from ft_dagster.training.request import PROGRESS
 
 

@@ -10,14 +10,14 @@ import yaml
 from commands import ft_dagster, on_one_line
 
 from ft_dagster.cli.examination import examine
-from ft_dagster.settings import load_settings
+from ft_dagster.config.settings import load_settings
 
 GPU = "GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-aaaa1111-0000-0000-0000-000000000000)"
 
 
 @pytest.fixture(scope="module")
 def machine() -> dict[str, Any]:
-    from ft_dagster.training.inspection import inspect
+    from ft_dagster.model.inspection import inspect
 
     return inspect()
 

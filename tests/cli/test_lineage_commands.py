@@ -9,7 +9,7 @@ from reports import chapter_text
 
 from ft_dagster import load_released
 from ft_dagster.evaluation.samples import continue_prompt
-from ft_dagster.training.manifest import AdapterError, read_manifest
+from ft_dagster.model.manifest import AdapterError, read_manifest
 
 
 @pytest.fixture(autouse=True)

@@ -14,8 +14,8 @@ from embedded import fake_conversion
 from rich.console import Console
 
 from ft_dagster.cli.running import _Follower, _prepare_base
+from ft_dagster.config.settings import load_settings
 from ft_dagster.defs.workspace import Workspace
-from ft_dagster.settings import load_settings
 from ft_dagster.training.request import PROGRESS
 
 CONTROLS = re.compile(r"\x1b\[[?\d]*[A-Za-z]")

@@ -23,7 +23,7 @@ from ft_dagster.corpus.files import (
 )
 from ft_dagster.corpus.index import Scan, scan_reports
 from ft_dagster.corpus.markdown import parse_markdown
-from ft_dagster.hashing import digest
+from ft_dagster.store.hashing import digest
 
 LEADS_OUT = "a symbolic link that leads out of the report folder is not followed; copy the file here"
 NOT_REGULAR = "not a regular file, so it is not opened"

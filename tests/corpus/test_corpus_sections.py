@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 from sections_of import Content, draft, read, removed, reviewed, source_file, texts, version
 
+from ft_dagster.config.recipe import Corpus
 from ft_dagster.corpus.chapter import Section, natural_key, read_chapter
 from ft_dagster.corpus.files import SourceFile, Unreadable
 from ft_dagster.corpus.index import Scan
 from ft_dagster.corpus.ledger import FileLedger, LedgerError
 from ft_dagster.corpus.sections import all_chapters, make_sections
 from ft_dagster.corpus.snapshot import take_snapshot, write_snapshot
-from ft_dagster.hashing import digest
-from ft_dagster.recipe import Corpus
-from ft_dagster.store import Store
+from ft_dagster.store.hashing import digest
+from ft_dagster.store.local import Store
 
 pytestmark = pytest.mark.usefixtures("without_waiting_for_the_disk")
 

@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sections_of import reviewed
 
+from ft_dagster.config.recipe import Corpus
 from ft_dagster.corpus import secrets as secrets_room
 from ft_dagster.corpus import sections as sections_room
 from ft_dagster.corpus.secrets import LEFT_OUT_HEADING, find_secrets
 from ft_dagster.corpus.sections import make_sections, secret_findings
 from ft_dagster.corpus.snapshot import take_snapshot
-from ft_dagster.recipe import Corpus
-from ft_dagster.store import Artifact, Store
+from ft_dagster.store.local import Artifact, Store
 
 pytestmark = pytest.mark.usefixtures("without_waiting_for_the_disk")
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from ft_dagster.config.recipe import Corpus
 from ft_dagster.corpus import index as index_room
 from ft_dagster.corpus import sections as sections_room
 from ft_dagster.corpus import snapshot as snapshot_room
@@ -19,8 +20,7 @@ from ft_dagster.corpus.index import Scan, scan_reports
 from ft_dagster.corpus.sections import Shard, all_chapters, chapter_sizes, make_sections, stored_chapters, stored_shards
 from ft_dagster.corpus.shards import group_names
 from ft_dagster.corpus.snapshot import snapshot_shards, take_snapshot
-from ft_dagster.recipe import Corpus
-from ft_dagster.store import Artifact, Store, StoreError
+from ft_dagster.store.local import Artifact, Store, StoreError
 
 LIMIT = 3
 NAMES = [f"c{number}" for number in range(1, 13)]

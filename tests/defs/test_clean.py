@@ -10,12 +10,12 @@ import pytest
 from graphs import run
 
 from ft_dagster.corpus.sections import all_chapters
+from ft_dagster.dataset.dataset import load_rows
 from ft_dagster.defs.clean import find_removable
 from ft_dagster.defs.runs.history import forget_runs, old_runs
 from ft_dagster.defs.stages import all_materializations, stale_stages
 from ft_dagster.defs.workspace import Workspace
-from ft_dagster.store import Artifact, Store, StoreError
-from ft_dagster.tokens.dataset import load_rows
+from ft_dagster.store.local import Artifact, Store, StoreError
 
 
 def edit(workspace: Path, text: str) -> None:

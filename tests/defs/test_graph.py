@@ -13,6 +13,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from ft_dagster.config.settings import load_settings
 from ft_dagster.corpus.sections import stored_shards
 from ft_dagster.definitions import defs
 from ft_dagster.defs.assets.external import look, record
@@ -21,11 +22,10 @@ from ft_dagster.defs.automation.sensor import BRING_UP_TO_DATE
 from ft_dagster.defs.clean import find_removable
 from ft_dagster.defs.stages import STAGES, Reason, Stage, all_materializations, reason_stale, stale_stages
 from ft_dagster.defs.workspace import Workspace
-from ft_dagster.hashing import file_digest
-from ft_dagster.settings import load_settings
-from ft_dagster.store import Artifact
-from ft_dagster.training.manifest import read_manifest
-from ft_dagster.training.number_format import ProductRates
+from ft_dagster.model.manifest import read_manifest
+from ft_dagster.runtime.number_format import ProductRates
+from ft_dagster.store.hashing import file_digest
+from ft_dagster.store.local import Artifact
 from ft_dagster.training.request import CODE_VERSION
 
 

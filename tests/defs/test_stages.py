@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
+from ft_dagster.config.recipe import resolve_recipe
 from ft_dagster.defs.stages import STAGES
-from ft_dagster.recipe import resolve_recipe
 
 
 def changed(tiny_recipe: dict[str, Any], before: dict[str, float], after: dict[str, float]) -> list[str]:

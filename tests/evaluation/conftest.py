@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from machines import remember_machine
 
-from ft_dagster.base import prepare_base
-from ft_dagster.recipe import resolve_recipe
+from ft_dagster.base.prepare import prepare_base
+from ft_dagster.config.recipe import resolve_recipe
 from ft_dagster.training.request import TrainingRequest
 from ft_dagster.training.train import train
 

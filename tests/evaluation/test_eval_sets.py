@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from ft_dagster.base import prepare_base
+from ft_dagster.base.prepare import prepare_base
+from ft_dagster.config.recipe import Evaluation, RecipeError, load_recipe
+from ft_dagster.config.settings import Settings
+from ft_dagster.dataset.tokenizer import DocumentTokenizer
 from ft_dagster.evaluation.eval_sets import load_eval_sets, tokenize_eval_set
-from ft_dagster.recipe import Evaluation, RecipeError, load_recipe
-from ft_dagster.settings import Settings
-from ft_dagster.tokens.tokenizer import DocumentTokenizer
 
 
 def conversation(*turns: str) -> str:

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from ft_dagster.base import prepare_base
+from ft_dagster.base.prepare import prepare_base
+from ft_dagster.config.recipe import Evaluation, RecipeError, load_recipe, resolve_recipe
 from ft_dagster.evaluation import __main__ as evaluation
 from ft_dagster.evaluation.eval_sets import EvalSet, load_eval_sets
 from ft_dagster.evaluation.evaluate import evaluate
 from ft_dagster.evaluation.request import EvaluationRequest, evaluation_key, measured_by
-from ft_dagster.recipe import Evaluation, RecipeError, load_recipe, resolve_recipe
 from ft_dagster.runtime.child import INTERRUPTED
 from ft_dagster.training.request import TrainingRequest
 from ft_dagster.training.train import train

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ft_dagster.evaluation.export import DEQUANTIZED, MERGED, OWN, export
 from ft_dagster.evaluation.request import ExportRequest
-from ft_dagster.training.manifest import read_manifest
+from ft_dagster.model.manifest import read_manifest
 from ft_dagster.training.request import TrainingRequest
 
 

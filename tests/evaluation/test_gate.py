@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from ft_dagster.config.recipe import Release
 from ft_dagster.evaluation.gate import judge
-from ft_dagster.recipe import Release
 
 CHAPTERS = 8
 

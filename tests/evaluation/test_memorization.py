@@ -11,12 +11,12 @@ from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from ft_dagster.config.recipe import resolve_recipe
+from ft_dagster.dataset.dataset import load_shards
+from ft_dagster.dataset.table import PlacedPiece, pack_pieces
 from ft_dagster.evaluation.memorization import CONTEXT, PASSAGE, measure_on_train, sample_rows
-from ft_dagster.recipe import resolve_recipe
-from ft_dagster.store import Artifact
-from ft_dagster.tokens.dataset import load_shards
-from ft_dagster.tokens.table import PlacedPiece, pack_pieces
-from ft_dagster.training.packed_model import PackedModel
+from ft_dagster.model.packed_model import PackedModel
+from ft_dagster.store.local import Artifact
 
 END = 2
 

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 from ft_dagster.evaluation.request import TalkRequest
 from ft_dagster.evaluation.samples import continue_prompt
 from ft_dagster.evaluation.talk import TalkError, chat, generate
-from ft_dagster.training.adapter import load_for_use
+from ft_dagster.model.adapter import load_for_use
 from ft_dagster.training.request import TrainingRequest
 
 PROMPT = "The committee met"

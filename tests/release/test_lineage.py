@@ -11,6 +11,7 @@ import pytest
 from graphs import NO_TELEMETRY, instance_on, run
 from reports import chapter_text
 
+from ft_dagster.model.manifest import Manifest, read_manifest
 from ft_dagster.release.lineage import (
     LineageError,
     adapters,
@@ -22,8 +23,7 @@ from ft_dagster.release.lineage import (
     trained_on_text,
 )
 from ft_dagster.release.released import Releases
-from ft_dagster.store import Store, StoreError
-from ft_dagster.training.manifest import Manifest, read_manifest
+from ft_dagster.store.local import Store, StoreError
 from ft_dagster.training.request import KIND, WEIGHTS
 
 ONLY_NEW = "The bridge was closed for repairs on a Sunday."

@@ -10,10 +10,10 @@ import yaml
 from huggingface_hub.errors import HfHubHTTPError
 
 from ft_dagster.evaluation.request import KIND as EVALUATION
+from ft_dagster.model.manifest import AdapterError, Manifest, read_manifest
 from ft_dagster.release.publish import model_card, publish
 from ft_dagster.release.released import ReleaseError
-from ft_dagster.store import Store
-from ft_dagster.training.manifest import AdapterError, Manifest, read_manifest
+from ft_dagster.store.local import Store
 
 CANARY = "hf_canary_1234567890"
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from ft_dagster.hashing import file_digest
+from ft_dagster.model.manifest import Manifest
 from ft_dagster.release.released import ReleaseError, Releases
-from ft_dagster.store import Artifact, Store, StoreError
-from ft_dagster.training.manifest import Manifest
+from ft_dagster.store.hashing import file_digest
+from ft_dagster.store.local import Artifact, Store, StoreError
 
 _BOUND = {"name": "base", "weights": "", "tokenizer": "", "template": ""}
 

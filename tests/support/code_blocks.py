@@ -21,7 +21,7 @@ from pathlib import Path
 from markdown_it import MarkdownIt
 from processes import end_inheriting
 
-from ft_dagster.settings import Settings
+from ft_dagster.config.settings import Settings
 
 PROJECT = Path(__file__).parents[2]
 PAGES = [

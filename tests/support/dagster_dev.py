@@ -16,14 +16,14 @@ import psutil
 import pytest
 from dagster_ui import Asset, Run, Tick, answers, asset, is_running, runs, ticks
 from machines import remember_machine
-from processes import free_port, heed_ctrl_c, inheriting, suspended
+from processes import command_of, free_port, heed_ctrl_c, inheriting, suspended
 
+from ft_dagster.config.settings import Settings
 from ft_dagster.defs.instance import prepare_home
 from ft_dagster.defs.runs.orphans import end_orphans
 from ft_dagster.defs.stages import STAGES
 from ft_dagster.defs.workspace import GPU_POOL
-from ft_dagster.settings import Settings
-from ft_dagster.training.request import RENDEZVOUS
+from ft_dagster.runtime.processes import RENDEZVOUS
 
 PROJECT = Path(__file__).parents[2]
 UP_TO_DATE = "Everything is up to date."
@@ -83,7 +83,7 @@ def training_held(workspace: Path) -> Iterator[None]:
     """Wait for a training that is under way in a workspace, and hold it in mid-step while this lasts."""
     attempts = workspace / ".ft" / "attempts"
     wait_until(lambda: any(attempts.glob("*/*/checkpoint-*/complete")), "a training is under way", pause=0.1)
-    with suspended(p for p in inheriting("FT_WORKSPACE", str(workspace)) if "ft_dagster.training" in p.cmdline()):
+    with suspended(p for p in inheriting("FT_WORKSPACE", str(workspace)) if "ft_dagster.training" in command_of(p)):
         yield
 
 
@@ -176,7 +176,7 @@ class DagsterDev:
         """
         for process in self.processes():
             with suppress(psutil.NoSuchProcess):
-                if spare not in process.cmdline():
+                if spare not in command_of(process):
                     process.kill()
         if self._process is not None:
             self._process.wait()
@@ -208,7 +208,7 @@ class DagsterDev:
         found: dict[str, list[psutil.Process]] = {}
         for process in self.processes():
             with suppress(psutil.Error):
-                command = " ".join(process.cmdline())
+                command = " ".join(command_of(process))
                 if kind := next((kind for kind, part in _KINDS.items() if part in command), None):
                     alone = kind != "training" or RENDEZVOUS not in process.environ()
                     found.setdefault(kind if alone else "one of several that train", []).append(process)
@@ -263,7 +263,7 @@ class DagsterDev:
     def until_evaluating(self) -> None:
         """Wait for an evaluation process."""
         wait_until(
-            lambda: any("ft_dagster.evaluation" in process.cmdline() for process in self.processes()),
+            lambda: any("ft_dagster.evaluation" in command_of(process) for process in self.processes()),
             "an evaluation is under way",
         )
 

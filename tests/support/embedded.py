@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from ft_dagster import base as base_module
-from ft_dagster.base import EMBEDDED
-from ft_dagster.hashing import digest
+from ft_dagster.base import prepare as base_module
+from ft_dagster.base.prepare import EMBEDDED
+from ft_dagster.store.hashing import digest
 
 
 def fake_package(monkeypatch: pytest.MonkeyPatch, folder: Path | None) -> None:

@@ -20,8 +20,8 @@ from typing import IO
 import pytest
 
 from ft_dagster.defs.runs.child_process import ChildProcess
+from ft_dagster.runtime.allocator import spin_briefly
 from ft_dagster.runtime.parent import die_with_parent
-from ft_dagster.training.allocator import spin_briefly
 
 MODULES = ("ft_dagster.training", "ft_dagster.evaluation")
 _LOADED = ["ft_dagster.training.train", "ft_dagster.evaluation.evaluate", "frozen"]

@@ -8,12 +8,12 @@ import dagster as dg
 import pytest
 from machines import remember_machine
 
+from ft_dagster.config.settings import load_settings
 from ft_dagster.definitions import defs
 from ft_dagster.defs.assets.external import look, record
 from ft_dagster.defs.automation.sensor import BRING_UP_TO_DATE
 from ft_dagster.defs.runs.state import failure_message
 from ft_dagster.defs.workspace import Workspace
-from ft_dagster.settings import load_settings
 
 TOKEN = "hf_canary_1234567890"
 NO_TELEMETRY = {"telemetry": {"enabled": False}}

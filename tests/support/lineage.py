@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ft_dagster.config.settings import Settings
 from ft_dagster.corpus.chapter import Section
 from ft_dagster.corpus.sections import all_chapters
-from ft_dagster.settings import Settings
-from ft_dagster.store import Store
+from ft_dagster.store.local import Store
 
 
 def manifest(adapter: Path) -> dict[str, Any]:

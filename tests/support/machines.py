@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from ft_dagster.settings import Settings
-from ft_dagster.training.number_format import machine_rates, remember_rates
+from ft_dagster.config.settings import Settings
+from ft_dagster.runtime.number_format import machine_rates, remember_rates
 
 _CACHE = Settings().cache
 """Of the user who runs the tests: what is measured there is kept between runs of tests."""

@@ -31,6 +31,14 @@ def inheriting(variable: str, value: str) -> list[psutil.Process]:
     return found
 
 
+def command_of(process: psutil.Process) -> list[str]:
+    """The words of its command; none if it has ended since it was found."""
+    try:
+        return process.cmdline()
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):
+        return []
+
+
 @contextmanager
 def suspended(processes: Iterable[psutil.Process]) -> Iterator[None]:
     """While this lasts, these processes do nothing: what takes them a moment cannot be over before a test has acted."""

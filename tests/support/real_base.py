@@ -4,9 +4,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from ft_dagster.base import prepare_base
-from ft_dagster.recipe import load_recipe
-from ft_dagster.settings import Settings
+from ft_dagster.base.prepare import prepare_base
+from ft_dagster.config.recipe import load_recipe
+from ft_dagster.config.settings import Settings
 
 PROJECT = Path(__file__).parents[2]
 CHAPTERS = PROJECT / "ft_dagster" / "examples" / "chapter_markdowns"

@@ -6,17 +6,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ft_dagster.config.recipe import Corpus, Objectives, Tokens
 from ft_dagster.corpus.sections import (
     make_sections,
 )
 from ft_dagster.corpus.snapshot import take_snapshot
-from ft_dagster.recipe import Corpus, Objectives, Tokens
-from ft_dagster.store import Artifact, Store
-from ft_dagster.tokens.dataset import (
+from ft_dagster.dataset.dataset import (
     TEXT,
     make_dataset,
 )
-from ft_dagster.tokens.held_out import Pinned, Split
+from ft_dagster.dataset.held_out import Pinned, Split
+from ft_dagster.store.local import Artifact, Store
 
 LIMIT = 3
 OPTIONS = Tokens(block_length=16, held_out=0.3)

@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from ft_dagster.config.recipe import Corpus
 from ft_dagster.corpus.chapter import Section
 from ft_dagster.corpus.files import Kind, SourceFile, Unreadable
 from ft_dagster.corpus.index import Scan
@@ -16,9 +17,8 @@ from ft_dagster.corpus.pairs import Pair
 from ft_dagster.corpus.report_json import describe_content
 from ft_dagster.corpus.sections import all_chapters, chapter_sizes, make_sections, unreadable_rows
 from ft_dagster.corpus.snapshot import write_snapshot
-from ft_dagster.hashing import digest
-from ft_dagster.recipe import Corpus
-from ft_dagster.store import Store
+from ft_dagster.store.hashing import digest
+from ft_dagster.store.local import Store
 
 Content = str | bytes | dict[str, Any]
 

@@ -10,7 +10,7 @@ from dagster_dev import WRITING, DagsterDev, Made
 from dagster_ui import Run, Tick
 from lineage import sections
 
-from ft_dagster.store import write_atomically
+from ft_dagster.store.local import write_atomically
 
 
 @dataclass

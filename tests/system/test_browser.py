@@ -19,8 +19,8 @@ from dagster_ui import Run, steps
 from playwright.sync_api import expect
 from real_base import CHAPTERS, cache, quick_recipe
 
+from ft_dagster.config.recipe import load_recipe
 from ft_dagster.defs.stages import BASE_MODEL, REPORT_FILES, STAGES
-from ft_dagster.recipe import load_recipe
 
 QUICK = ("chapter_1.md", "chapter_6.md", "chapter_7.md")
 PICTURES = os.environ.get("FT_SCREENSHOTS")

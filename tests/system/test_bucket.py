@@ -15,15 +15,15 @@ from buckets import KEY_ID, SECRET_KEY, SESSION_TOKEN, Server, set_environment, 
 from commands import COMMAND, ft_dagster
 from dagster_dev import wait_until
 from graphs import instance_on, run
-from processes import heed_ctrl_c
+from processes import command_of, heed_ctrl_c
 
-from ft_dagster.bucket import Bucket
 from ft_dagster.defs.clean import find_removable
 from ft_dagster.defs.stages import stale_stages
 from ft_dagster.defs.workspace import Workspace
-from ft_dagster.hashing import digest
 from ft_dagster.release.lineage import adapters
-from ft_dagster.store import Store, StoreError
+from ft_dagster.store.bucket import Bucket
+from ft_dagster.store.hashing import digest
+from ft_dagster.store.local import Store, StoreError
 from ft_dagster.training.request import KIND as ADAPTER
 from ft_dagster.training.request import WEIGHTS
 
@@ -145,7 +145,7 @@ def test_a_killed_run_goes_on_on_another_machine_and_no_secret_is_shown(
         try:
             wait_until(lambda: any(name.endswith("/complete") for name in bucket.list("attempts")), "a checkpoint")
             children = psutil.Process(killed.pid).children(recursive=True)
-            commands = [process.cmdline() for process in (psutil.Process(killed.pid), *children)]
+            commands = [command_of(process) for process in (psutil.Process(killed.pid), *children)]
             assert any("ft_dagster.training" in command for command in commands)
             assert not any(canary in str(commands) for canary in (*CANARIES, KEY_ID))
         finally:

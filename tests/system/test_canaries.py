@@ -23,10 +23,10 @@ from graphs import run
 from postgres import PASSWORD, Database, serving_postgres
 from processes import free_port
 
-from ft_dagster.bucket import Bucket
+from ft_dagster.config.redaction import OF_THE_BUCKET
+from ft_dagster.config.settings import load_settings
 from ft_dagster.defs.instance import open_instance
-from ft_dagster.secrets import OF_THE_BUCKET
-from ft_dagster.settings import load_settings
+from ft_dagster.store.bucket import Bucket
 
 TOKEN = "hf_canaryOfTheHub0123456789"
 OF_MLFLOW = "canary/of+mlflow@0123"
@@ -205,7 +205,7 @@ def test_no_secret_is_written_said_or_shown_when_all_goes_well_and_when_everythi
     assert leaks(planted, watched, shown) == {}
     assert watched.given_to("ft_dagster.training") == set(OF_THE_BUCKET) & set(SECRETS), "for its checkpoints"
     assert watched.given_to("ft_dagster.evaluation") == set()
-    assert watched.given_to("ft_dagster.training.inspection") == set()
+    assert watched.given_to("ft_dagster.model.inspection") == set()
 
 
 @pytest.mark.parametrize("secret", [OF_MLFLOW, SECRET_KEY, PASSWORD])

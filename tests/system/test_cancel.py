@@ -14,7 +14,7 @@ from dagster_ui import Run, slots_taken, terminate
 from processes import is_asked_to_stop, suspended
 
 from ft_dagster.defs.runs.child_process import ChildProcess
-from ft_dagster.store import Store
+from ft_dagster.store.local import Store
 from ft_dagster.training.request import KIND as ADAPTER
 
 _GRACE = ChildProcess().grace_seconds

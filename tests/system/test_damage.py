@@ -17,10 +17,10 @@ from processes import end_inheriting
 
 from ft_dagster.corpus.sections import stored_shards
 from ft_dagster.corpus.snapshot import shard_files, snapshot_shards
+from ft_dagster.dataset.dataset import dataset_shards
 from ft_dagster.defs.clean import KINDS
 from ft_dagster.defs.runs.state import failure_message
-from ft_dagster.store import Artifact, Store
-from ft_dagster.tokens.dataset import dataset_shards
+from ft_dagster.store.local import Artifact, Store
 
 USED_BY = {
     "raw_chapters": ("sections",),

@@ -15,15 +15,15 @@ from dagster_dev import training_held, until_one_waits
 from graphs import run
 from processes import end_inheriting
 
+from ft_dagster.config.settings import load_settings
 from ft_dagster.defs.instance import open_instance
 from ft_dagster.defs.workspace import Workspace
-from ft_dagster.settings import load_settings
 from ft_dagster.training.request import KIND as ADAPTER
 
 TRAIN = """
 from graphs import run
 from ft_dagster.defs.instance import open_instance
-from ft_dagster.settings import load_settings
+from ft_dagster.config.settings import load_settings
 with open_instance(load_settings()) as instance:
     assert run(instance, "lora_adapter").success
 """

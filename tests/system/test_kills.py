@@ -22,7 +22,7 @@ from reports import chapter_text
 
 from ft_dagster.defs.clean import KINDS
 from ft_dagster.defs.stages import STAGES
-from ft_dagster.store import Store
+from ft_dagster.store.local import Store
 from ft_dagster.training.request import KIND as ADAPTER
 
 KILLS = int(os.environ.get("FT_KILLS", "2"))

@@ -18,8 +18,9 @@ from dagster_dev import PROJECT, DagsterDev, wait_until
 from dagster_ui import launch, terminate
 from kubernetes_api import Cluster, kubernetes_api
 from manifests import problems
+from processes import command_of
 
-from ft_dagster.store import Store
+from ft_dagster.store.local import Store
 from ft_dagster.training.request import KIND as ADAPTER
 from ft_dagster.training.request import WEIGHTS
 
@@ -73,7 +74,7 @@ def done(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[D
         }
         with DagsterDev(folder, **environment, **server) as dev:
             dev.until_training()
-            (training,) = [process for process in dev.processes() if "ft_dagster.training" in process.cmdline()]
+            (training,) = [process for process in dev.processes() if "ft_dagster.training" in command_of(process)]
             training.suspend()  # it takes seconds; no more of them until it is asked to stop
             terminate(dev.address, dev.runs()[-1].id)
             wait_until(lambda: cluster.deleted_steps(), "the Job of the step is deleted")

@@ -10,9 +10,10 @@ import yaml
 from commands import COMMAND, on_one_line, work_in_copy
 from dagster_dev import wait_until
 from memory import container, use_up
+from processes import command_of
 from reports import prose_of
 
-from ft_dagster.store import Store
+from ft_dagster.store.local import Store
 from ft_dagster.training.request import KIND as ADAPTER
 
 WEIGHTS = "fine_tuned_model/adapter_model.safetensors"
@@ -77,7 +78,7 @@ def test_a_training_that_the_system_kills_for_its_memory_says_so_and_the_next_ru
         wait_until(
             lambda: list((workspace / ".ft" / "attempts").glob("*/*/checkpoint-*/complete")), "a checkpoint", pause=0.1
         )
-        (training,) = (p for p in small.processes() if "ft_dagster.training" in p.cmdline())
+        (training,) = (p for p in small.processes() if "ft_dagster.training" in command_of(p))
         training.suspend()  # it takes seconds, and would be done before memory is used up
         use_up(small, training)
         said, _ = running.communicate()

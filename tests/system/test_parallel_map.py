@@ -10,8 +10,8 @@ import pytest
 from hosts import hosts
 from ray_cluster import RayCluster
 
+from ft_dagster.config.settings import load_settings
 from ft_dagster.defs.assets.parallel_map import mapper_for
-from ft_dagster.settings import load_settings
 
 CHAPTERS = 2000
 """Several times what is worth spreading, in groups of at most 256."""
@@ -22,11 +22,11 @@ from pathlib import Path
 from ft_dagster.corpus.sections import make_sections
 from ft_dagster.corpus.snapshot import take_snapshot
 from ft_dagster.defs.assets.parallel_map import mapper_for
-from ft_dagster.recipe import Corpus, Tokens
-from ft_dagster.settings import load_settings
-from ft_dagster.store import Store
-from ft_dagster.tokens.dataset import choose_split, make_dataset
-from ft_dagster.tokens.held_out import Pinned
+from ft_dagster.config.recipe import Corpus, Tokens
+from ft_dagster.config.settings import load_settings
+from ft_dagster.store.local import Store
+from ft_dagster.dataset.dataset import choose_split, make_dataset
+from ft_dagster.dataset.held_out import Pinned
 
 folder, base = Path(sys.argv[1]), Path(sys.argv[2])
 spread = mapper_for(load_settings())

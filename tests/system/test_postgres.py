@@ -16,13 +16,13 @@ from commands import as_process, work_in
 from dagster_dev import DagsterDev, wait_until
 from dagster_ui import graphql, steps
 from postgres import PASSWORD, Database, Server, serving_postgres
-from processes import free_port
+from processes import command_of, free_port
 from reports import prose_of
 
+from ft_dagster.config.settings import Settings, SettingsError, load_settings
 from ft_dagster.defs.instance import open_instance, prepare_home
 from ft_dagster.defs.runs import child_process
 from ft_dagster.defs.runs.child_process import ChildProcess
-from ft_dagster.settings import Settings, SettingsError, load_settings
 
 PROJECT = Path(__file__).parents[2]
 
@@ -143,7 +143,7 @@ def test_a_child_that_ends_while_the_server_is_away_is_not_disturbed_and_told_of
         wait_until(lambda: observed() == [1], "the child has told something")
         before = len(asked)
         wait_until(lambda: len(asked) > before, "Dagster has stored all that goes with it")
-        child = next(p for p in psutil.Process().children() if "child_of_the_test" in p.cmdline())
+        child = next(p for p in psutil.Process().children() if "child_of_the_test" in command_of(p))
         server.stop()
         (tmp_path / "go").touch()
         psutil.wait_procs([child])
@@ -162,7 +162,7 @@ def test_the_main_job_and_a_retraining_by_the_daemon_are_in_postgres_and_the_pas
     assert dev.not_fresh() == set()
     shown = graphql(dev.address, "{ instance { info } }")["instance"]["info"]
     assert "PostgresEventLogStorage" in shown and PASSWORD not in shown
-    commands = [process.cmdline() for process in dev.processes()]
+    commands = [command_of(process) for process in dev.processes()]
     assert commands and PASSWORD not in str(commands)
     kept = deployed.database.tables()
     assert kept["runs"] and kept["event_logs"]

@@ -26,7 +26,7 @@ from reports import chapter_text, recipe_for
 
 from ft_dagster.defs.stages import STAGES
 from ft_dagster.defs.workspace import GPU_POOL
-from ft_dagster.store import Artifact, Store
+from ft_dagster.store.local import Artifact, Store
 from ft_dagster.training.request import KIND as ADAPTER
 from ft_dagster.training.request import WEIGHTS
 

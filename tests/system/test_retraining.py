@@ -21,9 +21,9 @@ from lineage import sections, trained_on
 from reports import PROSE, chapter_text
 from watched import Watched, statuses
 
+from ft_dagster.dataset.held_out import position
 from ft_dagster.defs.runs.state import SCHEDULE
-from ft_dagster.store import write_atomically
-from ft_dagster.tokens.held_out import position
+from ft_dagster.store.local import write_atomically
 
 NEW_CONTENT = "raw_chapters: report_files has new content"
 

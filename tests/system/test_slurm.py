@@ -17,9 +17,9 @@ from dagster_dev import PROJECT, wait_until
 from hosts import Host, hosts
 from slurm import Slurm, slurm
 
+from ft_dagster.config.settings import load_settings
 from ft_dagster.defs.instance import open_instance
-from ft_dagster.settings import load_settings
-from ft_dagster.store import Artifact, Store
+from ft_dagster.store.local import Artifact, Store
 from ft_dagster.training.request import KIND as ADAPTER
 from ft_dagster.training.request import WEIGHTS
 

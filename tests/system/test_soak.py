@@ -21,17 +21,17 @@ from commands import COMMAND
 from dagster_dev import DagsterDev, wait_until
 from reports import PROSE, chapter_text
 
-from ft_dagster.base import prepare_base
+from ft_dagster.base.prepare import prepare_base
+from ft_dagster.config.recipe import load_recipe
 from ft_dagster.corpus.sections import make_sections
 from ft_dagster.corpus.snapshot import take_snapshot
+from ft_dagster.dataset.dataset import choose_split, make_dataset
+from ft_dagster.dataset.held_out import read_pinned
 from ft_dagster.defs.stages import ARTIFACT, STAGES, latest_materialization
 from ft_dagster.evaluation.gate import judge
 from ft_dagster.evaluation.request import BASE, NEW, RESULT
-from ft_dagster.hashing import canonical_json
-from ft_dagster.recipe import load_recipe
-from ft_dagster.store import Store
-from ft_dagster.tokens.dataset import choose_split, make_dataset
-from ft_dagster.tokens.held_out import read_pinned
+from ft_dagster.store.hashing import canonical_json
+from ft_dagster.store.local import Store
 from ft_dagster.training.request import training_key
 
 EDITS = int(os.environ.get("FT_SOAK_EDITS", "6"))

@@ -7,15 +7,15 @@ from typing import Any
 
 from torch.distributed.fsdp import fully_shard
 
+from ft_dagster.dataset.dataset import load_rows
+from ft_dagster.model import ranks
+from ft_dagster.model.load import add_adapter, load_base
+from ft_dagster.model.packed_model import PackedModel
+from ft_dagster.model.rows import collate
 from ft_dagster.runtime.parent import die_with_parent
-from ft_dagster.store import Artifact
-from ft_dagster.tokens.dataset import load_rows
-from ft_dagster.training import ranks
-from ft_dagster.training.model import add_adapter, load_base
-from ft_dagster.training.packed_model import PackedModel
-from ft_dagster.training.processes import leave
+from ft_dagster.runtime.processes import leave
+from ft_dagster.store.local import Artifact
 from ft_dagster.training.request import TrainingRequest
-from ft_dagster.training.rows import collate
 from ft_dagster.training.trainer import forwards_to
 
 

@@ -11,8 +11,8 @@ import pytest
 
 from ft_dagster.evaluation.evaluate import evaluate
 from ft_dagster.evaluation.request import EvaluationRequest
+from ft_dagster.model.manifest import read_manifest
 from ft_dagster.training.early_stopping import EarlyStopping
-from ft_dagster.training.manifest import read_manifest
 from ft_dagster.training.request import RESULT, TrainingRequest
 from ft_dagster.training.train import train
 

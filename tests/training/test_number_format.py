@@ -11,18 +11,18 @@ import pytest
 from test_resume import DiedError
 from trainings import weights
 
-from ft_dagster.recipe import Recipe, resolve_recipe
-from ft_dagster.training.attempts import COMPLETE, attempt_in, mark_complete
-from ft_dagster.training.machine import cores
-from ft_dagster.training.manifest import read_manifest
-from ft_dagster.training.number_format import (
+from ft_dagster.config.recipe import Recipe, resolve_recipe
+from ft_dagster.model.manifest import read_manifest
+from ft_dagster.model.products import rates_here, time_products
+from ft_dagster.runtime.machine import cores
+from ft_dagster.runtime.number_format import (
     ProductRates,
     known_rates,
     machine_rates,
     remember_rates,
     slowness,
 )
-from ft_dagster.training.products import rates_here, time_products
+from ft_dagster.training.attempts import COMPLETE, attempt_in, mark_complete
 from ft_dagster.training.request import TrainingRequest
 from ft_dagster.training.train import train
 
@@ -77,7 +77,7 @@ def test_a_format_is_called_slow_with_its_factor_and_the_line_of_the_recipe() ->
 
 
 def test_cores_that_a_control_group_withholds_do_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ft_dagster.training.machine._cgroups", lambda: [tmp_path])
+    monkeypatch.setattr("ft_dagster.runtime.machine._cgroups", lambda: [tmp_path])
     there = cores()
     for quota, found in (("max 100000", there), ("50000 100000", 1), (f"{(there + 7) * 100000} 100000", there)):
         (tmp_path / "cpu.max").write_text(quota)

@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ft_dagster.base import PreparedBase, prepare_base
+from ft_dagster.base.prepare import PreparedBase, prepare_base
+from ft_dagster.config.recipe import Recipe, resolve_recipe
 from ft_dagster.errors import TrainingError
-from ft_dagster.recipe import Recipe, resolve_recipe
-from ft_dagster.training.adapter import load_adapter
-from ft_dagster.training.model import add_adapter, load_base
+from ft_dagster.model.adapter import load_adapter
+from ft_dagster.model.load import add_adapter, load_base
 from ft_dagster.training.request import TrainingRequest
 from ft_dagster.training.train import train
 

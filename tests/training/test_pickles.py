@@ -14,12 +14,12 @@ import torch
 from torch.distributed import checkpoint as shares
 
 import ft_dagster
-from ft_dagster.base import BaseModelError, base_version, prepare_base
+from ft_dagster.base.prepare import BaseModelError, base_version, prepare_base
+from ft_dagster.config.recipe import Base, RecipeError, resolve_recipe
 from ft_dagster.errors import TrainingError
-from ft_dagster.recipe import Base, RecipeError, resolve_recipe
+from ft_dagster.model.load import load_base
 from ft_dagster.training.attempts import last_checkpoint, mark_complete
 from ft_dagster.training.checkpoints import require_plain_state
-from ft_dagster.training.model import load_base
 from ft_dagster.training.request import TrainingRequest
 from ft_dagster.training.train import train
 

@@ -10,15 +10,15 @@ import pytest
 import torch
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from ft_dagster.base import model_config
+from ft_dagster.base.prepare import model_config
 from ft_dagster.errors import TrainingError
-from ft_dagster.training.estimate import memory_estimate
-from ft_dagster.training.memory import require_memory
+from ft_dagster.model.products import decided
 from ft_dagster.training.probe import fullest, try_batch
-from ft_dagster.training.products import decided
 from ft_dagster.training.progress import Progress
 from ft_dagster.training.request import PROGRESS, TrainingRequest
-from ft_dagster.training.speeds import recall_speed, speed_key
+from ft_dagster.training.sizing.estimate import memory_estimate
+from ft_dagster.training.sizing.memory import require_memory
+from ft_dagster.training.sizing.speeds import recall_speed, speed_key
 from ft_dagster.training.train import train
 
 Requests = Callable[..., TrainingRequest]
@@ -34,7 +34,7 @@ def test_a_training_that_cannot_fit_is_refused_before_weights_are_loaded(
 ) -> None:
     request = request_for(tokens={"block_length": 8192}, training={"rows_per_device": 4, "rows_per_step": 4})
     room = estimated(request) * 2 // 3
-    monkeypatch.setattr("ft_dagster.training.memory.available_memory", lambda: room)
+    monkeypatch.setattr("ft_dagster.training.sizing.memory.available_memory", lambda: room)
     monkeypatch.setattr("ft_dagster.training.train.load_base", lambda *_: pytest.fail("weights were loaded"))
     with pytest.raises(TrainingError) as error:
         train(request, lambda _: None)
@@ -48,7 +48,7 @@ def test_a_training_that_may_fit_begins_with_a_warning(
     request_for: Requests, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     request = request_for()
-    monkeypatch.setattr("ft_dagster.training.memory.available_memory", lambda: estimated(request) * 9 // 10)
+    monkeypatch.setattr("ft_dagster.training.sizing.memory.available_memory", lambda: estimated(request) * 9 // 10)
     with caplog.at_level(logging.WARNING):
         assert train(request, lambda _: None)["estimate"]["memory_bytes"] == estimated(request)
     assert "Memory may not be enough" in caplog.text
@@ -96,11 +96,11 @@ def test_a_base_that_does_not_fit_on_the_gpu_is_refused_before_weights_are_loade
     request = request_for(base={"dtype": "bfloat16"})
     base, recipe = request.prepared_base(), request.resolved_recipe()
     needed = memory_estimate(model_config(Path(base.folder)), recipe, on_gpu=True)
-    monkeypatch.setattr("ft_dagster.training.memory.device", lambda: torch.device("cuda"))
-    monkeypatch.setattr("ft_dagster.training.memory.available_memory", lambda: round(needed.total / 1.3))
+    monkeypatch.setattr("ft_dagster.training.sizing.memory.device", lambda: torch.device("cuda"))
+    monkeypatch.setattr("ft_dagster.training.sizing.memory.available_memory", lambda: round(needed.total / 1.3))
     with pytest.raises(TrainingError, match=r"This training does not fit: .* of the GPU's memory are there\."):
         require_memory(base, recipe)
-    monkeypatch.setattr("ft_dagster.training.memory.available_memory", lambda: needed.total)
+    monkeypatch.setattr("ft_dagster.training.sizing.memory.available_memory", lambda: needed.total)
     assert require_memory(base, recipe) == needed
 
 

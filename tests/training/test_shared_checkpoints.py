@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from trainings import start, wait_until, weights
 
-from ft_dagster.bucket import Bucket
+from ft_dagster.store.bucket import Bucket
 from ft_dagster.training.attempts import mark_complete
 from ft_dagster.training.checkpoints import last_complete
 from ft_dagster.training.request import TrainingRequest

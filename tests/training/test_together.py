@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from trainings import asked, made
 
 from ft_dagster.errors import TrainingError
-from ft_dagster.training.processes import run_together
+from ft_dagster.runtime.processes import run_together
 from ft_dagster.training.request import WEIGHTS, TrainingRequest
 from ft_dagster.training.train import train
 
@@ -78,7 +78,8 @@ def test_shares_are_the_rows_of_one_process_in_its_order(
 ) -> None:
     from accelerate.data_loader import SeedableRandomSampler
 
-    from ft_dagster.training import ranks, shares
+    from ft_dagster.model import ranks
+    from ft_dagster.training import shares
 
     monkeypatch.setattr(ranks, "count", lambda: processes)
     for epoch in (0, 3):

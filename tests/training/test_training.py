@@ -15,19 +15,19 @@ from safetensors.torch import load_file
 from trainings import start, wait_until, weights
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ft_dagster.base import BaseModelError
+from ft_dagster.base.prepare import BaseModelError
+from ft_dagster.config.recipe import Recipe, resolve_recipe
+from ft_dagster.dataset.dataset import DatasetShard, all_documents, load_rows
+from ft_dagster.dataset.shard import Document
 from ft_dagster.errors import TrainingError
-from ft_dagster.recipe import Recipe, resolve_recipe
+from ft_dagster.model.load import add_adapter, load_base
+from ft_dagster.model.packed_model import PackedModel
+from ft_dagster.model.rows import IGNORED, collate
 from ft_dagster.runtime.child import FAILED, exhausted
-from ft_dagster.store import Artifact, Store
-from ft_dagster.tokens.dataset import DatasetShard, all_documents, load_rows
-from ft_dagster.tokens.shard import Document
+from ft_dagster.runtime.lease import CPU
+from ft_dagster.store.local import Artifact, Store
 from ft_dagster.training.__main__ import main
-from ft_dagster.training.lease import CPU
-from ft_dagster.training.model import add_adapter, load_base
-from ft_dagster.training.packed_model import PackedModel
 from ft_dagster.training.request import RESULT, WEIGHTS, TrainingRequest, training_key
-from ft_dagster.training.rows import IGNORED, collate
 from ft_dagster.training.train import train
 
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import dagster as dg
 
-from ft_dagster.base import chat_template, prepare_base
+from ft_dagster.base.prepare import chat_template, prepare_base
+from ft_dagster.config.recipe import Recipe
 from ft_dagster.defs.assets.pictures import table
 from ft_dagster.defs.assets.stage_asset import stage_asset
 from ft_dagster.defs.runs.child_process import ChildProcess
@@ -22,11 +23,10 @@ from ft_dagster.defs.workspace import GPU_POOL, Workspace
 from ft_dagster.evaluation.eval_sets import load_eval_sets
 from ft_dagster.evaluation.find_or_evaluate import Asked, InUse, find_or_evaluate
 from ft_dagster.evaluation.request import BASE, NEW, EvaluationRequest
-from ft_dagster.hashing import digest
-from ft_dagster.recipe import Recipe
-from ft_dagster.store import Artifact
-from ft_dagster.training.manifest import AdapterError
-from ft_dagster.training.number_format import resolved_here
+from ft_dagster.model.manifest import AdapterError
+from ft_dagster.runtime.number_format import resolved_here
+from ft_dagster.store.hashing import digest
+from ft_dagster.store.local import Artifact
 
 _CHECKS = {
     "it_beats_base_and_released": (

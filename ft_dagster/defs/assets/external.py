@@ -2,12 +2,12 @@
 
 import dagster as dg
 
-from ft_dagster.base import base_version
+from ft_dagster.base.prepare import base_version
+from ft_dagster.config.recipe import Recipe
+from ft_dagster.config.settings import Settings
 from ft_dagster.corpus.index import Scan, scan_reports
 from ft_dagster.defs.stages import BASE_MODEL, REPORT_FILES, data_version
 from ft_dagster.defs.workspace import GROUP, OWNERS
-from ft_dagster.recipe import Recipe
-from ft_dagster.settings import Settings
 
 report_files = dg.AssetSpec(
     REPORT_FILES,

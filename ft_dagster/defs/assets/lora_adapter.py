@@ -8,8 +8,11 @@ from typing import Any
 
 import dagster as dg
 
-from ft_dagster.base import prepare_base
+from ft_dagster.base.prepare import prepare_base
+from ft_dagster.config.recipe import Recipe
+from ft_dagster.config.settings import Settings
 from ft_dagster.corpus.chapter import natural_key
+from ft_dagster.dataset.dataset import all_documents
 from ft_dagster.defs.assets.pictures import loss_curve, table
 from ft_dagster.defs.assets.stage_asset import stage_asset
 from ft_dagster.defs.automation.cost import training_cost
@@ -24,13 +27,10 @@ from ft_dagster.defs.stages import (
     latest_materialization,
 )
 from ft_dagster.defs.workspace import GPU_POOL, Workspace
-from ft_dagster.recipe import Recipe
+from ft_dagster.model.manifest import AdapterError, read_manifest, stored_manifest
 from ft_dagster.release.lineage import compare
-from ft_dagster.settings import Settings
-from ft_dagster.store import Artifact, Store
-from ft_dagster.tokens.dataset import all_documents
+from ft_dagster.store.local import Artifact, Store
 from ft_dagster.training.find_or_train import Wanted, find_or_train
-from ft_dagster.training.manifest import AdapterError, read_manifest, stored_manifest
 from ft_dagster.training.request import WEIGHTS, TrainingRequest
 
 FINITE = dg.AssetCheckSpec(

@@ -4,8 +4,8 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from ft_dagster.config.settings import Settings
 from ft_dagster.corpus.shards import Each
-from ft_dagster.settings import Settings
 
 _TASKS_A_CPU = 4
 """So many that the last ones do not keep the others waiting for long, and so few that each is worth its start."""

@@ -21,7 +21,7 @@ from ft_dagster.errors import UserError
 from ft_dagster.evaluation.gate import WITHDRAWN
 from ft_dagster.release.lineage import release_history
 from ft_dagster.release.tracking import TrackingError, track
-from ft_dagster.store import Artifact
+from ft_dagster.store.local import Artifact
 
 
 class Override(dg.Config):

@@ -5,6 +5,7 @@ from typing import Any
 
 import dagster as dg
 
+from ft_dagster.config.recipe import Recipe
 from ft_dagster.corpus.ledger import FileLedger
 from ft_dagster.corpus.secrets import Finding
 from ft_dagster.corpus.sections import all_chapters, make_sections, secret_findings, unreadable_rows
@@ -13,7 +14,6 @@ from ft_dagster.defs.assets.pictures import table
 from ft_dagster.defs.assets.stage_asset import stage_asset
 from ft_dagster.defs.stages import RAW_CHAPTERS, SECTIONS, describe, input_artifact
 from ft_dagster.defs.workspace import Workspace
-from ft_dagster.recipe import Recipe
 
 READABLE = dg.AssetCheckSpec(
     "every_file_is_readable",

@@ -7,9 +7,9 @@ from typing import Any
 
 import dagster as dg
 
+from ft_dagster.config.redaction import keeping_secrets
 from ft_dagster.defs.stages import Stage
 from ft_dagster.defs.workspace import GROUP, OWNERS
-from ft_dagster.secrets import keeping_secrets
 
 
 def stage_asset(stage: Stage, **options: Any) -> Callable[[Callable[..., Any]], dg.AssetsDefinition]:

@@ -8,18 +8,18 @@ from typing import Any
 
 import dagster as dg
 
-from ft_dagster.base import PreparedBase, prepare_base
+from ft_dagster.base.prepare import PreparedBase, prepare_base
+from ft_dagster.config.recipe import Recipe
+from ft_dagster.config.settings import Settings
 from ft_dagster.corpus.snapshot import KIND as SNAPSHOT
+from ft_dagster.dataset.dataset import all_documents, choose_split, dataset_key, make_dataset
+from ft_dagster.dataset.held_out import read_pinned, write_pinned
 from ft_dagster.defs.assets.parallel_map import mapper_for
 from ft_dagster.defs.assets.pictures import table
 from ft_dagster.defs.assets.stage_asset import stage_asset
 from ft_dagster.defs.stages import SECTIONS, TOKENIZED_DATASET, describe, input_artifact
 from ft_dagster.defs.workspace import Workspace
-from ft_dagster.recipe import Recipe
-from ft_dagster.settings import Settings
-from ft_dagster.store import Artifact, Store
-from ft_dagster.tokens.dataset import all_documents, choose_split, dataset_key, make_dataset
-from ft_dagster.tokens.held_out import read_pinned, write_pinned
+from ft_dagster.store.local import Artifact, Store
 
 BALANCED = dg.AssetCheckSpec(
     "ledger_balances",

@@ -8,15 +8,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ft_dagster.base import BaseModelError, local_base, model_config
-from ft_dagster.recipe import AUTO, Recipe
-from ft_dagster.settings import Settings
-from ft_dagster.training.duration import estimated_seconds
-from ft_dagster.training.fitting import fit
-from ft_dagster.training.machine import has_gpu, memory_for_process
-from ft_dagster.training.number_format import ProductRates, UnknownRatesError, machine_rates, slowness
-from ft_dagster.training.shape import UnknownModelError, shape_of
-from ft_dagster.training.speeds import recall_speed, speed_key
+from ft_dagster.base.prepare import BaseModelError, local_base, model_config
+from ft_dagster.config.recipe import AUTO, Recipe
+from ft_dagster.config.settings import Settings
+from ft_dagster.runtime.machine import has_gpu, memory_for_process
+from ft_dagster.runtime.number_format import ProductRates, UnknownRatesError, machine_rates, slowness
+from ft_dagster.training.sizing.duration import estimated_seconds
+from ft_dagster.training.sizing.fitting import fit
+from ft_dagster.training.sizing.shape import UnknownModelError, shape_of
+from ft_dagster.training.sizing.speeds import recall_speed, speed_key
 
 _ASSUMED = "bfloat16"
 """The number format that memory is told for where the machine that trains is another one."""

@@ -8,10 +8,10 @@ import time
 
 import dagster as dg
 
+from ft_dagster.config.redaction import keeping_secrets
 from ft_dagster.defs.runs.state import BRING_UP_TO_DATE
 from ft_dagster.defs.stages import RAW_CHAPTERS, RELEASED_ADAPTER, REPORT_FILES, stale_stages, version_of
 from ft_dagster.defs.workspace import Workspace
-from ft_dagster.secrets import keeping_secrets
 
 _DESCRIPTION = (
     "The released adapter is not behind the reports for longer than FT_LAG_SECONDS. Evaluated with every release, and "

@@ -15,13 +15,16 @@ from typing import Any
 
 import dagster as dg
 
-from ft_dagster.base import PreparedBase, base_version, local_base
+from ft_dagster.base.prepare import PreparedBase, base_version, local_base
+from ft_dagster.config.recipe import Recipe, RecipeError
 from ft_dagster.corpus.chapter import natural_key
 from ft_dagster.corpus.files import CorpusError, SourceFile, require_reports
 from ft_dagster.corpus.index import Scan, scan_reports
 from ft_dagster.corpus.ledger import LedgerError
 from ft_dagster.corpus.sections import all_chapters, make_sections, secret_findings, unreadable_rows
 from ft_dagster.corpus.snapshot import is_snapshot, keep_contents, snapshot_files, write_snapshot
+from ft_dagster.dataset.dataset import choose_split, make_dataset
+from ft_dagster.dataset.held_out import Split, read_pinned
 from ft_dagster.defs.automation.cost import TrainingCost, training_cost
 from ft_dagster.defs.stages import (
     ADAPTER_EVALUATION,
@@ -43,13 +46,10 @@ from ft_dagster.defs.stages import (
     version_of,
 )
 from ft_dagster.defs.workspace import Workspace
-from ft_dagster.dry_run import DryRunStore
-from ft_dagster.recipe import Recipe, RecipeError
-from ft_dagster.store import Artifact, Store
-from ft_dagster.tokens.dataset import choose_split, make_dataset
-from ft_dagster.tokens.held_out import Split, read_pinned
+from ft_dagster.model.manifest import MANIFEST
+from ft_dagster.store.dry_run import DryRunStore
+from ft_dagster.store.local import Artifact, Store
 from ft_dagster.training.find_or_train import made_before
-from ft_dagster.training.manifest import MANIFEST
 from ft_dagster.training.request import WEIGHTS, training_keys
 
 _TRIED_BYTES = 2_000_000

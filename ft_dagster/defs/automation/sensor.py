@@ -11,6 +11,8 @@ from datetime import UTC, datetime
 
 import dagster as dg
 
+from ft_dagster.config.redaction import keeping_secrets
+from ft_dagster.config.settings import Settings, load_settings
 from ft_dagster.corpus.files import require_reports
 from ft_dagster.corpus.index import changed_since
 from ft_dagster.defs.assets.external import look, record
@@ -33,8 +35,6 @@ from ft_dagster.defs.stages import BLOCKED, cause_of, stale_stages
 from ft_dagster.defs.workspace import Workspace
 from ft_dagster.errors import UserError
 from ft_dagster.evaluation.eval_sets import load_eval_sets
-from ft_dagster.secrets import keeping_secrets
-from ft_dagster.settings import Settings, load_settings
 
 _ATTEMPTS = 2
 """A run that failed is tried once more for the same cause; then it waits for another cause, or for a person."""

@@ -4,7 +4,7 @@ from importlib.util import find_spec
 
 import dagster as dg
 
-from ft_dagster.settings import Settings, SettingsError
+from ft_dagster.config.settings import Settings, SettingsError
 
 
 def executor_for(settings: Settings) -> dg.ExecutorDefinition:

@@ -6,11 +6,11 @@ import dagster as dg
 from dagster._config import EvaluateValueResult, process_config  # private: a schema filled in by a program
 from dagster_k8s import K8sRunLauncher, k8s_job_executor
 
+from ft_dagster.config.recipe import load_recipe
+from ft_dagster.config.settings import Settings, SettingsError, load_settings
 from ft_dagster.defs.executors.pods import gpu_pod, light_pod, load_pods
 from ft_dagster.defs.stages import LORA_ADAPTER
 from ft_dagster.defs.workspace import GPU_POOL
-from ft_dagster.recipe import load_recipe
-from ft_dagster.settings import Settings, SettingsError, load_settings
 
 
 @dg.executor(name="k8s", requirements=dg.multiple_process_executor_requirements())

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from ft_dagster.settings import Settings, SettingsError
+from ft_dagster.config.settings import Settings, SettingsError
 
 _SHARED_MEMORY = "shared-memory"
 """Name of a volume."""

@@ -17,8 +17,8 @@ from dagster._core.execution.retries import RetryMode  # private: StepDelegating
 from dagster._core.executor.step_delegating import StepDelegatingExecutor  # private: what dagster-ray's executor is
 from dagster._utils.error import SerializableErrorInfo  # private: argument of the method replaced below
 
+from ft_dagster.config.settings import load_settings
 from ft_dagster.defs.executors.ray_steps import RaySteps
-from ft_dagster.settings import load_settings
 
 _LOOK_SECONDS = 5
 _STARTS = 4

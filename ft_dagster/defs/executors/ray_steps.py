@@ -21,11 +21,11 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 from requests.exceptions import ConnectionError as NoConnection
 from requests.exceptions import Timeout
 
+from ft_dagster.config.recipe import load_recipe
+from ft_dagster.config.redaction import SECRETS
+from ft_dagster.config.settings import Settings
 from ft_dagster.defs.stages import LORA_ADAPTER
 from ft_dagster.defs.workspace import GPU_POOL
-from ft_dagster.recipe import load_recipe
-from ft_dagster.secrets import SECRETS
-from ft_dagster.settings import Settings
 
 _ANSWER_SECONDS = 10.0
 _STOP_SECONDS = 75

@@ -19,10 +19,10 @@ from typing import IO
 import dagster as dg
 from pydantic import PrivateAttr
 
+from ft_dagster.config.redaction import child_environment
 from ft_dagster.defs.runs.state import has_ended
 from ft_dagster.runtime.child import LESS_MEMORY
 from ft_dagster.runtime.parent import dying_with
-from ft_dagster.secrets import child_environment
 
 _POLL_SECONDS = 0.25
 _ASK_SECONDS = 5.0

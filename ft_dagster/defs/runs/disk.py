@@ -4,7 +4,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from ft_dagster.settings import Settings, SettingsError, load_settings
+from ft_dagster.config.settings import Settings, SettingsError, load_settings
 
 _FULL = ("no space left on device", "disk quota exceeded", "database or disk is full", "[errno 28]", "[errno 122]")
 _READ_ONLY = ("read-only file system", "attempt to write a readonly database", "[errno 30]")

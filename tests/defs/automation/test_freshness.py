@@ -7,6 +7,7 @@ import dagster as dg
 import pytest
 from graphs import run
 
+from ft_dagster.config.settings import load_settings
 from ft_dagster.definitions import defs
 from ft_dagster.defs.assets.external import look, record
 from ft_dagster.defs.automation import freshness
@@ -14,7 +15,6 @@ from ft_dagster.defs.automation.freshness import report_freshness, seconds_behin
 from ft_dagster.defs.runs.state import BRING_UP_TO_DATE
 from ft_dagster.defs.workspace import Workspace
 from ft_dagster.evaluation import find_or_evaluate
-from ft_dagster.settings import load_settings
 
 CHECK = dg.AssetCheckKey(dg.AssetKey("released_adapter"), "keeps_up_with_reports")
 

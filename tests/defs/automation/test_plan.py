@@ -13,14 +13,14 @@ from graphs import run
 from reports import prose_of
 from rich.console import Console
 
-from ft_dagster.base import EMBEDDED
+from ft_dagster.base.prepare import EMBEDDED
 from ft_dagster.cli.summary import print_plan
+from ft_dagster.config.recipe import resolve_recipe
+from ft_dagster.dataset.held_out import Pinned, choose_held_out
 from ft_dagster.defs.automation.plan import Plan, make_plan, optimizer_steps
 from ft_dagster.defs.stages import STAGES
 from ft_dagster.defs.workspace import Workspace
-from ft_dagster.recipe import resolve_recipe
-from ft_dagster.tokens.held_out import Pinned, choose_held_out
-from ft_dagster.training.number_format import ProductRates
+from ft_dagster.runtime.number_format import ProductRates
 
 ALL = [stage.name for stage in STAGES]
 

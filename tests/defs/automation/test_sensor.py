@@ -7,6 +7,7 @@ import dagster as dg
 import pytest
 from graphs import run
 
+from ft_dagster.config.settings import load_settings
 from ft_dagster.definitions import defs
 from ft_dagster.defs.automation.sensor import decide
 from ft_dagster.defs.runs.state import (
@@ -20,7 +21,6 @@ from ft_dagster.defs.runs.state import (
 )
 from ft_dagster.defs.stages import REPORT_FILES, STAGES, all_materializations, input_version, version_of
 from ft_dagster.defs.workspace import Workspace
-from ft_dagster.settings import load_settings
 
 
 @pytest.fixture(autouse=True)

@@ -11,11 +11,11 @@ from dagster_k8s.job import DagsterK8sJobConfig, UserDefinedDagsterK8sConfig, co
 from kubernetes.client import ApiClient
 from manifests import problems
 
-from ft_dagster.defs.executors.choice import choice as executors
+from ft_dagster.config.settings import Settings, SettingsError
+from ft_dagster.defs.executors import choice
 from ft_dagster.defs.executors.choice import executor_for
 from ft_dagster.defs.executors.k8s import on_kubernetes, steps_config
 from ft_dagster.defs.executors.pods import load_pods
-from ft_dagster.settings import Settings, SettingsError
 
 TWO = ({"lora_adapter", "adapter_evaluation"}, {"sections"})
 
@@ -126,7 +126,7 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 def test_the_executor_is_chosen_by_the_setting_and_needs_its_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     assert executor_for(Settings(executor="k8s")) is on_kubernetes
-    monkeypatch.setattr(executors, "find_spec", lambda _: None)
+    monkeypatch.setattr(choice, "find_spec", lambda _: None)
     with pytest.raises(SettingsError, match=r"FT_EXECUTOR=k8s needs .*ft_dagster\[k8s\]"):
         executor_for(Settings(executor="k8s"))
 

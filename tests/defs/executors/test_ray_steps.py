@@ -13,10 +13,10 @@ from dagster._core.events import DagsterEvent
 from dagster_ray.core.executor import RayStepHandler
 from ray.job_submission import JobStatus
 
+from ft_dagster.config.settings import Settings, SettingsError
 from ft_dagster.defs.executors.choice import executor_for
 from ft_dagster.defs.executors.ray import Heeded
 from ft_dagster.defs.executors.ray_steps import HeadSilentError, RaySteps, forwarded
-from ft_dagster.settings import Settings, SettingsError
 
 HERE = os.getpid()
 

@@ -16,8 +16,8 @@ import dagster as dg
 import psutil
 import pytest
 
+from ft_dagster.config.redaction import OF_THE_BUCKET, SECRETS
 from ft_dagster.defs.runs.child_process import ChildProcess
-from ft_dagster.secrets import OF_THE_BUCKET, SECRETS
 
 SLEEPER = """
     import os, subprocess, sys, time
@@ -106,7 +106,7 @@ KILLED = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
 ONE_OF_TWO = """
     import sys
     from pathlib import Path
-    from ft_dagster.training.processes import run_together
+    from ft_dagster.runtime.processes import run_together
     sys.exit(run_together("killed_worker", Path(sys.argv[1]), 2, 1))
 """
 

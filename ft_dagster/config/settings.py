@@ -1,0 +1,174 @@
+"""Where things are, and secrets: read from the environment and from the workspace's `.env`.
+
+The docstrings of the fields are the descriptions in docs/settings.md: Markdown, written there by `make docs`.
+"""
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from ft_dagster.config.recipe import DEFAULT_RECIPE
+from ft_dagster.errors import UserError
+
+
+class SettingsError(UserError):
+    """The environment or `.env` cannot be used; the message names the variable and the file."""
+
+
+class Settings(BaseSettings):
+    """One workspace and where its parts are. Build it with `load_settings`."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="FT_", env_ignore_empty=True, extra="ignore", frozen=True, use_attribute_docstrings=True
+    )
+
+    workspace: Path = Field(default_factory=Path.cwd)
+    """The folder that holds one body of reports and what is made of them. Set it in the environment, not in `.env`: it
+    says where that file is."""
+    recipe: str = DEFAULT_RECIPE
+    """What to train and how: the name of a shipped [recipe](recipes.md), or a YAML file, relative to the workspace."""
+    cache: Path = Path("~/.cache/ft_dagster")
+    """Where base models are kept, shared by all workspaces, and copies of what a bucket of FT_STORE holds."""
+    store: str = ".ft/store"
+    """Where artifacts are kept: a folder, relative to the workspace, or a bucket that [many machines
+    share](storage.md), `s3://bucket/prefix`."""
+    executor: Literal["local", "ray", "k8s"] = "local"
+    """Where steps run: on this machine, or on [an engine for many](gpus.md)."""
+    ray_address: str = "http://127.0.0.1:8265"
+    """With `FT_EXECUTOR=ray`: the dashboard of the cluster's head, which takes [Ray's jobs](ray.md)."""
+    ray_gpus: float = Field(default=1.0, ge=0)
+    """GPUs that each process of a training, and an evaluation, asks Ray for; 0: they compute on CPUs."""
+    ray_patience_seconds: float = Field(default=120.0, gt=0)
+    """How long the head may be silent, and a step that has ended may tell nothing, before the step fails; in
+    seconds."""
+    k8s: Path | None = None
+    """With `FT_EXECUTOR=k8s`: a YAML file, relative to the workspace, that says what [pods of steps](kubernetes.md) ask
+    for; defaults when not set."""
+    watch_seconds: int = Field(default=15, ge=1)
+    """How often the UI's daemon looks at the reports, in seconds. Dagster's daemon ticks every 5 seconds at most."""
+    settle_seconds: float = Field(default=10.0, ge=0)
+    """How long the reports must lie still before an automatic run, in seconds: a burst of edits makes one training."""
+    minimum_interval_seconds: float = Field(default=0.0, ge=0)
+    """Least time from the start of one automatic run to that of the next, in seconds."""
+    lag_seconds: float = Field(default=3600.0, gt=0)
+    """How long, in seconds, the released adapter may lag behind the reports before the UI shows it red."""
+    keep_adapters: int = Field(default=5, ge=1)
+    """How many of the adapters made last `ft-dagster clean` keeps, with all they were made from."""
+    keep_released: bool = True
+    """Whether `ft-dagster clean` keeps every adapter that was ever released."""
+    keep_runs: int | None = Field(default=None, ge=1)
+    """How many of the last runs `ft-dagster clean` keeps in Dagster's history; all of them when not set."""
+    schedule: str | None = None
+    """A cron line for scheduled retraining, such as `0 3 * * *`, which runs only what is stale; off when not set."""
+    threads: int | None = Field(default=None, ge=1)
+    """Threads that training and evaluation use on a CPU; all cores when not set."""
+    huggingface_token: Annotated[SecretStr | None, NoDecode] = Field(default=None, validation_alias="HUGGINGFACE_TOKEN")
+    """For gated base models. Handed to the hub client, for the download and for `ft-dagster release push`, and to
+    nothing else."""
+    mlflow_tracking_uri: SecretStr | None = Field(default=None, validation_alias="MLFLOW_TRACKING_URI")
+    """An MLflow server that is [told of every adapter](tracking.md); none when not set. It may hold a password."""
+    mlflow_experiment_name: str | None = Field(default=None, validation_alias="MLFLOW_EXPERIMENT_NAME")
+    """The experiment and the registered model there; the name of the workspace's folder when not set."""
+    home: Path | None = Field(default=None, validation_alias="DAGSTER_HOME")
+    """Where Dagster keeps its history; the workspace's `.dagster/` when not set."""
+
+    @field_validator("workspace", "cache", mode="after")
+    @classmethod
+    def _absolute(cls, path: Path) -> Path:
+        return Path(os.path.abspath(path.expanduser()))  # noqa: PTH100 - keeps symbolic links as the user wrote them
+
+    @field_validator("store", mode="after")
+    @classmethod
+    def _without_credentials(cls, store: str) -> str:
+        if "://" in store:
+            parts = urlsplit(store)
+            if "@" in parts.netloc or parts.query:
+                raise ValueError(
+                    "a URL holds no credentials: put them into the environment (AWS_ACCESS_KEY_ID, "
+                    "AWS_SECRET_ACCESS_KEY) or into ~/.aws, and write s3://bucket/prefix"
+                )
+            if not parts.netloc:
+                raise ValueError("the URL names no bucket: write s3://bucket/prefix")
+        return store
+
+    @property
+    def token(self) -> str | None:
+        """The hub token in the clear, for the hub client only."""
+        return self.huggingface_token.get_secret_value() if self.huggingface_token else None
+
+    @property
+    def fine_tuned_model(self) -> Path:
+        return self.workspace / "fine_tuned_model"
+
+    @property
+    def logs(self) -> Path:
+        return self.workspace / "logs"
+
+    @property
+    def offload(self) -> Path:
+        return self.workspace / "offload"
+
+    @property
+    def state(self) -> Path:
+        """`.ft/`: the store, attempts, locks, released adapters."""
+        return self.workspace / ".ft"
+
+    @property
+    def index(self) -> Path:
+        """What is known of the report files' status and contents."""
+        return self.state / "files.db"
+
+    @property
+    def pins(self) -> Path:
+        """Which chapters were held out, or not, by another rule than their hash."""
+        return self.state / "held_out.json"
+
+    @property
+    def speeds(self) -> Path:
+        """What trainings took on this machine, by what decides it."""
+        return self.state / "speeds"
+
+    @property
+    def store_url(self) -> str | None:
+        """Where artifacts are kept, if that is not a folder."""
+        return self.store if "://" in self.store else None
+
+    @property
+    def store_root(self) -> Path:
+        """The folder where artifacts are kept, if there is no `store_url`. `open_store` opens either."""
+        return self.workspace / Path(self.store).expanduser()
+
+    @property
+    def dagster_home(self) -> Path:
+        """DAGSTER_HOME where it is set, else the workspace's `.dagster/`."""
+        return self.workspace / (self.home.expanduser() if self.home else ".dagster")
+
+
+def load_settings(workspace: str | os.PathLike[str] | None = None) -> Settings:
+    """Settings of a workspace, its `.env` included: by default of that which FT_WORKSPACE names, or the current folder.
+
+    A variable of the environment wins over the same line in `.env`; an empty one counts as not set.
+    """
+    workspace = Path(workspace or os.environ.get("FT_WORKSPACE") or Path.cwd()).expanduser()
+    if workspace.exists() and not workspace.is_dir():
+        raise SettingsError(f"The workspace {workspace} is not a folder. Name a folder with FT_WORKSPACE.")
+    file = workspace / ".env"
+    try:
+        return Settings(_env_file=file, workspace=workspace)  # type: ignore[call-arg]
+    except ValidationError as error:
+        problems = "; ".join(f"{variable(problem['loc'][0])}: {problem['msg']}" for problem in error.errors())
+        raise SettingsError(f"{problems}. Mend it in the environment or in {file}.") from None
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"{file} is not UTF-8 text: {error}. Save it again as UTF-8.") from None
+
+
+def variable(field: str | int) -> str:
+    """The variable of the environment, or of `.env`, that a field is read from."""
+    known = Settings.model_fields.get(str(field))
+    if known is None or known.validation_alias:
+        return str(known.validation_alias if known else field)
+    return f"FT_{str(field).upper()}"

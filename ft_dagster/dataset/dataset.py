@@ -1,0 +1,320 @@
+"""The tokenized dataset: packed rows in groups of chapters, and the ledger of every byte.
+
+A group of chapters is up to four blobs: rows of each split (Arrow streams, as Hugging Face datasets reads them),
+its documents, and its stats. What an edit does not touch is not written again, and not tokenized again.
+"""
+
+import json
+import resource
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from ft_dagster.base.prepare import chat_template
+from ft_dagster.config.recipe import Objectives, Tokens
+from ft_dagster.corpus.files import CorpusError
+from ft_dagster.corpus.sections import KIND as SECTIONS
+from ft_dagster.corpus.sections import Shard as SectionsShard
+from ft_dagster.corpus.sections import all_chapters, chapter_sizes, stored_chapters, stored_shards
+from ft_dagster.corpus.shards import Each, overlap
+from ft_dagster.corpus.snapshot import KIND as SNAPSHOT
+from ft_dagster.dataset.chat import ChatTokenizer
+from ft_dagster.dataset.held_out import Pinned, Split, choose_held_out
+from ft_dagster.dataset.rewriting import Refusal
+from ft_dagster.dataset.shard import (
+    OF_THE_SPLIT,
+    SPLITS,
+    Document,
+    Known,
+    Teaching,
+    pack_chapters,
+    tokenized_texts,
+)
+from ft_dagster.dataset.stats import balance, count_faults, count_pairs, count_split, has_rows, stats_of, sum_of
+from ft_dagster.dataset.tokenized import TokenizedText
+from ft_dagster.dataset.tokenizer import DocumentTokenizer
+from ft_dagster.store.hashing import canonical_json, digest
+from ft_dagster.store.local import Artifact, Store
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+CODE_VERSION = "3"
+"""Raised by hand when the same sections would give other rows."""
+KIND = "tokenized_dataset"
+"""What the store calls it."""
+NEEDED = (
+    "A pair is an `original` beside the `improved` text of a section, or `final_result.original_text` beside "
+    "`final_text`, in a JSON file under outputs/consolidated/"
+)
+"""What reports must have for objectives.rewrite."""
+TEXT = Objectives()
+_SHARDS = "shards.json"
+
+
+@dataclass(frozen=True)
+class DatasetShard:
+    """The rows of a group of chapters."""
+
+    group: str
+    key: str
+    """Hash of what it was made from."""
+    figures: str
+    """Blob: what the whole needs to know of the group, as JSON."""
+    documents: str
+    """Blob: a Document a line."""
+    rows: dict[str, str]
+    """Split -> blob; a split without text has none."""
+
+    @property
+    def blobs(self) -> list[str]:
+        return [self.figures, self.documents, *self.rows.values()]
+
+
+def choose_split(sections: Artifact, options: Tokens, pinned: Pinned, objectives: Objectives = TEXT) -> Split:
+    """Which chapters are held out; where only rewriting is taught, of those that have pairs.
+
+    Raises:
+        CorpusError: nothing can be held out.
+    """
+    in_pairs = not objectives.text
+
+    def every_section() -> Iterator[tuple[str, str, int]]:
+        for chapter in all_chapters(sections):
+            paired = {place for pair in chapter.pairs if pair.whole for place in pair.sections}
+            for place, section in enumerate(chapter.sections):
+                if place in paired or not in_pairs:
+                    yield chapter.name, section.title, section.used_bytes
+
+    if in_pairs and sections.about["pairs"] < 2:
+        raise CorpusError(
+            f"objectives.rewrite is all that is taught, and the reports hold {sections.about['pairs']} pair(s); at "
+            f"least two are needed, one to train on and one to measure the adapter on. {NEEDED}."
+        )
+    return choose_held_out(chapter_sizes(sections, in_pairs), every_section, options.held_out, pinned)
+
+
+def dataset_key(
+    sections: Artifact,
+    folder: Path,
+    tokenizer: str,
+    options: Tokens,
+    pinned: Pinned,
+    objectives: Objectives = TEXT,
+) -> str:
+    """The key of a dataset. Sections of equal content are the same sections: their version is in it."""
+    pins = [sorted(pinned.held_out), sorted(pinned.train)]
+    return digest([sections.about["version"], pins, _made_by(folder, tokenizer, options, objectives)])
+
+
+def make_dataset(
+    sections: Artifact,
+    folder: Path,
+    tokenizer: str,
+    options: Tokens,
+    split: Split,
+    objectives: Objectives = TEXT,
+    each: Each = map,
+) -> Artifact:
+    """The dataset of these sections: from the store if it is there, else made from what is there.
+
+    A section or a pair is tokenized only if it was not in the dataset that was stored last; a group of chapters is
+    written only if it changed.
+
+    Args:
+        sections: from the corpus room.
+        folder: the base model's, for its tokenizer and chat template.
+        tokenizer: hash of the tokenizer.
+        options: the recipe's part for tokens.
+        split: from `choose_split`.
+        objectives: the recipe's; which have a weight counts here, not how much.
+        each: applies a function to each group that is written, in their order: `map`, or what does so elsewhere.
+
+    Returns:
+        An artifact whose `about` has `version` (hash of token ids and boundaries), `splits`, `held_out`, `usable`
+        bytes of sections, `pairs`, `ledger` and `checks`.
+
+    Raises:
+        CorpusError: a side of the split has nothing that is taught.
+        RecipeError: rewriting is to be taught to a base whose chat template cannot be used.
+        LedgerError: bytes or tokens do not add up.
+    """
+    store = sections.store
+    key = dataset_key(sections, folder, tokenizer, options, split.pinned, objectives)
+    if found := store.find(KIND, key):
+        return found
+    made_by = _made_by(folder, tokenizer, options, objectives)
+    chat = ChatTokenizer(folder) if objectives.rewrite else None
+    teaching = Teaching(DocumentTokenizer(folder), options.block_length, bool(objectives.text), chat)
+    writer = _Writer(store, teaching, split, made_by)
+    wanted = [(source, writer.key(source)) for source in stored_shards(sections)]
+    same = {key: known for source, key in wanted if (known := writer.same(source, key))}
+    changed = [(source, key) for source, key in wanted if key not in same]
+    made: dict[str, DatasetShard | None] = same | {
+        key: shard for (_, key), shard in zip(changed, each(writer.write, changed), strict=True)
+    }
+    shards = [replace(shard, group=source.group) for source, key in wanted if (shard := made[key])]
+    store.bring_blobs(shard.figures for shard in shards)
+    stats = [json.loads(store.get_blob(shard.figures)) for shard in shards]
+    splits = {name: count_split(name, stats, options.block_length) for name in SPLITS}
+    pairs = count_pairs(stats)
+    for name, purpose in zip(SPLITS, ("train on", "measure the adapter on"), strict=True):
+        if not splits[name]["supervised_tokens"]:
+            raise CorpusError(_nothing_to(purpose, objectives, pairs))
+    used, left_out = sum_of(stats, "used"), sum_of(stats, "left_out")
+    about = {
+        "made_by": made_by,
+        "made_from": {SNAPSHOT: sections.about[SNAPSHOT], SECTIONS: sections.key},
+        "block_length": options.block_length,
+        "objectives": objectives.taught,
+        "splits": splits,
+        "version": digest([options.block_length, [one["versions"] for one in stats if has_rows(one)]]),
+        "held_out": sorted(split.held_out),
+        "usable": sections.about["used"],
+        "pairs": pairs,
+        "ledger": balance(sections.about, used, left_out),
+        "checks": count_faults(stats),
+    }
+    with store.staging() as staging:
+        (staging / _SHARDS).write_text(json.dumps([asdict(shard) for shard in shards], indent=1), "utf-8")
+        return store.take_in(KIND, key, staging, about)
+
+
+def dataset_shards(dataset: Artifact) -> list[DatasetShard]:
+    """The groups that a dataset is stored in."""
+    return [DatasetShard(**row) for row in dataset.read_json(_SHARDS)]
+
+
+def shard_documents(store: Store, shard: DatasetShard) -> list[Document]:
+    """The documents of a group; its rows hold indices into this list."""
+    lines = store.get_blob(shard.documents).decode().split("\n")
+    return [Document(**json.loads(line)) for line in lines if line]
+
+
+def folder_with_rows(dataset: Artifact) -> Path:
+    """Folder of a dataset for a process that opens it there: all that it names is beside it."""
+    dataset.store.bring(dataset)
+    dataset.store.bring_blobs(blob for shard in dataset_shards(dataset) for blob in shard.blobs)
+    return dataset.path
+
+
+def all_documents(dataset: Artifact) -> Iterator[Document]:
+    """All documents, group by group."""
+    shards = dataset_shards(dataset)
+    dataset.store.bring_blobs(shard.documents for shard in shards)
+    for shard in shards:
+        yield from shard_documents(dataset.store, shard)
+
+
+def held_out_version(dataset: Artifact) -> str:
+    """Hash of what adapters are measured on: it stays while only the train side changes."""
+    content = []
+    shards = [shard for shard in dataset_shards(dataset) if "held_out" in shard.rows]
+    dataset.store.bring_blobs(blob for shard in shards for blob in (shard.figures, shard.documents))
+    for shard in shards:
+        version = json.loads(dataset.store.get_blob(shard.figures))["versions"][SPLITS.index("held_out")]
+        documents = shard_documents(dataset.store, shard)
+        held_out = [[d.chapter, d.section, d.scored_bytes] for d in documents if d.split == "held_out"]
+        content.append([version, held_out])
+    return digest(content)
+
+
+def load_rows(dataset: Artifact, split: str) -> "Dataset":
+    """All rows of a split, mapped into memory, their bytes checked."""
+    from datasets import concatenate_datasets
+
+    return concatenate_datasets([rows for rows, _ in load_shards(dataset, split)])
+
+
+def load_shards(dataset: Artifact, split: str) -> Iterator[tuple["Dataset", list[Document]]]:
+    """The rows of a split, group by group, with the documents that they count. Raises StoreError if damaged."""
+    from datasets import Dataset
+
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a mapped file is an open file
+    for shard in dataset_shards(dataset):
+        if blob := shard.rows.get(split):
+            dataset.store.get_blob(blob)
+            yield Dataset.from_file(str(dataset.store.blob_path(blob))), shard_documents(dataset.store, shard)
+
+
+class _Writer:
+    """Writes groups of one dataset, and takes over what the dataset that was stored last has."""
+
+    def __init__(self, store: Store, teaching: Teaching, split: Split, made_by: str) -> None:
+        self.store = store
+        self.teaching = teaching
+        self.split = split
+        self.made_by = made_by
+        before = store.newest(KIND, made_by=made_by)
+        self.earlier = dataset_shards(before) if before else []
+        self.by_key = {shard.key: shard for shard in self.earlier}
+
+    def key(self, source: SectionsShard) -> str:
+        """What decides the group of these sections."""
+        members = json.loads(self.store.get_blob(source.figures))["chapters"]
+        units = sorted(self.split.units_of({name for name, *_ in members}))
+        return digest([source.lines, source.duplicates, units, self.made_by])
+
+    def same(self, source: SectionsShard, key: str) -> DatasetShard | None:
+        """The group as it is, if it was made before and its blobs are there."""
+        found = self.by_key.get(key)
+        return found if found and all(self.store.has_blob(blob) for blob in found.blobs) else None
+
+    def write(self, asked: tuple[SectionsShard, str]) -> DatasetShard | None:
+        """The group of these sections, with its key; None if it has no text."""
+        source, key = asked
+        chapters = [chapter for chapter in stored_chapters(self.store, source) if chapter.sections]
+        if not chapters:
+            return None
+        wanted = {section.hash for chapter in chapters for section in chapter.sections}
+        wanted |= {pair.hash for chapter in chapters for pair in chapter.pairs}
+        packed = pack_chapters(chapters, self.teaching, self.split, self._known(source.group, wanted))
+        documents = "\n".join(json.dumps(asdict(document), ensure_ascii=False) for document in packed.documents)
+        names = [name for name in SPLITS if name in packed.rows]
+        contents = [canonical_json(stats_of(packed)), documents.encode()]
+        stats, listed, *rows = self.store.put_blobs([*contents, *(_stream(packed.rows[name]) for name in names)])
+        return DatasetShard(source.group, key, stats, listed, dict(zip(names, rows, strict=True)))
+
+    def _known(self, group: str, wanted: set[str]) -> Known:
+        texts: dict[str, TokenizedText] = {}
+        refused: dict[str, Refusal] = {}
+        for shard in self.earlier:
+            if overlap(shard.group, group) and all(self.store.has_blob(blob) for blob in shard.blobs):
+                rows = {name: _table(self.store.get_blob(blob)) for name, blob in shard.rows.items()}
+                found = tokenized_texts(shard_documents(self.store, shard), rows)
+                texts |= {name: text for name, text in found.items() if name in wanted}
+                if self.teaching.chat:
+                    for row in json.loads(self.store.get_blob(shard.figures))["refused"]:
+                        if row["pair"] in wanted and row["reason"] not in OF_THE_SPLIT:
+                            refused[row["pair"]] = Refusal(row["reason"], row["tokens"])
+        return Known(texts, refused)
+
+
+def _made_by(folder: Path, tokenizer: str, options: Tokens, objectives: Objectives) -> str:
+    template = digest(chat_template(folder).encode()) if objectives.rewrite else None
+    return digest([CODE_VERSION, tokenizer, options.for_keys(), objectives.taught, template])
+
+
+def _nothing_to(purpose: str, objectives: Objectives, pairs: Mapping[str, Any]) -> str:
+    if objectives.text:
+        return f"The reports hold no text to {purpose}. `left out` in the ledger says where it went."
+    reasons = ", ".join(f"{reason}: {count}" for reason, count in pairs["left_out"].items()) or "none"
+    return (
+        f"objectives.rewrite is all that is taught, and no pair is left to {purpose}. Pairs left out by reason: "
+        f"{reasons}. {NEEDED}; one that is longer than a block needs a larger tokens.block_length."
+    )
+
+
+def _stream(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue().to_pybytes()
+
+
+def _table(data: bytes) -> pa.Table:
+    return pa.ipc.open_stream(data).read_all()

@@ -1,0 +1,101 @@
+"""Packed rows as an Arrow table: what is in a row, and what the rows are known by."""
+
+import hashlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from ft_dagster.dataset.packing import pack
+
+OBJECTIVES = ("text", "rewrite")
+"""A row holds the index of an objective in this tuple."""
+
+
+class PlacedPiece(NamedTuple):
+    """Tokens of a document that stay together."""
+
+    place: tuple[str, int]
+    """Hash of the text, and which of its pieces: an order that no name of a file decides."""
+    document: int
+    ids: np.ndarray
+    """int32."""
+    prompt: int
+    """Tokens at the beginning that are read and not supervised."""
+    objective: str
+
+
+def pack_pieces(pieces: Sequence[PlacedPiece], block_length: int) -> pa.Table:
+    """Rows of at most `block_length` tokens, whatever the order of pieces.
+
+    Returns:
+        `input_ids`, the `lengths` of the pieces packed in a row, the `documents` they belong to, which of its
+        `pieces` each is, its `prompts` and `objectives`; all lists of int32.
+    """
+    pieces = sorted(pieces, key=lambda piece: piece.place)
+    rows = pack([len(piece.ids) for piece in pieces], block_length)
+    chosen = [pieces[index] for row in rows for index in row]
+    in_row = [len(row) for row in rows]
+    lengths = np.asarray([len(piece.ids) for piece in chosen], dtype=np.int32)
+    slots = np.add.reduceat(lengths, np.cumsum([0, *in_row[:-1]]))
+    columns: dict[str, tuple[Sequence[int] | np.ndarray, Sequence[int] | np.ndarray]] = {
+        "input_ids": (np.concatenate([piece.ids for piece in chosen]), slots),
+        "lengths": (lengths, in_row),
+        "documents": ([piece.document for piece in chosen], in_row),
+        "pieces": ([piece.place[1] for piece in chosen], in_row),
+        "prompts": ([piece.prompt for piece in chosen], in_row),
+        "objectives": ([OBJECTIVES.index(piece.objective) for piece in chosen], in_row),
+    }
+    return pa.table({name: _lists(values, sizes) for name, (values, sizes) in columns.items()})
+
+
+def count_rows(table: pa.Table | None) -> dict[str, int]:
+    """What is in the rows of a split.
+
+    Returns:
+        `rows`; `pieces`; `tokens` (those of context, which stand in two pieces, once); `supervised_tokens`; `slots`
+        that are taken in rows.
+    """
+    if table is None:
+        return {"rows": 0, "pieces": 0, "tokens": 0, "supervised_tokens": 0, "slots": 0}
+    slots, pieces = len(flat(table, "input_ids")), len(flat(table, "lengths"))
+    context = int((flat(table, "pieces") > 0).sum())
+    return {
+        "rows": table.num_rows,
+        "pieces": pieces,
+        "tokens": slots - context,
+        "supervised_tokens": slots - int(flat(table, "prompts").sum()),
+        "slots": slots,
+    }
+
+
+def rows_version(table: pa.Table | None) -> str:
+    """Hash of token ids, boundaries and objectives, row by row; not of the names of documents."""
+    version = hashlib.sha256()
+    if table is not None:
+        pieces_in_row = np.diff(_numpy(table["lengths"].combine_chunks().offsets))
+        columns = (flat(table, name) for name in ("input_ids", "lengths", "prompts", "objectives"))
+        for values in (*columns, pieces_in_row):
+            version.update(len(values).to_bytes(8) + values.astype("<i4").tobytes())
+    return version.hexdigest()
+
+
+def flat(table: pa.Table, column: str) -> np.ndarray:
+    """All values of a column of lists, one list after the other."""
+    return _numpy(table[column].combine_chunks().flatten())
+
+
+def _numpy(values: pa.Int32Array) -> np.ndarray:
+    """Without `to_numpy`, which imports pandas: 0.2 s. The same goes for `_arrow` and `pa.array`."""
+    return np.frombuffer(values.buffers()[1], dtype=np.int32)[values.offset : values.offset + len(values)]
+
+
+def _arrow(values: Sequence[int] | np.ndarray) -> pa.Int32Array:
+    plain = np.ascontiguousarray(values, dtype=np.int32)
+    return pa.Array.from_buffers(pa.int32(), len(plain), [None, pa.py_buffer(plain)])
+
+
+def _lists(values: Sequence[int] | np.ndarray, sizes: Sequence[int] | np.ndarray) -> pa.ListArray:
+    offsets = np.concatenate([[0], np.cumsum(sizes)])
+    return pa.ListArray.from_arrays(_arrow(offsets), _arrow(values))

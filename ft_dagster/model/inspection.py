@@ -1,0 +1,75 @@
+"""`python -m ft_dagster.model.inspection`: what torch finds on this machine, and what works there, as JSON."""
+
+import json
+import sys
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from ft_dagster.model.products import time_products
+from ft_dagster.runtime.machine import memory_for_process, processor
+
+_LIBRARIES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes")
+
+
+def inspect() -> dict[str, Any]:
+    """Libraries, devices with their memory in bytes, and which numbers can be computed with.
+
+    Returns:
+        `libraries`: name -> version; `cuda`: the CUDA version that torch was built for, or None; `devices`: name,
+        `memory` and `free`; `products`: a ProductRates of the first device; `nf4` and `int8`: None where a product with
+        weights quantized so comes out on the first device, or else why not.
+    """
+    return {
+        "libraries": {name: version(name) for name in _LIBRARIES},
+        "cuda": torch.version.cuda,
+        "devices": [_gpu(number) for number in range(torch.cuda.device_count())] or [_cpu()],
+        "products": asdict(time_products()),
+        "nf4": _problem(_four_bit),
+        "int8": _problem(_eight_bit),
+    }
+
+
+def _gpu(number: int) -> dict[str, Any]:
+    about = torch.cuda.get_device_properties(number)
+    free, total = torch.cuda.mem_get_info(number)
+    name = f"{about.name}, compute capability {about.major}.{about.minor}"
+    return {"name": name, "gpu": True, "memory": total, "free": free}
+
+
+def _cpu() -> dict[str, Any]:
+    flags = torch.backends.cpu.get_cpu_capability()
+    room = memory_for_process()
+    return {"name": f"{processor()}, {flags}", "gpu": False, "memory": room, "free": room}
+
+
+def _problem(attempt: Any) -> str | None:
+    try:
+        attempt("cuda" if torch.cuda.is_available() else "cpu")
+    except Exception as error:  # whatever a library without its kernels raises: it is what is asked for here
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def _four_bit(device: str) -> None:
+    from bitsandbytes.nn import Linear4bit
+
+    _use(Linear4bit(64, 64, bias=False, quant_type="nf4", compute_dtype=torch.bfloat16), device)
+
+
+def _eight_bit(device: str) -> None:
+    from bitsandbytes.nn import Linear8bitLt
+
+    _use(Linear8bitLt(64, 64, bias=False, has_fp16_weights=False), device)
+
+
+def _use(layer: torch.nn.Module, device: str) -> None:
+    found = layer.to(device)(torch.ones(2, 64, dtype=torch.bfloat16, device=device))
+    if not torch.isfinite(found).all():
+        raise ValueError("the product is not a number")
+
+
+if __name__ == "__main__":
+    json.dump(inspect(), sys.stdout)

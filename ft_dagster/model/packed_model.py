@@ -1,0 +1,164 @@
+"""A causal language model as training and evaluation use it: packed rows in, negative log-likelihoods out."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from ft_dagster.config.recipe import Recipe
+from ft_dagster.model.fused_layer import cannot_fuse
+from ft_dagster.model.fused_model import FusedModel, Share, count_shares
+from ft_dagster.model.loss import nats_and_hits, summed_nats
+from ft_dagster.model.packed_attention import Pieces
+from ft_dagster.model.products import decided
+from ft_dagster.model.rows import IGNORED
+
+log = logging.getLogger(__name__)
+_PLAIN_HEADS = ("llama", "mistral")
+"""Architectures whose logits are the output head's product and nothing else."""
+
+
+class PackedModel:
+    """Hidden states of packed rows and their losses, by the fastest of our ways that the model allows."""
+
+    def __init__(self, model: PeftModel | PreTrainedModel, recipe: Recipe) -> None:
+        """Look at the model, with its adapters on it, and choose.
+
+        Args:
+            model: base and adapters, or a model alone; it stays usable as it is, and sees the same weights.
+            recipe: says what matrix products are computed in, and whether fused layers are wanted.
+        """
+        recipe = decided(recipe)
+        self.model = model
+        self.base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+        self.dtype = getattr(torch, recipe.compute_dtype)
+        head = self.base.get_output_embeddings()
+        plain = type(head) is nn.Linear and head.bias is None and not head.weight.requires_grad
+        self._head_is_plain = plain and self.base.config.model_type in _PLAIN_HEADS
+        self.not_fused = self._reason(recipe)
+        """Why the layers are not the fused ones; None if they are."""
+        self._fused: FusedModel | None = None
+        if self.not_fused is None:
+            recompute = recipe.training.gradient_checkpointing
+            self._fused = FusedModel(self.base.model.layers, self.base.model.norm, recompute)
+        log.info("Layers: %s", f"as transformers has them ({self.not_fused})" if self.not_fused else "fused")
+
+    @property
+    def _head(self) -> Tensor | None:
+        """The output head's weights, where logits are the product with them; looked up, because FSDP exchanges them."""
+        return self.base.get_output_embeddings().weight if self._head_is_plain else None
+
+    def summed_nats(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """The (weighted) sum of the negative log-likelihoods of a batch's supervised tokens, differentiable.
+
+        Args:
+            batch: from `collate`.
+        """
+        targets = _targets(batch)
+        chosen = targets != IGNORED  # (B, T)
+        weights = batch["weights"].roll(-1, 1) if "weights" in batch else None  # (B, T)
+        if self._fused is not None and self._head is not None:
+            return self._fused.summed_nats(self._shares(batch, targets, weights), self._head)
+        weights = None if weights is None else weights[chosen]
+        hidden, logits = self._predictions(batch, chosen)
+        if hidden is not None and self._head is not None:
+            return summed_nats(hidden, self._head, targets[chosen], weights)
+        assert logits is not None
+        nats = functional.cross_entropy(logits.float(), targets[chosen], reduction="none")
+        return (nats if weights is None else nats * weights).sum()
+
+    @torch.no_grad()
+    def nats_and_hits(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Negative log-likelihood of each supervised token, and whether it is the most probable one, at the token.
+
+        A run of tokens that are is what greedy decoding would write, given the text before it.
+
+        Args:
+            batch: from `collate`.
+
+        Returns:
+            (B, T) float32 and bool; 0 and False where nothing is supervised.
+        """
+        targets = _targets(batch)
+        chosen = targets != IGNORED
+        if self._fused is not None and self._head is not None:
+            nats, hits = self._fused.nats_and_hits(self._shares(batch, targets), self._head)
+            return _at_tokens(nats, chosen), _at_tokens(hits, chosen)
+        hidden, logits = self._predictions(batch, chosen)
+        if hidden is not None and self._head is not None:
+            nats, hits = nats_and_hits(hidden, self._head, targets[chosen])
+        else:
+            assert logits is not None
+            nats = functional.cross_entropy(logits.float(), targets[chosen], reduction="none")
+            hits = logits.argmax(-1) == targets[chosen]
+        return _at_tokens(nats, chosen), _at_tokens(hits, chosen)
+
+    def _predictions(self, batch: Mapping[str, Tensor], chosen: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """(M, hidden) of the chosen tokens, or their logits (M, vocabulary) where the head is not a plain product."""
+        inputs = {name: batch[name] for name in ("input_ids", "position_ids")}
+        with torch.autocast(batch["input_ids"].device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
+            if self._head is None:
+                return None, self.model(**inputs, use_cache=False).logits[chosen]
+            hidden = self.base.model(**inputs, use_cache=False).last_hidden_state[chosen]
+        return hidden.to(self._head.dtype), None
+
+    def _shares(self, batch: Mapping[str, Tensor], targets: Tensor, weights: Tensor | None = None) -> list[Share]:
+        """The rows of a batch, dealt out to threads. Without padding: a row's last piece ends where the row does."""
+        ids, positions = batch["input_ids"], batch["position_ids"]
+        filled = torch.arange(ids.shape[1]) < batch["row_lengths"][:, None]  # (B, T)
+        embedded = self.base.model.embed_tokens(ids)  # (B, T, hidden); NEFTune's noise goes by the row's length
+        shares = []
+        for rows in torch.arange(len(ids)).tensor_split(count_shares(len(ids), torch.get_num_threads())):
+            here = filled[rows]
+            x = embedded[rows][here]  # (N, hidden)
+            chosen = (targets[rows] != IGNORED)[here]  # (N)
+            wanted = targets[rows][here][chosen]
+            weighed = None if weights is None else weights[rows][here][chosen]
+            shares.append(Share(x, self._pieces(x[None], positions[rows][here]), chosen, wanted, weighed))
+        return shares
+
+    def _pieces(self, x: Tensor, positions: Tensor) -> Pieces:
+        config = self.base.config
+        starts = (positions == 0).nonzero()[:, 0].tolist()
+        ends = [*starts[1:], len(positions)]
+        cos, sin = self.base.model.rotary_emb(x, position_ids=positions[None])  # (1, N, head size)
+        half = cos.shape[-1] // 2
+        return Pieces(
+            lengths=[end - start for start, end in zip(starts, ends, strict=True)],
+            cos=cos[0, :, None, :half].contiguous(),
+            sin=sin[0, :, None, :half].contiguous(),
+            heads=config.num_attention_heads,
+            key_heads=config.num_key_value_heads,
+            scale=self.base.model.layers[0].self_attn.scaling,
+        )
+
+    def _reason(self, recipe: Recipe) -> str | None:
+        if not recipe.training.fused:
+            return "training.fused is false"
+        if self.base.device.type != "cpu":
+            return "they are written for a CPU"
+        if self._head is None:
+            return f"the output head of {type(self.base).__name__} is not a plain product"
+        if recipe.base.quantization != "none":
+            return "the base is quantized"
+        if recipe.compute_dtype != recipe.base.dtype:
+            return "they compute in what the weights are held in"
+        return cannot_fuse(self.base.model.layers, recipe.tokens.block_length)
+
+
+def _targets(batch: Mapping[str, Tensor]) -> Tensor:
+    """What each token predicts: the label of the next one; nothing after the last of a row. (B, T)"""
+    targets = batch["labels"].roll(-1, 1)
+    targets[:, -1] = IGNORED
+    return targets
+
+
+def _at_tokens(values: Tensor, chosen: Tensor) -> Tensor:
+    """Values of the positions that predict, (M), at the tokens that they predict: (B, T), 0 elsewhere."""
+    everywhere = torch.zeros(chosen.shape, dtype=values.dtype, device=values.device)
+    return everywhere.masked_scatter_(chosen, values).roll(1, 1)

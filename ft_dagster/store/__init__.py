@@ -1,0 +1,1 @@
+"""Artifacts by the hash of their content, in a folder or a bucket."""
