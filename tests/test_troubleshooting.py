@@ -78,7 +78,7 @@ def test_no_message_is_left_out() -> None:
 
 
 def messages() -> Iterator[str]:
-    """What errors that people can mend say; those that only pass on another message are left out."""
+    """What errors that people can fix say; those that only pass on another message are left out."""
     for tree in trees():
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and node.args:

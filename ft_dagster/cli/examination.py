@@ -109,7 +109,7 @@ def _devices(machine: dict[str, Any], settings: Settings) -> Iterator[Finding]:
             "GPU driver",
             "warning",
             f"nvidia-smi lists {len(driver)} GPUs, torch sees {seen}. Put a build of torch for CUDA into the virtual "
-            "environment (docs/gpus.md), or mend the driver.",
+            "environment (docs/gpus.md), or fix the driver.",
         )
 
 

@@ -161,7 +161,7 @@ def load_settings(workspace: str | os.PathLike[str] | None = None) -> Settings:
         return Settings(_env_file=file, workspace=workspace)  # type: ignore[call-arg]
     except ValidationError as error:
         problems = "; ".join(f"{variable(problem['loc'][0])}: {problem['msg']}" for problem in error.errors())
-        raise SettingsError(f"{problems}. Mend it in the environment or in {file}.") from None
+        raise SettingsError(f"{problems}. Fix it in the environment or in {file}.") from None
     except UnicodeDecodeError as error:
         raise SettingsError(f"{file} is not UTF-8 text: {error}. Save it again as UTF-8.") from None
 

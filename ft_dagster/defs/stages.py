@@ -46,7 +46,7 @@ class Reason:
 
 
 BLOCKED = Reason("blocked", "a blocking check failed")
-"""Of a stage whose inputs are the same as when its check failed: only a person can mend that."""
+"""Of a stage whose inputs are the same as when its check failed: only a person can fix that."""
 
 
 @dataclass(frozen=True)
@@ -219,7 +219,7 @@ def input_artifact(context: dg.AssetExecutionContext, parent: Stage, store: Stor
     if found is None or ARTIFACT not in found.metadata:
         raise dg.Failure(f"{parent.name} has not been materialized. Materialize it first, or run `ft-dagster run`.")
     if _is_blocked(found):
-        raise dg.Failure(f"A blocking check of {parent.name} failed; see its checks, mend the cause, materialize it.")
+        raise dg.Failure(f"A blocking check of {parent.name} failed; see its checks, fix the cause, materialize it.")
     return store.get(parent.name, str(found.metadata[ARTIFACT].value))
 
 

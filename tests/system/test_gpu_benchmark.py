@@ -25,7 +25,8 @@ def test_on_a_cpu_it_compares_and_measures_a_tiny_model(tmp_path: Path) -> None:
     assert [facts["correct", way]["right"] for way in WAYS] == [True, True]
     assert "need a GPU" in facts["correct", LIGER]["not_run"]
     assert facts["reference", "nats of a token"]["change_if_pieces_mixed"] > 0.1, "mixed pieces would be seen"
-    assert facts["resume", "resumed"]["same_bytes"] and facts["resume", "resumed"]["resumed_from"] == 2
+    resumed = facts["resume", "resumed"]
+    assert resumed["same_bytes"] and 0 < resumed["resumed_from"] < resumed["steps"]
     assert facts["speed", f"none: {SPEED}"]["tokens_per_second"] > 0
     assert {part for part, name in facts if name == "the whole part"} == set(PARTS)
 

@@ -81,9 +81,8 @@ def adapter_evaluation(
     try:
         artifact = yield from find_or_evaluate(asked, settings, measure)
     except AdapterError as error:
-        raise dg.Failure(
-            f"{error} Or remove the link fine_tuned_model and what it leads to, to release anew."
-        ) from error
+        folder = asked.in_use.folder
+        raise dg.Failure(f"{error} Or remove {folder} and the link fine_tuned_model to release anew.") from error
     yield _describe(artifact, recipe, adapter)
 
 

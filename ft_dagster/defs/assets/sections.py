@@ -78,7 +78,7 @@ def _readable(unreadable: list[dict[str, Any]], recipe: Recipe) -> dg.AssetCheck
     advice = (
         "Left out, as the recipe says."
         if skip
-        else "Mend or remove them, or set `corpus: {unreadable: skip}` in the recipe."
+        else "Fix or remove them, or set `corpus: {unreadable: skip}` in the recipe."
     )
     return dg.AssetCheckResult(
         check_name=READABLE.name,

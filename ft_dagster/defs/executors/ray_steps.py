@@ -141,7 +141,7 @@ class RaySteps(RayStepHandler):
         if silent > self._settings.ray_patience_seconds:
             return _unhealthy(
                 f"The head of the Ray cluster, {self._settings.ray_address}, has not answered for {silent:.0f} s "
-                f"({followed.silence}). Start it, or mend FT_RAY_ADDRESS, and run again: training goes on from its "
+                f"({followed.silence}). Start it, or fix FT_RAY_ADDRESS, and run again: training goes on from its "
                 "last checkpoint."
             )
         return CheckStepHealthResult.healthy()
