@@ -1,4 +1,4 @@
-"""Adapters without Dagster: chapters -> dataset -> adapter -> bits per byte, through the library's rooms."""
+"""Make and measure adapters without Dagster: chapters -> dataset -> adapter -> bits per byte."""
 
 import json
 import os
@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ft_dagster.base.prepare import PreparedBase, prepare_base
+from ft_dagster.base.model_folder import PreparedBase
+from ft_dagster.base.prepare import prepare_base
 from ft_dagster.config.recipe import Recipe
 from ft_dagster.config.settings import Settings
 from ft_dagster.corpus.sections import make_sections
@@ -28,21 +29,21 @@ THREADS = os.cpu_count()
 
 @dataclass(frozen=True)
 class Made:
-    """An adapter and what it cost."""
+    """An adapter and the cost of making it."""
 
     folder: Path
     result: dict[str, Any]
-    """What the training process reports."""
+    """The result of the training process."""
     seconds: float
-    """Of the whole process, start-up included."""
+    """Duration of the process, including start-up."""
     cpu_seconds: float
 
 
 class Workbench:
-    """One body of reports, and adapters made from it."""
+    """A workspace with reports, from which adapters are made."""
 
     def __init__(self, chapters: Path, folder: Path, recipe: Recipe) -> None:
-        """Copy the Markdown chapters of a folder into a workspace of their own; the base model is prepared."""
+        """Copy the Markdown chapters of a folder into a new workspace, and prepare the base model."""
         self.folder = folder
         self.write(chapters)
         self.store = Store(folder / "store")
@@ -50,12 +51,12 @@ class Workbench:
         self.base: PreparedBase = prepare_base(recipe.base, Settings().cache)
 
     def write(self, chapters: Path) -> None:
-        """Make the chapters of the workspace those of a folder."""
+        """Replace the chapters of the workspace with those of a folder."""
         shutil.rmtree(self.folder / "chapter_markdowns", ignore_errors=True)
         shutil.copytree(chapters, self.folder / "chapter_markdowns")
 
     def dataset(self, recipe: Recipe) -> Artifact:
-        """The dataset of the chapters as they are now; what is held out stays so."""
+        """Return the dataset of the current chapters. Held-out chapters stay held out."""
         snapshot = take_snapshot(self.folder, self.folder / "files.db", self.store)
         sections = make_sections(snapshot, recipe.corpus)
         tokens, objectives = recipe.tokens, recipe.objectives
@@ -64,7 +65,7 @@ class Workbench:
         return make_dataset(sections, Path(self.base.folder), self.base.tokenizer, tokens, split, objectives)
 
     def train(self, dataset: Artifact, recipe: Recipe, **more: Any) -> Made:
-        """Make an adapter in a process of its own, unless it was made in this folder before."""
+        """Make an adapter in a separate process, unless this folder already contains it."""
         key = training_key(dataset.about["version"], self.base.identity, recipe)
         attempt = self.folder / "attempts" / key[:16]
         request = TrainingRequest(
@@ -82,7 +83,7 @@ class Workbench:
         return Made(attempt / "adapter", json.loads((attempt / RESULT).read_bytes()), seconds, cpu_seconds)
 
     def measure(self, dataset: Artifact, recipe: Recipe, adapters: dict[str, Path]) -> dict[str, Any]:
-        """Held-out measurements of the base and of adapters, by name, as the evaluation process reports them."""
+        """Return held-out measurements of the base and of adapters, by name, as the evaluation process reports them."""
         output = self.folder / "evaluation"
         request = EvaluationRequest(
             base=self.base.to_json(),
@@ -100,7 +101,7 @@ class Workbench:
 
 
 def _run(module: str, request: Path) -> tuple[float, float]:
-    """Wall and CPU seconds of a child process, which must end well."""
+    """Run a module as a child process, which must succeed, and return its wall and CPU seconds."""
     before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
     process = subprocess.run([sys.executable, "-m", module, str(request)], capture_output=True, text=True)
     if process.returncode:

@@ -1,4 +1,4 @@
-"""Who takes part in benchmarks/training.py, and who cannot."""
+"""The contenders of benchmarks/training.py, and those that could not be included."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,13 +13,13 @@ class Contender:
     name: str
     script: str
     requirements: str | None
-    """File in benchmarks/peers/; None for the project's own environment."""
+    """Requirements file in benchmarks/peers/; None for the project's own environment."""
     about: str
     options: dict[str, Any] = field(default_factory=dict)
     all_linear: bool = True
-    """Whether it has LoRA where the recipe has it, so that its operations can be counted."""
+    """Whether it applies LoRA to the same layers as the recipe, so that its operations can be counted."""
     lossless: bool = True
-    """Whether all of the text reaches its loss (but for the first token of every piece)."""
+    """Whether all of the text reaches its loss (except the first token of every piece)."""
 
 
 CONTENDERS = [
@@ -28,7 +28,7 @@ CONTENDERS = [
         "original.py",
         "hugging_face.txt",
         "the recipe of fine_tune.py: one example a file, cut at 512 tokens; LoRA on q, k, v, o; NF4; checkpointing; "
-        "its own learning rate and warm-up. Instead of fp16, which does not work on a CPU, the number format of all",
+        "its own learning rate and warm-up. Instead of fp16, which does not work on a CPU, the common number format",
         all_linear=False,
         lossless=False,
     ),
@@ -36,7 +36,7 @@ CONTENDERS = [
         "trl",
         "trl_sft.py",
         "hugging_face.txt",
-        "SFTTrainer with `packing=True` and else its defaults: strategy `bfd`, float32 weights (in bfloat16 under "
+        "SFTTrainer with `packing=True` and otherwise its defaults: strategy `bfd`, float32 weights (in bfloat16 under "
         "autocast), gradient checkpointing",
         {"strategy": "bfd", "best": False},
         lossless=False,
@@ -52,10 +52,10 @@ CONTENDERS = [
         "litgpt",
         "litgpt_lora.py",
         "litgpt.txt",
-        "`litgpt finetune_lora`, bf16-true or 32-true: it has no packing, a chapter is a sequence and a step; its own "
-        "schedule",
+        "`litgpt finetune_lora`, bf16-true or 32-true: it has no packing, so each chapter is a sequence and a step; "
+        "its own schedule",
     ),
-    Contender(OURS, "ours.py", None, "`python -m ft_dagster.training`, the recipe as it ships"),
+    Contender(OURS, "ours.py", None, "`python -m ft_dagster.training`, the shipped recipe"),
 ]
 NOT_RUN = (
     "Not run: LLaMA-Factory 0.9.5. Importing it imports torchaudio and, through transformers, torchvision, whose "

@@ -1,8 +1,8 @@
-"""Reports of any size for benchmarks: real sections, recombined.
+"""Generate reports of any size for benchmarks by recombining real sections.
 
-A made chapter has three sections. Each takes title and paragraphs from one section of the given reports, swaps one
-paragraph for one of another section, and ends with a sentence that is in no other chapter, so that deduplication
-leaves it in.
+A generated chapter has three sections. Each takes its title and paragraphs from one section of the given reports, with
+one paragraph replaced by one of another section, and ends with a sentence that no other chapter contains, so that
+deduplication keeps it.
 """
 
 import random
@@ -16,14 +16,14 @@ _IN_FOLDER = 1000
 
 
 def write_chapters(reports: Path, workspace: Path, count: int, seed: int = 7) -> int:
-    """Make `count` chapters in `workspace/chapter_markdowns` from the Markdown in `reports`. Returns their bytes."""
+    """Write `count` chapters, recombined from `reports`, to `workspace/chapter_markdowns`. Return their total bytes."""
     sections = [
         (section.title or "Text", section.text.split("\n\n"))
         for path in sorted(reports.rglob("*.md"))
         for section in parse_markdown(decode(path.read_bytes())).sections
     ]
     if not sections:
-        raise SystemExit(f"{reports} holds no Markdown to recombine.")
+        raise SystemExit(f"{reports} contains no Markdown to recombine.")
     folder = workspace / "chapter_markdowns"
     size = 0
     for number in range(count):

@@ -1,7 +1,7 @@
-"""Held-out bits per byte of a base and of adapters from anywhere: `python benchmarks/held_out.py REQUEST.json`.
+"""Measure held-out bits per byte of a base and of any adapters: `python benchmarks/held_out.py REQUEST.json`.
 
-What `ft_dagster.evaluation` measures, but for adapters without a manifest, which it would refuse. The request is its
-request; the result, bits per byte by name, is printed as JSON.
+This measures the same as `ft_dagster.evaluation`, but also accepts adapters without a manifest. The request is an
+EvaluationRequest; the result, bits per byte by name, is printed as JSON.
 """
 
 import json

@@ -1,9 +1,10 @@
-"""Time and memory that hostile chapters take, against their size.
+"""Measure the time and memory of hostile chapters by their size.
 
     python benchmarks/hostile.py [--output FILE]
 
-Every cell is a process of its own, which parses the chapter, searches it for keys, checks its account and, where it is
-text, tokenizes and packs it. Memory is the process's peak resident memory, less that of one with an empty chapter.
+Every row is measured in its own process, which parses the chapter, searches it for secret keys, checks the account of
+its bytes and, if it is text, tokenizes and packs it. Memory is the peak resident memory of the process, minus that of a
+process with an empty chapter.
 """
 
 import argparse
@@ -27,8 +28,8 @@ from fuzz.invariants import BLOCK, read, tokenizers
 PROJECT = Path(__file__).parents[1]
 MEGA = 1_000_000
 TOKENIZED = 6 * MEGA
-"""Bytes: larger chapters are only read here. The small vocabulary makes a token of almost each byte, at 270 bytes of
-memory each; that of a real base makes one of four."""
+"""Size in bytes above which chapters are only read. The small vocabulary makes a token, which takes 270 bytes of
+memory, from almost every byte; that of a real base makes one from four bytes."""
 
 
 def _json(text: str) -> str:
@@ -36,7 +37,7 @@ def _json(text: str) -> str:
 
 
 CASES: dict[str, tuple[Callable[[int], str], str, tuple[int, ...]]] = {
-    # name: (the chapter of a size, what the size counts, sizes)
+    # name: (function from size to chapter, unit of the size, sizes)
     "one line of words": (lambda n: "word and more " * (n * MEGA // 14), "MB", (1, 5, 50)),
     "one line without a blank": (lambda n: "a" * (n * MEGA), "MB", (1, 5, 50)),
     "headings": (lambda n: "".join(f"## H{i}\n\nText {i}.\n\n" for i in range(n)), "thousand", (1, 10, 40)),
@@ -88,10 +89,10 @@ def in_a_process(name: str, size: int) -> dict[str, Any]:
 
 
 def measure(name: str, size: int) -> dict[str, Any]:
-    """Seconds of the processor, peak memory, and what became of the chapter."""
+    """Return CPU seconds, peak memory, and what became of the chapter."""
     make, unit, _ = CASES[name]
     data = make(size * 1000 if unit == "thousand" else size).encode()
-    tokenizers()  # set up before the clock
+    tokenizers()  # set up before the time is measured
     began = time.process_time()
     chapter = read(data, "json" if name.startswith("JSON") else "markdown")
     found = chapter_findings(chapter)
@@ -116,10 +117,9 @@ def as_table(rows: list[dict[str, Any]], idle: int) -> str:
         "# Hostile chapters: time and memory against size",
         "",
         f"`PYTHONPATH=. python benchmarks/hostile.py`, {datetime.now(UTC):%d %B %Y}, {processor()}, {versions}. Each "
-        "row is a process of its own; time is the processor's, of all its threads. Reading is parsing, searching for "
+        "row is measured in its own process; time is CPU time of all its threads. Reading is parsing, searching for "
         "keys and the account of bytes; every byte of every row is accounted for. Tokens are those of a vocabulary "
-        "that knows little more than single bytes, which is the worst case: where there are none, the chapter was only "
-        "read.",
+        "with little more than single bytes, which is the worst case; if there are none, the chapter was only read.",
         "",
         "| chapter | size | bytes | reading, s | tokens, s | memory, MB | comes to |",
         "|---|---:|---:|---:|---:|---:|---|",

@@ -1,10 +1,10 @@
-"""What an edit costs among 100 to 100,000 chapters, next to doing it all again.
+"""Measure the cost of an edit among 100 to 100,000 chapters, compared with recomputing everything.
 
     python benchmarks/incremental.py --reports FOLDER [SIZES ...]
 
-Every figure is of the real graph in a workspace of its own: Dagster runs on its own SQLite instance, the base model's
-real tokenizer, every phase in a fresh process, so that memory and CPU-seconds are its own. Chapters are made from the
-given reports by recombining sections (benchmarks/corpus.py).
+Every figure is measured on the real graph in its own workspace, with its own SQLite instance of Dagster and the base
+model's real tokenizer. Every phase runs in a new process, so that memory and CPU-seconds are its own. Chapters are made
+from the given reports by recombining sections (benchmarks/corpus.py).
 """
 
 import argparse
@@ -53,12 +53,12 @@ def main() -> None:
 
 
 def measure(workspace: Path, reports: Path, size: int) -> dict[str, Any]:
-    """All columns for one size."""
+    """Measure all columns for one size."""
     from benchmarks.corpus import write_chapters
 
     row: dict[str, Any] = {"chapters": size, "MB": write_chapters(reports, workspace, size) / 1e6}
     row["first scan"] = phase("scan", workspace)
-    time.sleep(3)  # a file that changed less than 2 s before it was hashed is hashed again
+    time.sleep(3)  # files changed less than 2 s before hashing are hashed again
     row["scan, nothing changed"] = median(phase("scan", workspace) for _ in range(EDITS))
     row["all"] = phase("run", workspace)
     row["store MB"] = folder_size(workspace / ".ft") / 1e6
@@ -79,7 +79,7 @@ def edit_one(workspace: Path, number: int) -> dict[str, float]:
 
 
 def phase(name: str, workspace: Path) -> dict[str, float]:
-    """Run a phase in a process of its own."""
+    """Run a phase in a new process."""
     done = subprocess.run(
         [sys.executable, str(Path(__file__)), "--phase", name],
         env=environment(workspace),
@@ -142,7 +142,7 @@ def run_phase() -> dict[str, float]:
 
 
 def quiet_tick_phase() -> dict[str, float]:
-    """A tick that finds nothing new: two trainings of this content are on record as failed, so none is asked for."""
+    """Measure a tick that requests no run, because two runs for this content are recorded as failed."""
     import dagster as dg
 
     from ft_dagster.config.settings import load_settings
@@ -178,7 +178,7 @@ PHASES = {"scan": scan_phase, "run": run_phase, "tick": tick_phase, "quiet tick"
 
 
 def command(workspace: Path, *arguments: str) -> dict[str, float]:
-    """A whole `ft-dagster` command, start of Python included."""
+    """Measure an `ft-dagster` command, including the start of Python."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     began = time.perf_counter()
     done = subprocess.run(
@@ -195,7 +195,7 @@ def command(workspace: Path, *arguments: str) -> dict[str, float]:
 
 
 def page_query(workspace: Path) -> float:
-    """Seconds of the query for everything that the asset pages show, from a real web server; the median of five."""
+    """Return the median seconds, of five, of a web server's answer to a query for everything that asset pages show."""
     import socket
 
     with socket.socket() as listener:
@@ -244,7 +244,7 @@ def folder_size(folder: Path) -> int:
 
 
 def as_table(rows: list[dict[str, Any]], reports: Path) -> str:
-    """Markdown."""
+    """Return the page as Markdown."""
     columns = [
         ("chapters", lambda row: f"{row['chapters']:,}"),
         ("text, MB", lambda row: f"{row['MB']:.1f}"),

@@ -1,4 +1,4 @@
-"""One report, and contenders that train on it and are measured on what is held out of it."""
+"""A report, and the contenders that train on it and are measured on its held-out chapters."""
 
 import json
 import shutil
@@ -27,7 +27,7 @@ PEERS = PROJECT / "benchmarks" / "peers"
 
 @dataclass(frozen=True)
 class Run:
-    """One contender in one round."""
+    """The result of one contender in one round."""
 
     cost: Cost
     result: dict[str, Any]
@@ -35,17 +35,17 @@ class Run:
 
 
 class Match:
-    """All contenders on one report."""
+    """Runs all contenders on one report."""
 
     def __init__(self, chapters: Path, scratch: Path, recipe: Recipe, threads: int, patience_seconds: float) -> None:
-        """Make the dataset, and see which files are held out.
+        """Make the dataset, and find out which files are held out.
 
         Args:
             chapters: folder with the Markdown files.
-            scratch: for all that is made.
-            recipe: of ft_dagster; its whole number of epochs holds for all.
-            threads: for all.
-            patience_seconds: a contender that would train longer gives its rate alone.
+            scratch: folder for everything that is made.
+            recipe: the recipe of ft_dagster, whose number of epochs, an integer, applies to all contenders.
+            threads: the number of threads of each contender.
+            patience_seconds: if training would take longer than this, only the contender's rate is measured.
         """
         self.scratch, self.recipe, self.threads = scratch, recipe, threads
         self.patience_seconds = patience_seconds
@@ -62,11 +62,11 @@ class Match:
         tokenizer = Tokenizer.from_file(str(self.base / "tokenizer.json"))
         texts = [file.read_text("utf-8-sig", errors="replace") for file in self.files]
         self.tokens = sum(len(tokenizer.encode(text, add_special_tokens=False).ids) for text in texts)
-        """Of the training chapters, as the base's tokenizer reads their Markdown."""
+        """The number of tokens in the Markdown of the training chapters, by the base's tokenizer."""
         self.end_id = tokenizer.token_to_id(json.loads((self.base / "tokenizer_config.json").read_bytes())["eos_token"])
 
     def train(self, contender: Contender, python: Path, number: int) -> Run:
-        """Run a contender. Raises ProcessError if it fails."""
+        """Run a contender. Raise ProcessError if it fails."""
         output = self.scratch / f"{contender.name}-{number}"
         output.mkdir()
         recipe = self.recipe
@@ -111,10 +111,11 @@ class Match:
         )
 
     def _counted(self, supervised: int) -> dict[str, Any]:
-        """What the rows of ft_dagster hold, over all epochs: what is supervised is a piece but for its prompt.
+        """Count tokens and pieces in the rows of ft_dagster, over all epochs. Prompts of pieces are not supervised.
 
         Args:
-            supervised: tokens that reached the loss, as the training process counted them; they must be these.
+            supervised: the number of tokens that reached the loss, by the count of the training process, which must be
+                the same.
         """
         pieces: Counter[int] = Counter()
         text = ends = 0
@@ -133,7 +134,7 @@ class Match:
         return {"text_tokens": text * epochs, "end_tokens": ends * epochs, "pieces": counts}
 
     def measure(self, adapters: dict[str, Path]) -> dict[str, float]:
-        """Held-out bits per byte of the base and of adapters, by name."""
+        """Return held-out bits per byte of the base and of adapters, by name."""
         request = EvaluationRequest(
             base=self.bench.base.to_json(),
             dataset=str(self.dataset.path),

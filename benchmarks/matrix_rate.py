@@ -1,4 +1,4 @@
-"""What this machine does in matrix products, in GFLOP per CPU-second: `matrix_rate.py THREADS FORMAT`."""
+"""Measure this machine's rate of matrix products, in GFLOP per CPU-second: `matrix_rate.py THREADS FORMAT`."""
 
 import statistics
 import sys

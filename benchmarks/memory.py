@@ -1,8 +1,8 @@
-"""Peak memory of real trainings on this machine, beside the estimate made before them.
+"""Compare the peak memory of real trainings on this machine with the estimate made before them.
 
     python benchmarks/memory.py [--reports FOLDER] [--output FILE]
 
-Every row is one `python -m ft_dagster.training` on the same few blocks of text; the peak is that of the process.
+Every row is one `python -m ft_dagster.training` on the same few blocks of text, and the peak is that of its process.
 """
 
 import argparse
@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from ft_dagster.base.prepare import prepare_base
-from ft_dagster.config.recipe import Recipe, load_recipe, resolve_recipe
+from ft_dagster.config.recipe import Recipe
+from ft_dagster.config.recipe_file import load_recipe, resolve_recipe
 from ft_dagster.corpus.sections import make_sections
 from ft_dagster.corpus.snapshot import take_snapshot
 from ft_dagster.dataset.dataset import choose_split, make_dataset
@@ -69,7 +70,7 @@ def main() -> None:
 
 
 def measure(recipe: Recipe, reports: Path, scratch: Path, number: int) -> dict[str, Any]:
-    """One training of a fifth of an epoch, in a process of its own."""
+    """Measure one training of a fifth of an epoch, in its own process."""
     base = prepare_base(recipe.base, Path(os.environ.get("FT_CACHE", "~/.cache/ft_dagster")).expanduser())
     sections = make_sections(take_snapshot(reports, scratch / "files.db", Store(scratch / "store")), recipe.corpus)
     split = choose_split(sections, recipe.tokens, Pinned())
@@ -99,8 +100,8 @@ def as_table(rows: list[dict[str, Any]]) -> str:
         "# Memory of a training on a CPU",
         "",
         f"`python benchmarks/memory.py`, {datetime.now(UTC):%d %B %Y}, {processor()}, {versions}. SmolLM2-135M, the "
-        "recipe `smollm2-135m` with the change named; a few optimizer steps, each in a process of its own. Measured is "
-        "the process's peak resident memory.",
+        "recipe `smollm2-135m` with the named change; each row is a training of a few optimizer steps in its own "
+        "process. The measured memory is the peak resident memory of the process.",
         "",
         "| recipe | estimated GiB | measured GiB | estimate over measured |",
         "|---|---:|---:|---:|",

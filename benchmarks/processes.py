@@ -1,4 +1,4 @@
-"""Child processes with what each of them alone cost, and virtual environments with pinned packages."""
+"""Run child processes and measure the cost of each, and make virtual environments with pinned packages."""
 
 import hashlib
 import os
@@ -14,24 +14,24 @@ READY = ".ready"
 
 
 class ProcessError(Exception):
-    """A process did not end well; the message is the end of what it wrote."""
+    """A process failed; the message contains the last line of its output."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one process, from its start to its end."""
+    """The cost of one process, from its start to its end."""
 
     seconds: float
     cpu_seconds: float
     memory: int
-    """Bytes: the most that it held at a time."""
+    """Peak resident memory in bytes."""
 
 
 def run(command: list[str], log: Path, environment: dict[str, str]) -> Cost:
-    """Run a command to its end; what it writes goes to a file.
+    """Run a command until it exits, with its output written to a file.
 
     Raises:
-        ProcessError: it ended with another code than 0.
+        ProcessError: the exit code is not 0.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
@@ -48,7 +48,7 @@ def run(command: list[str], log: Path, environment: dict[str, str]) -> Cost:
 
 
 def child_environment(home: Path, threads: int, path: Path | None = None) -> dict[str, str]:
-    """What every contender sees: no hub, and caches of its own. How threads wait is left to each."""
+    """Return a contender's environment variables: offline, with its own caches. How threads wait is up to each."""
     kept = {name: value for name, value in without_secrets().items() if name != "PYTHONPATH"}
     own = {
         "HF_HOME": str(home),
@@ -60,14 +60,14 @@ def child_environment(home: Path, threads: int, path: Path | None = None) -> dic
 
 
 def make_environment(requirements: Path, folder: Path) -> Path:
-    """A virtual environment with what a requirements file pins, made once for each content of it.
+    """Make a virtual environment with the packages that a requirements file pins, once for each content of the file.
 
     Args:
-        requirements: the file; its name and a hash of its content name the environment.
-        folder: for all environments.
+        requirements: the file, whose name and hash form the name of the environment.
+        folder: folder of all environments.
 
     Returns:
-        The environment's Python.
+        The path of the environment's Python.
 
     Raises:
         ProcessError: pip failed.

@@ -1,11 +1,12 @@
-"""Which recipe learns most: one field changed at a time, held-out bits per byte on real reports.
+"""Find the recipe that learns most, by held-out bits per byte on real reports, with one field changed at a time.
 
     python benchmarks/recipe.py FOLDER [FOLDER ...]
 
-Each FOLDER holds the Markdown chapters of a report. From the recipe that ships, learning rate, epochs, rank, rows in a
-step, block length and dropout are changed one after the other; the best value of each is kept before the next is tried
-(the mean over the reports of the bits per byte gained on the base). The same chapters are held out each time, and
-measured in blocks of the same length, the shipped recipe's: with less text before it, text is harder to predict.
+Each FOLDER contains the Markdown chapters of a report. Starting from the shipped recipe, learning rate, epochs, rank,
+rows per step, block length and dropout are changed one after the other. The best value of each is kept before the next
+field is tried: the one with the largest gain over the base in bits per byte, averaged over the reports. The same
+chapters are held out each time, and measured in blocks of the shipped recipe's length, because text is harder to
+predict with less text before it.
 """
 
 import argparse
@@ -17,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.adapters import Workbench
-from ft_dagster.config.recipe import Recipe, load_recipe, resolve_recipe
+from ft_dagster.config.recipe import Recipe
+from ft_dagster.config.recipe_file import load_recipe, resolve_recipe
 
 PROJECT = Path(__file__).parents[1]
 STEPS: list[tuple[str, list[Any]]] = [
@@ -28,7 +30,7 @@ STEPS: list[tuple[str, list[Any]]] = [
     ("tokens.block_length", [256, 512, 1024]),
     ("lora.dropout", [0.0, 0.05]),
 ]
-"""Fields in the order they are tried, and their values."""
+"""The fields in the order in which they are tried, with their values."""
 
 
 def main() -> None:
@@ -71,7 +73,7 @@ def main() -> None:
 
 
 def _try(benches: list[Workbench], recipe: Recipe, shipped: Recipe) -> tuple[list[str], float, float]:
-    """Cells of a row by report, the mean gain, and CPU-seconds of training on all."""
+    """Train and measure a recipe on all reports. Return a cell for each, the mean gain, and CPU-seconds of training."""
     cells, gains, cost = [], [], 0.0
     for bench in benches:
         made = bench.train(bench.dataset(recipe), recipe)
@@ -88,7 +90,7 @@ def _with(recipe: Recipe, field: str, value: Any) -> Recipe:
     content = recipe.model_dump(mode="json")
     content[part][name] = value
     if name == "rank":
-        content["lora"]["alpha"] = 2 * value  # so that the scale of the update stays
+        content["lora"]["alpha"] = 2 * value  # keeps the scale of the update
     if name == "rows_per_step":
         content["training"]["rows_per_device"] = min(value, recipe.training.rows_per_device)
     return resolve_recipe(content)

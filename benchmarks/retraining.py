@@ -1,14 +1,14 @@
-"""What a new revision of a report costs, and what the adapter is worth: all of the text from the base, or what is new.
+"""Measure cost and quality of retraining after a revision: from the base on all text, or continued on new text.
 
     python benchmarks/retraining.py FOLDER
 
-FOLDER is a report with `revisions/`, a folder of dated revisions each, and `chapters/`, the last one. After each
-revision an adapter is made in four ways and measured on the held-out chapters of that revision:
+FOLDER is a report with `revisions/`, which contains a folder for each dated revision, and `chapters/`, the last
+revision. After each revision an adapter is made in four ways, and measured on that revision's held-out chapters:
 
-- from the base, on all of the text (`training.start: base`);
-- from the adapter before, on the rows with new text and 5 % of the others (`start: last`), as it made itself;
+- from the base, on all text (`training.start: base`);
+- from the previous adapter made in the same way, on the rows with new text and 5 % of the others (`start: last`);
 - the same with half the learning rate;
-- not at all: the first adapter stays.
+- not at all: the first adapter is kept.
 """
 
 import argparse
@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.adapters import Workbench
-from ft_dagster.config.recipe import Recipe, load_recipe, resolve_recipe
+from ft_dagster.config.recipe import Recipe
+from ft_dagster.config.recipe_file import load_recipe, resolve_recipe
 from ft_dagster.dataset.dataset import all_documents
 from ft_dagster.store.local import Artifact
 

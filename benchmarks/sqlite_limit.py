@@ -1,11 +1,11 @@
-"""How many runs at once Dagster's history takes: in SQLite, and in PostgreSQL beside it.
+"""Measure how many concurrent runs Dagster's history supports, in SQLite and in PostgreSQL.
 
     python benchmarks/sqlite_limit.py [--runs 5] [--output FILE] [1 2 4 8 ...]
 
-Each number is so many processes that run a job at the same time on one DAGSTER_HOME, again and again, from a common
-start. The job does nothing but write what a run of the graph writes: six assets with their metadata, nine checks, and
-fifty observations of a training. The history is a folder, and then a PostgreSQL server where DAGSTER_POSTGRES_HOST and
-its fellows name one.
+Each number is a number of processes that start together and repeatedly run a job on one DAGSTER_HOME. The job only
+writes what a run of the graph writes: six assets with their metadata, nine checks, and fifty observations of a
+training. The history is a folder, and then also a PostgreSQL server, if DAGSTER_POSTGRES_HOST and the related variables
+name one.
 """
 
 import argparse
@@ -36,24 +36,24 @@ PROJECT = Path(__file__).parents[1]
 _OBSERVATIONS = 50
 _CHECKS = 9
 _TABLE = "| chapter | bits per byte |\n|---|---|\n" + "| chapter_1 | 1.2345 |\n" * 200
-"""About 5 kB of Markdown, as the metadata of a stage."""
+"""About 5 kB of Markdown, like the metadata of a stage."""
 _LOCKED = "database is locked"
 
 
 @dataclass(frozen=True)
 class Row:
-    """What so many runs at once came to."""
+    """The result for one number of concurrent runs."""
 
     storage: str
     at_once: int
     runs: int
     failed: int
     locked: int
-    """Runs in which SQLite said that its database is locked."""
+    """The number of runs in which SQLite reported that its database is locked."""
     seconds: float
-    """From the common start to the end of the last."""
+    """From the common start until the last process exits."""
     latencies: list[float]
-    """Seconds that each event took to be stored."""
+    """The seconds that it took to store each event."""
 
     def __str__(self) -> str:
         milliseconds = [1000 * seconds for seconds in sorted(self.latencies)] or [float("nan")]
@@ -68,9 +68,9 @@ class Row:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("at_once", type=int, nargs="*", default=[1, 2, 4, 8, 16, 32, 64])
-    parser.add_argument("--runs", type=int, default=5, help="of each process, one after the other")
+    parser.add_argument("--runs", type=int, default=5, help="runs of each process, one after the other")
     parser.add_argument("--output", type=Path, default=PROJECT / "benchmarks" / "results" / "sqlite_limit.md")
-    parser.add_argument("--write", type=Path, help=argparse.SUPPRESS)  # a folder: be one of the processes
+    parser.add_argument("--write", type=Path, help=argparse.SUPPRESS)  # run as one of the processes, in this folder
     options = parser.parse_args()
     if options.write:
         _write(options.write, options.runs)
@@ -101,7 +101,7 @@ def _measure(storage: str, at_once: int, runs: int) -> Row:
         environment |= {"DAGSTER_HOME": str(folder / "home"), "PYTHONPATH": str(PROJECT)}
         with mock.patch.dict(os.environ, environment, clear=True):
             prepare_home(Settings(workspace=folder, DAGSTER_HOME=folder / "home"))
-            with dg.DagsterInstance.get() as instance:  # its tables are there before anybody is timed
+            with dg.DagsterInstance.get() as instance:  # creates the tables before anything is timed
                 instance.get_runs(limit=1)
         command = [sys.executable, __file__, "--write", str(folder), "--runs", str(runs)]
         writers = [subprocess.Popen(command, env=environment) for _ in range(at_once)]
@@ -130,7 +130,7 @@ def _measure(storage: str, at_once: int, runs: int) -> Row:
 
 
 def _write(folder: Path, runs: int) -> None:
-    """Be one of the processes: wait for the start, run the job again and again, leave what it took in a file."""
+    """Run as one of the processes: wait for the start, run the job repeatedly, and write the measurements to a file."""
     assets = _assets()
     found: dict[str, Any] = {"failed": 0, "locked": 0, "latencies": []}
     with dg.DagsterInstance.get() as instance:

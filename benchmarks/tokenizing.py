@@ -1,12 +1,12 @@
-"""How fast text becomes packed rows on disk, next to `datasets.map` with the same tokenizer.
+"""Measure how fast text becomes packed rows on disk, compared with `datasets.map` and the same tokenizer.
 
     python benchmarks/tokenizing.py --reports FOLDER
 
-Three lines: `datasets.map` tokenizes texts in memory and writes their tokens to an Arrow file. "Tokenized" is our
-tokenizer on the same texts, every text read back and compared. "Whole dataset" is the stage: sections read from the
-store, tokenized, read back, cut at headings and paragraphs, packed, accounted for to the byte, written as Arrow and
-hashed. Each loads its tokenizer anew in each round. They alternate in one process, after a round that does not count;
-the table has medians.
+The table has three rows. `datasets.map` tokenizes texts in memory and writes their tokens to an Arrow file. "Tokenized"
+is our tokenizer on the same texts, where every text is decoded again and compared. "Whole dataset" is the stage, in
+which sections are read from the store, tokenized, decoded again, cut at headings and paragraphs, packed, accounted for
+to the byte, written as Arrow and hashed. Each loads its tokenizer again in each round. They alternate in one process,
+after a warm-up round; the table shows medians.
 """
 
 import argparse
@@ -21,7 +21,8 @@ import numpy as np
 
 from benchmarks.corpus import write_chapters
 from ft_dagster.base.prepare import prepare_base
-from ft_dagster.config.recipe import Corpus, Tokens, load_recipe
+from ft_dagster.config.recipe import Corpus, Tokens
+from ft_dagster.config.recipe_file import load_recipe
 from ft_dagster.config.settings import Settings
 from ft_dagster.corpus.chapter import Section
 from ft_dagster.corpus.sections import all_chapters, make_sections
@@ -70,7 +71,7 @@ def main() -> None:
 
         def whole() -> None:
             nonlocal round_number
-            round_number += 1  # another block length each time, so that nothing is taken over from the round before
+            round_number += 1  # a different block length in each round, so that nothing is reused from the one before
             options = Tokens(block_length=512 + round_number)
             made = make_dataset(sections, Path(base.folder), base.tokenizer, options, split)
             assert made.about["splits"]["train"]["rows"]
@@ -100,8 +101,8 @@ def main() -> None:
     about = (
         f"# Tokenizing\n\n{len(texts):,} sections, {size:.1f} MB, recombined from real ones; tokenizer of "
         f"SmolLM2-135M; {ROUNDS} alternated rounds, medians, {os.cpu_count()} cores. `datasets.map` tokenizes and "
-        "writes tokens. Ours reads every text back and compares; the whole dataset is also cut, packed, accounted for "
-        "to the byte, and hashed.\n\n"
+        "writes tokens. Ours also decodes every text again and compares it; the whole dataset is also cut, packed, "
+        "accounted for to the byte, and hashed.\n\n"
     )
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(about + "\n".join(lines) + "\n")

@@ -1,12 +1,13 @@
-"""Training side by side: ft_dagster next to what people use, on the same base, chapters and epochs, in one run.
+"""Compare training with ft_dagster and with other tools, on the same base, chapters and epochs, in one run.
 
     python benchmarks/training.py [--chapters FOLDER ...] [--epochs 1] [--rounds 2]
 
-Each contender is a process of its own (benchmarks/peers/), with the packages that a requirements file there pins, in a
-virtual environment that is made on the first run. They take turns, in the opposite order every other round. All see
-the chapters that ft_dagster trains on, as Markdown, an example a chapter; the chapters it holds out measure the
-adapters, all of them by the code of `ft_dagster.model.scoring`. All compute in the number format that is faster on
-this processor. A contender that would train for longer than --patience minutes gives the rate of its first three steps.
+Each contender runs in its own process (benchmarks/peers/), with the packages that a requirements file there pins, in a
+virtual environment that is made on the first run. They take turns, in reverse order every other round. All train on the
+Markdown of the chapters that ft_dagster trains on, with one example per chapter. All adapters are measured on the
+chapters that ft_dagster holds out, by the code of `ft_dagster.model.scoring`. All compute in the number format that is
+faster on this processor. For a contender that would train longer than --patience minutes, only the rate of its first
+three steps is measured.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from benchmarks.match import PEERS, PROJECT, Match
 from benchmarks.pages import with_section
 from benchmarks.processes import ProcessError, child_environment, make_environment
 from benchmarks.training_table import TITLE, USUAL, Score, as_table, introduction, kind_of_processor, report_name
-from ft_dagster.config.recipe import load_recipe, resolve_recipe
+from ft_dagster.config.recipe_file import load_recipe, resolve_recipe
 from ft_dagster.config.settings import Settings
 from ft_dagster.runtime.number_format import resolved_here
 
@@ -29,14 +30,20 @@ from ft_dagster.runtime.number_format import resolved_here
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--chapters", type=Path, nargs="+", default=[PROJECT / "ft_dagster" / "examples"], help="one table each"
+        "--chapters",
+        type=Path,
+        nargs="+",
+        default=[PROJECT / "ft_dagster" / "examples"],
+        help="reports, one table each",
     )
     parser.add_argument("--epochs", type=int, default=1, choices=(1, 2))
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--recipe", default="smollm2-135m")
-    parser.add_argument("--patience", type=float, default=20, help="minutes; a longer training gives its rate alone")
-    parser.add_argument("--only", nargs="+", choices=[c.name for c in CONTENDERS], help="leave the others out")
+    parser.add_argument("--patience", type=float, default=20, help="minutes above which only the rate is measured")
+    parser.add_argument(
+        "--only", nargs="+", choices=[c.name for c in CONTENDERS], help="run only these, and ft_dagster"
+    )
     parser.add_argument("--peers", type=Path, help="folder of the contenders' virtual environments")
     parser.add_argument("--output", type=Path, default=PROJECT / "benchmarks" / "results" / "training.md")
     options = parser.parse_args()
@@ -65,12 +72,12 @@ def main() -> None:
 
 
 def markdown_folder(folder: Path) -> Path:
-    """Where the chapters of a folder are: in one of the usual places below it, or in itself."""
+    """Return the folder with the chapters of a report: one of the usual subfolders, or the folder itself."""
     return next((path for name in USUAL if (path := folder / name).is_dir()), folder)
 
 
 def install(contenders: list[Contender], folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
-    """Pythons by contender, and why the others have none."""
+    """Return the Python of each contender, and the reason for each that cannot be installed."""
     pythons, failures = {}, {}
     for contender in contenders:
         try:
@@ -84,7 +91,7 @@ def install(contenders: list[Contender], folder: Path) -> tuple[dict[str, Path],
 
 
 def play(match: Match, scores: list[Score], pythons: dict[str, Path], rounds: int) -> tuple[list[float], float | None]:
-    """All rounds. Returns rates of matrix products, one before each run, and the base's bits per byte."""
+    """Run all rounds. Return rates of matrix products, measured before each run, and the base's bits per byte."""
     rates = []
     for number in range(rounds):
         for score in scores if number % 2 == 0 else reversed(scores):
@@ -110,7 +117,7 @@ def play(match: Match, scores: list[Score], pythons: dict[str, Path], rounds: in
 
 
 def matrix_rate(threads: int, number_format: str) -> float:
-    """GFLOP per CPU-second in matrix products, in a process of its own."""
+    """Measure GFLOP per CPU-second of matrix products, in a separate process."""
     script = str(PROJECT / "benchmarks" / "matrix_rate.py")
     environment = child_environment(Path(tempfile.gettempdir()), threads)
     done = subprocess.run(

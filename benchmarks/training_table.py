@@ -1,4 +1,4 @@
-"""The table of benchmarks/training.py, and what stands above it."""
+"""The tables of benchmarks/training.py, and the text above them."""
 
 import os
 import platform
@@ -14,17 +14,17 @@ import psutil
 
 from benchmarks.contenders import NOT_RUN, OURS, Contender
 from benchmarks.match import PEERS, Match, Run
-from ft_dagster.base.prepare import model_config
+from ft_dagster.base.model_folder import model_config
 from ft_dagster.training.sizing.model_flops import flops_of_pieces
 from ft_dagster.training.sizing.shape import shape_of
 
 USUAL = ("chapter_markdowns", "chapters")
-"""Names of folders that hold the chapters of a report."""
+"""Usual names of folders with the chapters of a report."""
 
 
 @dataclass
 class Score:
-    """What one contender came to: medians over its rounds, or why it has none."""
+    """The results of one contender: its runs, from which medians are taken, or the reason of its failure."""
 
     contender: Contender
     runs: list[Run] = field(default_factory=list)
@@ -36,7 +36,7 @@ class Score:
 
     @property
     def finished(self) -> bool:
-        """Whether it trained to its end, so that there is an adapter to measure."""
+        """Whether training ran to the end, so that there is an adapter to measure."""
         return not self.failure and not any(run.result["ended_early"] for run in self.runs)
 
     @property
@@ -48,7 +48,7 @@ class Score:
 def introduction(
     epochs: int, rounds: int, threads: int, patience: float, folders: list[Path], contenders: list[Contender]
 ) -> str:
-    """What was measured, where and how."""
+    """Return the text that says what was measured, where and how."""
     pinned = sorted(
         {line for c in contenders if c.requirements for line in (PEERS / c.requirements).read_text().split()}
     )
@@ -60,16 +60,16 @@ def introduction(
             f"--patience {patience:g}`. Medians.",
             f"Packages: ft_dagster {own}; its peers {', '.join(line.replace('==', ' ') for line in pinned)}.",
             "Same base (SmolLM2-135M-Instruct), same chapters, same number of epochs, each contender in its own "
-            "process, taking turns. Those but `original` have the recipe's LoRA (rank, alpha, dropout, all linear "
-            "layers) and learning rate; TRL also its block length, rows in a step, schedule, clipping and weight "
-            "decay. Useful tokens are tokens of text that a step "
-            "learned from: not padding, not end-of-sequence tokens. Text that reached the loss: these, over the "
-            "tokens of the training chapters' Markdown. Training is timed from the first forward pass, which is a "
-            "trial in ft_dagster, to the end of the last optimizer step; memory and start-up are those of the whole "
-            "process. Share of the matrix limit: operations that the model needs (training/sizing/model_flops.py) a "
-            "CPU-second, over those of matrix products in the same run. All compute in the number format that is "
-            "faster on this processor. Where no bits per byte stand, training would have taken more than "
-            f"{patience:g} minutes, and the first three steps give the rate. Adapters are measured by the same "
+            "process, taking turns. All except `original` use the recipe's LoRA (rank, alpha, dropout, all linear "
+            "layers) and learning rate; TRL also its block length, rows per step, schedule, clipping and weight "
+            "decay. Useful tokens are the tokens of text that a step learned from, without padding and "
+            "end-of-sequence tokens. Text that reached the loss is their number divided by that of the tokens in the "
+            "training chapters' Markdown. Training is timed from the first forward pass, which is the probe in "
+            "ft_dagster, to the end of the last optimizer step; memory and start-up are those of the process. Share "
+            "of the matrix limit is the rate of operations that the model needs (training/sizing/model_flops.py) per "
+            "CPU-second, divided by that of matrix products in the same run. All compute in the number format that "
+            "is faster on this processor. If there are no bits per byte, training would have taken more than "
+            f"{patience:g} minutes, and the rate is that of the first three steps. Adapters are measured by the same "
             "code on the same held-out sections.",
             "\n".join(f"- {c.name}: {c.about}." for c in contenders),
             NOT_RUN,
@@ -81,7 +81,7 @@ TITLE = "# Training, side by side"
 
 
 def kind_of_processor() -> str:
-    """Its name, and the instructions that decide which number format is fast."""
+    """Return the processor's name, and the instruction sets that determine which number format is fast."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
@@ -90,18 +90,18 @@ def kind_of_processor() -> str:
 
 
 def machine() -> str:
-    """Processor, cores and memory."""
+    """Return a description of processor, cores and memory."""
     return f"{kind_of_processor()}, {os.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB"
 
 
 def report_name(folder: Path) -> str:
-    """What people call a report: the folder that holds its chapters, or the one above."""
+    """Return the name of a report: that of the folder with its chapters, or of the folder above."""
     folder = folder.resolve()
     return folder.parent.name if folder.name in USUAL else folder.name
 
 
 def as_table(name: str, match: Match, scores: list[Score], rates: list[float], base: float | None) -> str:
-    """Markdown, a row a contender."""
+    """Return a report's results as Markdown, with a table that has a row for each contender."""
     rate = statistics.median(rates)
     ours = next((score for score in scores if score.contender.name == OURS and not score.failure), None)
     share = partial(share_of_limit, match, rate)
@@ -141,7 +141,7 @@ def as_table(name: str, match: Match, scores: list[Score], rates: list[float], b
 
 
 def verdict(match: Match, scores: list[Score], ours: Score | None) -> list[str]:
-    """ft_dagster next to the fastest of those that keep the text."""
+    """Return a sentence that compares ft_dagster with the fastest lossless peer, if there is one."""
     peers = [s for s in scores if s is not ours and not s.failure and s.contender.lossless]
     if not ours or not peers:
         return []
@@ -157,7 +157,7 @@ def verdict(match: Match, scores: list[Score], ours: Score | None) -> list[str]:
 
 
 def kept(match: Match, score: Score) -> float:
-    """Share of the text's tokens that a step learned from, in an epoch."""
+    """Return the share of the text's tokens that a step learned from, in an epoch."""
     epochs = int(match.recipe.training.epochs)
     return score.median(lambda run: run.result["text_tokens"]) / (match.tokens * epochs)
 
@@ -167,7 +167,7 @@ def with_start_up(run: Run) -> float:
 
 
 def share_of_limit(match: Match, rate: float, score: Score) -> float:
-    """Model FLOPs a CPU-second, over those of matrix products alone."""
+    """Return model FLOPs per CPU-second, divided by those of matrix products alone."""
     shape = shape_of(model_config(match.base))
 
     def share(run: Run) -> float:

@@ -1,4 +1,4 @@
-"""ft_dagster keeps a fine-tuned language model as fresh as the reports it learned from."""
+"""ft_dagster fine-tunes a language model on reports, and trains it again whenever they change."""
 
 from os import PathLike
 from typing import TYPE_CHECKING
@@ -11,15 +11,15 @@ __version__ = "0.1.0"
 
 
 def load_released(workspace: "str | PathLike[str] | None" = None) -> "tuple[PeftModel, PreTrainedTokenizerBase]":
-    """The released adapter on its base model, ready to write text, and its tokenizer; for notebooks.
+    """Return the released adapter on its base model, ready to generate text, and its tokenizer; for use in notebooks.
 
     Args:
         workspace: the folder of a workspace; by default the one that FT_WORKSPACE names, or the current folder.
 
     Raises:
-        AdapterError: nothing is released there, or the base is another one than the adapter was trained on, by the
-            hashes in its manifest, or a file of the adapter is damaged.
-        BaseModelError: the base model cannot be had.
+        AdapterError: the workspace has no released adapter, a file of the adapter is damaged, or the base model is not
+            the one that the adapter was trained on, according to the hashes in its manifest.
+        BaseModelError: the base model is not available.
     """
     from ft_dagster.config.settings import load_settings
     from ft_dagster.model.adapter import load_released as load

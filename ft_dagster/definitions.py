@@ -1,4 +1,4 @@
-"""All that `dagster dev` loads, put together in one place."""
+"""The definitions that `dagster dev` loads: assets, checks, jobs, sensors, schedules, resources and the executor."""
 
 import dagster as dg
 

@@ -1,14 +1,14 @@
-"""The errors that a person can fix.
+"""The errors that a user can fix.
 
-Each package has a subclass of its own where somebody distinguishes its errors from others; whoever reports errors, a
-command, a process or the sensor, catches UserError. Any other exception is a fault of this project, and its traceback
-is shown.
+A package defines a subclass of its own where callers need to tell its errors apart from others. The code that reports
+errors (a command, a process or the sensor) catches UserError. Any other exception is a bug in this project, and its
+traceback is shown.
 """
 
 
 class UserError(Exception):
-    """Something that a person can fix: the message names it, the reason, and what to do next."""
+    """An error that the user can fix. Its message names the problem, the reason and the next step."""
 
 
 class TrainingError(UserError):
-    """A model cannot be loaded, trained or measured as the recipe asks."""
+    """A model cannot be loaded, trained or evaluated as the recipe asks."""

@@ -1,1 +1,1 @@
-"""Hostile chapters: what must hold for any bytes, and programs that look for bytes for which it does not."""
+"""Fuzzing with hostile chapters: invariants that hold for any bytes, and targets that search for violations."""

@@ -1,7 +1,7 @@
-"""What must hold of a chapter, whatever its bytes are. Anything but a return is a fault of the program.
+"""The invariants of a chapter, which hold whatever its bytes are. A check that raises has found a bug in the program.
 
-Bytes that are no report must come back as a file with a stated problem: never as an exception, which would stop the
-chapters beside it.
+Bytes that are not a valid report must result in a file with a stated problem. They must never raise an exception,
+because that would also stop the processing of the other chapters.
 """
 
 import json
@@ -28,24 +28,24 @@ BLOCK = 32
 
 
 def check_markdown(data: bytes, options: Corpus | None = None) -> Chapter:
-    """A Markdown file: each byte is in a section or left out, and nothing is in a section that the file lacks."""
+    """Check a Markdown file: each byte is in a section or left out, and no section has text that the file lacks."""
     chapter = read(data, "markdown", options)
     if not chapter.files[0].problem:
-        there = Counter(data.decode().replace("\r\n", "\n").replace("\r", "\n"))
+        available = Counter(data.decode().replace("\r\n", "\n").replace("\r", "\n"))
         for section in chapter.sections:
-            added = any(count > there[letter] for letter, count in Counter(section.text).items())
+            added = any(count > available[letter] for letter, count in Counter(section.text).items())
             _require(not added, f"text that the source lacks: {section.text!r}")  # cleaning only deletes
             _require(bool(section.text.strip("\n")), "a section without text")
     return chapter
 
 
 def check_json(data: bytes, options: Corpus | None = None) -> Chapter:
-    """A report in JSON, or what calls itself so."""
+    """Check a JSON report, or a file that claims to be one."""
     return read(data, "json", options or Corpus(drafts=True))
 
 
 def check_tokens(text: str) -> None:
-    """A chapter of this text as rows: no control token but the ends of texts, and every byte of it there."""
+    """Check the rows of a chapter with this text: they contain every byte, and no control token but ends of text."""
     chapter = check_markdown(text.encode("utf-8", "replace"))
     for tokenizer in tokenizers():
         teaching = Teaching(tokenizer, BLOCK)
@@ -54,7 +54,7 @@ def check_tokens(text: str) -> None:
         _require(packed.used.total() + packed.left_out.total() == used, "the ledger of tokens does not balance")
         ids = flat(packed.rows["train"], "input_ids") if packed.rows else np.zeros(0, np.int32)
         control = np.isin(ids, sorted(tokenizer._control_ids - {tokenizer.eos_id}))
-        _require(not control.any(), "a control token came out of a text")
+        _require(not control.any(), "a text was encoded as a control token")
         ends = int((ids == tokenizer.eos_id).sum())
         _require(ends == len(chapter.sections), f"{ends} ends of text for {len(chapter.sections)} texts")
         for section, found in zip(
@@ -63,20 +63,20 @@ def check_tokens(text: str) -> None:
             if not found.lost:
                 _require(
                     comparable(tokenizer.decode(found.ids)) == comparable(section.markdown),
-                    "tokens do not give the text back",
+                    "the tokens do not decode to the text",
                 )
 
 
 def check_secrets(text: str) -> None:
-    """Findings name lines that there are, and one that stands alone in a line hides no other."""
+    """Check that findings name existing lines, and that no text hides an IBAN in a line of its own."""
     lines = text.count("\n") + 1
     for line, kind in find_secrets(text):
         _require(1 <= line <= lines and bool(kind), f"a finding in line {line} of {lines}")
-    _require((lines + 1, "IBAN") in find_secrets(f"{text}\nDE89 3704 0044 0532 0130 00"), "an IBAN was not seen")
+    _require((lines + 1, "IBAN") in find_secrets(f"{text}\nDE89 3704 0044 0532 0130 00"), "an IBAN was not found")
 
 
 def read(data: bytes, kind: Kind, options: Corpus | None = None) -> Chapter:
-    """One file as a chapter, its account checked, and what else is done with every chapter."""
+    """Read one file as a chapter, check its byte ledger, and check that its sections can be stored."""
     suffix = ".md" if kind == "markdown" else ".json"
     file = SourceFile(f"reports/a{suffix}", "a", kind, len(data), "", *describe_content(kind, "a", data))
     chapter = read_chapter(file.chapter, [file], lambda _: data, options or Corpus())
@@ -91,7 +91,7 @@ def read(data: bytes, kind: Kind, options: Corpus | None = None) -> Chapter:
 
 @cache
 def tokenizers() -> tuple[DocumentTokenizer, ...]:
-    """Of the two families there are: bytes written as letters (SmolLM), and pieces with bytes as the last resort."""
+    """Return a tokenizer of each family: byte-level (as SmolLM's), and pieces with a fallback to bytes."""
     letters = Tokenizer(models.BPE())
     letters.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     letters.decoder = decoders.ByteLevel()
@@ -117,6 +117,6 @@ def _document_tokenizer(tokenizer: Tokenizer) -> DocumentTokenizer:
         return DocumentTokenizer(Path(folder))
 
 
-def _require(holds: bool, otherwise: str) -> None:
-    if not holds:
-        raise AssertionError(otherwise)
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise AssertionError(message)

@@ -1,8 +1,9 @@
-"""Coverage-guided search for bytes that break what must hold, with atheris.
+"""Coverage-guided fuzzing with atheris: search for bytes that violate an invariant.
 
     python -m fuzz.targets markdown|json|tokens|secrets [libFuzzer's options, such as -runs=400000 -max_len=400]
 
-What it finds is written to a file crash-...; make a test of it in tests/corpus/test_hostile.py.
+An input that violates an invariant is written to a file named crash-...; turn it into a test in
+tests/corpus/test_hostile.py.
 """
 
 import json
@@ -58,7 +59,7 @@ _JSON_OPTIONS = [Corpus(drafts=bool(n & 1), minimum_score=0.5 if n & 2 else None
 
 
 def markdown(data: bytes) -> None:
-    """Bytes as they come, and pieces of Markdown put together."""
+    """Check Markdown: either the bytes unchanged, or pieces of Markdown that the bytes select."""
     if not data:
         return
     first, rest = data[0], data[1:]
@@ -66,7 +67,7 @@ def markdown(data: bytes) -> None:
 
 
 def report(data: bytes) -> None:
-    """Bytes as they come, and texts in the shapes that reports have."""
+    """Check JSON reports: either the bytes unchanged, or texts in one of the shapes that reports have."""
     if not data:
         return
     first, rest = data[0], data[1:]
@@ -86,17 +87,17 @@ def report(data: bytes) -> None:
 
 
 def tokens(data: bytes) -> None:
-    """Text around and within the spelling of control tokens."""
+    """Check the tokens of text that contains control tokens, in full or in part."""
     check_tokens(assembled(data))
 
 
 def secrets(data: bytes) -> None:
-    """What is searched for keys and personal data."""
+    """Check the search for keys and personal data."""
     check_secrets(assembled(data))
 
 
 def assembled(data: bytes) -> str:
-    """Bytes below 128 as they are, those above as pieces."""
+    """Return the text that the bytes stand for: each byte below 128 is a character, any other selects one of PIECES."""
     return "".join(chr(byte) if byte < 128 else PIECES[(byte - 128) % len(PIECES)] for byte in data)
 
 

@@ -1,4 +1,4 @@
-"""What all tests share: a tiny base model and a finished workspace made in the session, and workspaces to work in."""
+"""Fixtures for all tests: a tiny base model and a finished workspace made once a session, and workspaces to change."""
 
 import gc
 import json
@@ -18,7 +18,7 @@ from postgres import serving_postgres
 from reports import PROSE, chapter_text, recipe_for
 
 from ft_dagster.base.prepare import prepare_base
-from ft_dagster.config.recipe import resolve_recipe
+from ft_dagster.config.recipe_file import resolve_recipe
 from ft_dagster.runtime.allocator import spin_briefly
 from ft_dagster.store.local import Artifact, Store
 from ft_dagster.training.request import KIND as ADAPTER
@@ -28,29 +28,29 @@ if TYPE_CHECKING:
     import dagster as dg
     from watched import Watched
 
-spin_briefly()  # beside other work, threads that spin for long while they wait make a training take minutes
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # and what a tiny model computes is too little to share out
+spin_briefly()  # threads that spin while they wait make a training take minutes when the machine does other work
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # and a tiny model computes too little to distribute
 
-gc.disable()  # what is imported while tests are collected lives to the end, see `pytest_collection_finish`
+gc.disable()  # what is imported during collection lives until the end, see `pytest_collection_finish`
 
 LONG = ("system", "test_main_job.py", "test_daemon.py", "training", "model", "evaluation", "defs")
 """Folders and modules whose tests take longest, in that order."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The long ones first, so that two workers end together."""
+    """Run the long tests first, so that two workers finish at the same time."""
     items.sort(key=lambda item: next((at for at, part in enumerate(LONG) if part in item.path.parts), len(LONG)))
 
 
 def pytest_collection_finish() -> None:
-    """Collections of garbage need not look at modules and tests again and again: that took a tenth of all CPU time."""
+    """Exclude modules and tests from garbage collection, which took a tenth of all CPU time."""
     gc.freeze()
     gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)
 def forked_children() -> Iterator[None]:
-    """What runs in this process trains and evaluates in forked processes."""
+    """Make runs in this process train and evaluate in forked processes."""
     with forking():
         yield
 
@@ -98,7 +98,7 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def without_waiting_for_the_disk() -> Iterator[None]:
-    """For modules that go through a store hundreds of times."""
+    """Skip syncing to disk, for modules that use a store hundreds of times."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "sync", lambda: None)
         patch.setattr(os, "fsync", lambda _: None)
@@ -107,7 +107,7 @@ def without_waiting_for_the_disk() -> Iterator[None]:
 
 @pytest.fixture
 def tiny_recipe(tiny_base: Path) -> dict[str, Any]:
-    """The recipe for the tiny base, to be changed."""
+    """Return the recipe for the tiny base, which a test may change."""
     return recipe_for(tiny_base)
 
 
@@ -136,21 +136,21 @@ def chapters(workspace: Path) -> list[Path]:
 
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A real S3 server on loopback."""
+    """Start a real S3 server on loopback."""
     with serving_s3(tmp_path_factory.mktemp("s3")) as server:
         yield server
 
 
 @pytest.fixture
 def s3_url(s3_server: Server, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The URL of an empty place on the server, which the environment names."""
+    """Return the URL of an empty location on the server, whose address is set in the environment."""
     set_environment(monkeypatch, s3_server)
     return f"s3://{BUCKET}/{uuid.uuid4().hex[:8]}"
 
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
-    """A folder with a `workspace` that is up to date and the `home` of the instance that brought it there."""
+    """Return a folder with an up-to-date `workspace` and the `home` of the instance that ran it."""
     from graphs import TOKEN, instance_on, run
 
     folder = tmp_path_factory.mktemp("finished")
@@ -168,7 +168,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
 
 @pytest.fixture
 def up_to_date(finished: Path, workspace: Path, tmp_path: Path) -> Iterator["dg.DagsterInstance"]:
-    """The instance of a workspace that is up to date: copies of both, to be changed."""
+    """Return the instance of an up-to-date workspace; both are copies that a test may change."""
     import dagster as dg
     from graphs import NO_TELEMETRY
 
@@ -180,7 +180,7 @@ def up_to_date(finished: Path, workspace: Path, tmp_path: Path) -> Iterator["dg.
 
 @pytest.fixture
 def two_adapters(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the finished workspace, with a second adapter in the store, `second`, that was never released."""
+    """Return a copy of the finished workspace with a second adapter, `second`, in the store that was never released."""
     shutil.copytree(finished / "workspace", tmp_path / "workspace", symlinks=True)
     shutil.copytree(finished / "home", tmp_path / "home")
     for name in ("HUGGINGFACE_TOKEN", "MLFLOW_TRACKING_URI"):
@@ -199,15 +199,15 @@ def two_adapters(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with store.staging() as folder:
         for name in first.files:
             shutil.copy(first.path / name, folder / name)
-        store.take_in(ADAPTER, "second", folder, first.about)
+        store.commit(ADAPTER, "second", folder, first.about)
     return tmp_path / "workspace"
 
 
 @pytest.fixture(scope="session")
 def new_history() -> Iterator[Callable[[], dict[str, str]]]:
-    """Gives the variables that lead Dagster to a history of its own, in which there is nothing yet.
+    """Return the variables that give Dagster an empty history of its own.
 
-    They are none: it is in DAGSTER_HOME. With FT_TEST_STORAGE=postgres it is a database of a real server.
+    By default there are none, as the history is in DAGSTER_HOME. With FT_TEST_STORAGE=postgres it is in a real server.
     """
     storage = os.environ.get("FT_TEST_STORAGE", "sqlite")
     assert storage in ("sqlite", "postgres"), f"FT_TEST_STORAGE={storage} is neither sqlite nor postgres"
@@ -225,7 +225,7 @@ def watched(
     tmp_path_factory: pytest.TempPathFactory,
     new_history: Callable[[], dict[str, str]],
 ) -> Iterator["Watched"]:
-    """`dagster dev` without any history on a workspace that has chapters, a store and a base model of its own."""
+    """Start `dagster dev` without any history on a workspace with its own chapters, store and base model."""
     from dagster_dev import DagsterDev
     from watched import Watched
 
@@ -245,9 +245,9 @@ def watched(
 
 @pytest.fixture
 def make_dataset(tiny_base: Path, tmp_path: Path) -> Callable[..., Path]:
-    """Builds a tokenized dataset: `make_dataset({"a": "text", "b": {"sections": ...}}, held_out=["b"])`.
+    """Return a builder of tokenized datasets: `make_dataset({"a": "text", "b": {"sections": ...}}, held_out=["b"])`.
 
-    Text is Markdown, anything else JSON; `objectives` are those of a recipe.
+    Text is Markdown and anything else is JSON; `objectives` are those of a recipe.
     """
     from ft_dagster.config.recipe import Corpus, Objectives, Tokens
     from ft_dagster.corpus.sections import make_sections
@@ -292,7 +292,7 @@ def dataset(make_dataset: Callable[..., Path], prose: Callable[[int, int], str])
 
 @pytest.fixture
 def request_for(dataset: Path, tiny_recipe: dict[str, Any], tmp_path: Path) -> Callable[..., TrainingRequest]:
-    """Builds a request; keyword arguments change the recipe's parts."""
+    """Return a function that builds a request; keyword arguments change the recipe's parts."""
 
     def build(attempt: str = "attempt", **parts: dict[str, Any]) -> TrainingRequest:
         content = tiny_recipe | {name: tiny_recipe.get(name, {}) | fields for name, fields in parts.items()}

@@ -1,4 +1,4 @@
-"""What the benchmarks count with is right."""
+"""The counts that the benchmarks use are right."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
 from benchmarks.pages import with_section
-from ft_dagster.base.prepare import model_config
+from ft_dagster.base.model_folder import model_config
 from ft_dagster.training.sizing.model_flops import causal_pairs, flops_of_pieces, training_flops
 from ft_dagster.training.sizing.shape import shape_of
 
@@ -16,7 +16,7 @@ RANK = 4
 
 
 def counted_by_torch(base: Path, length: int) -> int:
-    """Operations of the products that torch sees in one training step on one row."""
+    """Return the operations of the products that torch counts in one training step on one row."""
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, attn_implementation="eager")
     model = get_peft_model(model, LoraConfig(r=RANK, target_modules="all-linear", task_type="CAUSAL_LM"))
     ids = torch.arange(length)[None]
@@ -27,7 +27,7 @@ def counted_by_torch(base: Path, length: int) -> int:
 
 def test_model_flops_are_those_of_the_products_that_torch_computes(tiny_base: Path) -> None:
     shape, length = shape_of(model_config(tiny_base)), 24
-    everywhere = length * length  # eager attention computes all pairs, and masks
+    everywhere = length * length  # eager attention computes all pairs and masks some
     assert training_flops(shape, length, length, everywhere, RANK) == counted_by_torch(tiny_base, length)
 
 

@@ -1,4 +1,4 @@
-"""What stands in the code blocks of the documentation is known, and its settings and recipes load."""
+"""The code blocks of the documentation have a known language, and their settings and recipes load."""
 
 import sys
 from pathlib import Path
@@ -8,7 +8,7 @@ import yaml
 from code_blocks import PAGES, Block, blocks_of, run_blocks, used_blocks
 from dotenv import dotenv_values
 
-from ft_dagster.config.recipe import load_recipe, resolve_recipe, shipped_recipes
+from ft_dagster.config.recipe_file import load_recipe, resolve_recipe, shipped_recipes
 from ft_dagster.config.settings import Settings, load_settings, variable
 
 BASE = {"source": "embedded", "model": "smollm2-135m-instruct"}
@@ -16,7 +16,7 @@ DAGSTERS = {"DAGSTER_DISABLE_TELEMETRY"}
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_every_code_block_is_fenced_and_says_what_it_is(page: str) -> None:
+def test_every_code_block_is_fenced_and_names_its_language(page: str) -> None:
     unknown = {str(block): block.info for block in blocks_of(page) if block.language is None}
     assert not unknown, "see tests/support/code_blocks.py for the words that may stand behind a fence"
 
@@ -42,7 +42,7 @@ def test_dotenv_lines_are_settings_that_load(block: Block, tmp_path: Path, monke
         load_recipe(settings.recipe)
 
 
-def test_a_block_that_fails_is_named_with_what_it_wrote(tmp_path: Path) -> None:
+def test_a_block_that_fails_is_named_with_its_output(tmp_path: Path) -> None:
     blocks = [
         Block("page.md", 3, "sh", "export WORD=kept\nHERE=too\n"),
         Block("page.md", 8, "python", "import os\nprint('it is', os.environ['WORD'])\n"),
@@ -71,7 +71,7 @@ def test_a_block_that_fails_is_named_with_what_it_wrote(tmp_path: Path) -> None:
         (None, None, False),
     ],
 )
-def test_a_word_that_is_not_known_or_a_reason_that_is_missing_does_not_pass(
+def test_a_block_with_an_unknown_word_or_without_a_reason_does_not_pass(
     info: str | None, language: str | None, used: bool
 ) -> None:
     block = Block("page.md", 1, info, "true\n")

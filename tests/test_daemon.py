@@ -1,4 +1,4 @@
-"""With the daemon running, an edit is all a person does. tests/system/test_retraining.py has every kind of change."""
+"""With the daemon running, a user only edits reports. tests/system/test_retraining.py has every kind of change."""
 
 import time
 
@@ -31,7 +31,7 @@ def test_the_ui_shows_the_graph_and_sends_no_telemetry(watched: Watched) -> None
     assert yaml.safe_load(instance)["telemetry"]["enabled"] is False
 
 
-def test_a_new_chapter_is_one_run_and_when_it_is_deleted_the_earlier_adapter_is_back(watched: Watched) -> None:
+def test_a_new_chapter_causes_one_run_and_deleting_it_restores_the_earlier_adapter(watched: Watched) -> None:
     first = watched.released
     sentence = "The heron was counted twice."
     began = time.time()

@@ -1,4 +1,4 @@
-"""What `dagster dev` loads."""
+"""The definitions that `dagster dev` loads."""
 
 import subprocess
 import sys
@@ -14,7 +14,7 @@ from ft_dagster.defs.stages import STAGES
 PROJECT = Path(__file__).parents[1]
 
 
-def test_the_graph_is_the_one_of_the_design() -> None:
+def test_the_graph_matches_the_design() -> None:
     graph = defs.resolve_asset_graph()
     parents = {
         key.to_user_string(): {p.to_user_string() for p in graph.get(key).parent_keys}

@@ -23,7 +23,7 @@ def test_a_table_of_fields_is_what_make_docs_writes(page: str, table: Callable[[
     assert with_tables(text) == text
 
 
-def test_every_package_of_the_lock_names_a_licence() -> None:
+def test_every_package_of_the_lock_names_a_license() -> None:
     text = (PROJECT / "docs" / "licences.md").read_text("utf-8")
     assert licences_table() in text, "`make docs` writes it anew"
     rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in licences_table().splitlines()[2:]]
@@ -74,7 +74,7 @@ def test_every_setting_is_explained() -> None:
 @pytest.mark.parametrize(
     "page", ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in (PROJECT / "docs").glob("*.md"))]
 )
-def test_links_lead_somewhere(page: str) -> None:
+def test_every_link_has_a_target(page: str) -> None:
     text = (PROJECT / page).read_text()
     targets = [part.split(")")[0] for part in text.split("](")[1:]]
     local = [target for target in targets if not target.startswith(("http", "#"))]
@@ -83,7 +83,7 @@ def test_links_lead_somewhere(page: str) -> None:
 
 
 def leads_somewhere(folder: Path, target: str) -> bool:
-    """Whether a file is there, and has the heading behind the #, if one is named."""
+    """Return whether a file exists and has the heading behind the #, if one is named."""
     path, _, anchor = target.partition("#")
     if not anchor or not (folder / path).exists():
         return (folder / path).exists()

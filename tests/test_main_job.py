@@ -15,12 +15,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 PROMPT = "A low-rank update of the weights"
 TAKEN = {"chapter_1.md": 7000, "chapter_6.md": 3000}
-"""Chapters of the example, and how many characters of them: enough for a few steps, and for a release."""
+"""Chapters of the example and how many characters of them are used: enough for a few steps and a release."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A run of the main job that has ended."""
+    """A finished run of the main job."""
 
     workspace: Path
     summary: dict[str, Any]
@@ -28,7 +28,7 @@ class Job:
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory, new_history: Callable[[], dict[str, str]]) -> Iterator[Job]:
-    """`ft-dagster run` on two short chapters with the real base, in an environment that stays for the module."""
+    """Run `ft-dagster run` on two short chapters with the real base, in an environment kept for the module."""
     workspace = tmp_path_factory.mktemp("job") / "workspace"
     (workspace / "chapter_markdowns").mkdir(parents=True)
     for name, length in TAKEN.items():
@@ -38,7 +38,7 @@ def job(tmp_path_factory: pytest.TempPathFactory, new_history: Callable[[], dict
     with pytest.MonkeyPatch.context() as patch:
         for name in ("HUGGINGFACE_TOKEN", "DAGSTER_HOME", "FT_STORE", "FT_THREADS", "MLFLOW_TRACKING_URI"):
             patch.delenv(name, raising=False)
-        patch.delenv("OMP_NUM_THREADS", raising=False)  # as many threads as it takes by itself
+        patch.delenv("OMP_NUM_THREADS", raising=False)  # as many threads as it uses by default
         patch.setenv("FT_WORKSPACE", str(workspace))
         patch.setenv("FT_RECIPE", "recipe.yaml")
         patch.setenv("FT_CACHE", str(cache()))

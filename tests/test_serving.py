@@ -20,7 +20,7 @@ from ft_dagster import load_released
 
 ASKED = [{"role": "user", "content": "Which harbour was dredged?"}]
 LONG = 20_000
-"""Tokens that the tiny model does not finish while a test looks elsewhere."""
+"""More tokens than the tiny model finishes while a test does something else."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Served:
 
 @contextmanager
 def serve(workspace: Path) -> Iterator[Served]:
-    """`ft-dagster serve` on the workspace that the environment names."""
+    """Run `ft-dagster serve` on the workspace that the environment names."""
     port, log = free_port(), workspace.parent / "server.log"
     address = f"http://127.0.0.1:{port}"
     with (
@@ -47,7 +47,7 @@ def serve(workspace: Path) -> Iterator[Served]:
 
 @pytest.fixture(scope="module")
 def served(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """One that several tests ask; the last of them ends it."""
+    """Start a server that several tests query; the last of them stops it."""
     with pytest.MonkeyPatch.context() as patch:
         workspace = work_in_copy(finished, tmp_path_factory.mktemp("served"), patch)
         with serve(workspace) as served:
@@ -58,7 +58,7 @@ def in_use(workspace: Path) -> str:
     return (workspace / "fine_tuned_model").resolve().name
 
 
-def test_openai_s_client_gets_answers_of_the_released_adapter_and_hears_which_one_it_was(served: Served) -> None:
+def test_the_openai_client_gets_answers_of_the_released_adapter_and_its_key(served: Served) -> None:
     client = served.client
     key = in_use(served.workspace)
     assert {model.id for model in client.models.list()} == {"released", key}
@@ -74,7 +74,7 @@ def test_openai_s_client_gets_answers_of_the_released_adapter_and_hears_which_on
         client.chat.completions.create(model="another/model", messages=ASKED)
 
 
-def test_what_is_served_is_what_the_adapter_writes_and_not_what_the_base_does(served: Served) -> None:
+def test_served_answers_are_those_of_the_adapter_and_not_of_the_base(served: Served) -> None:
     client = served.client
     model, tokenizer = load_released(served.workspace)
     inputs = tokenizer("The harbour", return_tensors="pt")
@@ -89,7 +89,7 @@ def test_what_is_served_is_what_the_adapter_writes_and_not_what_the_base_does(se
         assert answer.choices[0].text != written()
 
 
-def test_a_release_that_cannot_be_loaded_leaves_the_one_before_answering(served: Served) -> None:
+def test_a_release_that_cannot_be_loaded_leaves_the_previous_one_serving(served: Served) -> None:
     workspace = served.workspace
     first = in_use(workspace)
     link = workspace / "fine_tuned_model"
@@ -102,13 +102,13 @@ def test_a_release_that_cannot_be_loaded_leaves_the_one_before_answering(served:
     assert served.client.completions.create(model="released", prompt="The harbour", max_tokens=3).model == first
 
 
-def test_ctrl_c_ends_it_without_a_word_of_python(served: Served) -> None:
+def test_ctrl_c_stops_the_server_without_a_traceback(served: Served) -> None:
     served.process.send_signal(signal.SIGINT)
     assert served.process.wait(30) == 130
     assert "Traceback" not in served.log.read_text()
 
 
-def test_a_new_release_is_taken_up_while_a_request_that_began_before_is_still_answered(
+def test_a_new_release_is_served_while_an_earlier_request_is_still_being_answered(
     two_adapters: Path,
 ) -> None:
     first = in_use(two_adapters)
@@ -129,12 +129,12 @@ def test_a_new_release_is_taken_up_while_a_request_that_began_before_is_still_an
         assert served.process.wait(30) in (0, -signal.SIGTERM)
 
 
-def test_a_port_that_is_taken_is_told_with_what_to_do(two_adapters: Path) -> None:
+def test_a_port_in_use_is_reported_with_what_to_do(two_adapters: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         done = as_process("serve", "--port", str(taken.getsockname()[1]))
     assert done.returncode == 1 and "Name another with --port" in done.stderr
 
 
-def test_with_nothing_released_it_says_so(workspace: Path) -> None:
+def test_serving_without_a_release_is_refused(workspace: Path) -> None:
     done = as_process("serve")
     assert done.returncode == 1 and "Nothing is released" in on_one_line(done.stderr)

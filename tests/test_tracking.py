@@ -1,4 +1,4 @@
-"""What an MLflow server learns of adapters, against a real one on loopback."""
+"""What is reported to an MLflow server about adapters, with a real one on loopback."""
 
 import json
 import sys
@@ -27,7 +27,7 @@ NAME = "annual report"
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of an MLflow server with a database and files of its own."""
+    """Return the address of an MLflow server with its own database and files."""
     folder, port = tmp_path_factory.mktemp("mlflow"), free_port()
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     stores = ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder / "files")]
@@ -38,7 +38,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 def client(server: str, two_adapters: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> MlflowClient:
-    """Of the server, which the workspace names under an experiment of the test's own."""
+    """Return a client of the server, which the workspace uses with the test's own experiment."""
     for name, value in {"MLFLOW_TRACKING_URI": server, "MLFLOW_EXPERIMENT_NAME": f"{NAME} {tmp_path.name}"}.items():
         monkeypatch.setenv(name, value)
     for name, value in QUIET.items():
@@ -60,7 +60,7 @@ def in_use(client: MlflowClient) -> str:
     return str(version.tags["ft_dagster.adapter"])
 
 
-def test_a_run_tells_the_server_what_was_trained_measured_and_released(
+def test_a_run_reports_what_was_trained_measured_and_released_to_the_server(
     client: MlflowClient, two_adapters: Path, tmp_path: Path
 ) -> None:
     released = (two_adapters / "fine_tuned_model").resolve()
@@ -103,7 +103,7 @@ def test_the_alias_follows_a_release_by_hand_and_each_adapter_is_one_version(
     assert {version.tags["ft_dagster.adapter"] for version in versions} == {first, "second"} and len(versions) == 2
 
 
-def test_what_the_server_knows_it_is_not_told_again_and_what_was_cut_off_is(
+def test_the_server_is_not_sent_what_it_has_except_interrupted_records(
     client: MlflowClient, two_adapters: Path
 ) -> None:
     first = (two_adapters / "fine_tuned_model").resolve().name
@@ -120,13 +120,13 @@ def test_what_the_server_knows_it_is_not_told_again_and_what_was_cut_off_is(
     assert runs(client)["second"].info.status == "FINISHED"
 
 
-def test_a_server_that_is_away_holds_up_no_release_and_its_password_is_not_said(
+def test_an_unreachable_server_delays_no_release_and_its_password_is_not_shown(
     two_adapters: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://somebody:canary-4321@127.0.0.1:{free_port()}")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     done = ft_dagster("release", "promote", "second", "--why", "a try")
-    assert done.returncode == 0 and "MLflow was not told" in on_one_line(done.stderr)
+    assert done.returncode == 0 and "MLflow was not updated" in on_one_line(done.stderr)
     settings = load_settings()
     with pytest.raises(TrackingError, match=r"ft-dagster track") as raised:
         track(settings, Store(settings.store_root), Releases(settings.fine_tuned_model, settings.state))
@@ -139,7 +139,7 @@ def test_a_server_that_is_away_holds_up_no_release_and_its_password_is_not_said(
     assert "canary-4321" not in everything
 
 
-def test_without_a_server_nothing_is_told_and_the_command_says_what_to_set(workspace: Path) -> None:
+def test_without_a_server_nothing_is_sent_and_the_command_says_what_to_set(workspace: Path) -> None:
     settings = load_settings()
     assert track(settings, Store(settings.store_root), Releases(settings.fine_tuned_model, settings.state)) is None
     done = ft_dagster("track")

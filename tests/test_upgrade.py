@@ -1,4 +1,4 @@
-"""An upgrade trains nothing again: keys and hashes of before there were `auto` and later fields still hold."""
+"""An upgrade trains nothing again: keys and hashes from before `auto` and later fields are still valid."""
 
 import json
 import tarfile
@@ -13,7 +13,8 @@ from machines import remember_machine
 from pydantic import ValidationError
 
 from ft_dagster.base.prepare import prepare_base
-from ft_dagster.config.recipe import Lora, Recipe, load_recipe, recipe_of_adapter, resolve_recipe
+from ft_dagster.config.recipe import Lora, Recipe
+from ft_dagster.config.recipe_file import load_recipe, recipe_of_adapter, resolve_recipe
 from ft_dagster.config.recipe_part import Part
 from ft_dagster.config.settings import load_settings
 from ft_dagster.corpus.index import scan_reports
@@ -25,12 +26,12 @@ from ft_dagster.training.find_or_train import made_before
 from ft_dagster.training.request import KIND, _has_shape, training_key, training_keys
 
 ARCHIVES = sorted((Path(__file__).parent / "data").glob("history-*.tar.xz"))
-"""Workspaces with their history and base, as an earlier version left them; data/README.md says how they were made."""
+"""Workspaces of an earlier version with their history and base; data/README.md says how they were made."""
 
 
 @pytest.fixture(params=ARCHIVES, ids=lambda path: path.name.partition(".")[0])
 def annual(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A workspace that an earlier version brought up to date, with its history."""
+    """Return a workspace that an earlier version brought up to date, with its history."""
     with tarfile.open(request.param) as tar:
         tar.extractall(tmp_path, filter="data")
     for name in ("HUGGINGFACE_TOKEN", "DAGSTER_HOME", "FT_STORE", "FT_THREADS", "MLFLOW_TRACKING_URI"):
@@ -41,9 +42,9 @@ def annual(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
     return tmp_path / "annual"
 
 
-def test_nothing_that_an_earlier_version_made_is_stale(annual: Path) -> None:
+def test_nothing_made_by_an_earlier_version_is_stale(annual: Path) -> None:
     settings = load_settings()
-    there = Path(read_manifest(annual / "fine_tuned_model").recipe["base"]["model"])  # where its workspace was
+    there = Path(read_manifest(annual / "fine_tuned_model").recipe["base"]["model"])  # its earlier place
     recipe = load_recipe("recipe.yaml", annual)
     recipe = recipe.model_copy(update={"base": recipe.base.model_copy(update={"model": str(there)})})
     with dg.DagsterInstance.local_temp(str(annual / ".dagster"), overrides=NO_TELEMETRY) as instance:
@@ -53,7 +54,7 @@ def test_nothing_that_an_earlier_version_made_is_stale(annual: Path) -> None:
     assert stale_among(made, Workspace(), recipe, now) == []
 
 
-def test_a_run_at_another_place_uses_the_adapter_again(annual: Path) -> None:
+def test_a_run_in_another_place_reuses_the_adapter(annual: Path) -> None:
     store, before = annual / ".ft" / "store", read_manifest(annual / "fine_tuned_model")
     kinds = (KIND, "adapter_evaluation", "tokenized_dataset")
     made = {kind: sorted(path.name for path in (store / kind).iterdir()) for kind in kinds}
@@ -64,7 +65,7 @@ def test_a_run_at_another_place_uses_the_adapter_again(annual: Path) -> None:
     assert not (annual / "logs").exists(), "a training or an evaluation writes one there"
 
 
-def test_a_training_that_had_ended_before_the_upgrade_and_was_not_stored_is_not_done_again(annual: Path) -> None:
+def test_a_training_finished_but_not_stored_before_the_upgrade_is_not_repeated(annual: Path) -> None:
     manifest = read_manifest(annual / "fine_tuned_model")
     stored = annual / ".ft" / "store" / KIND / manifest.key
     attempt = annual / ".ft" / "attempts" / manifest.key / "ended"
@@ -79,7 +80,7 @@ def test_a_training_that_had_ended_before_the_upgrade_and_was_not_stored_is_not_
     assert {path.name.partition("-")[0] for path in (annual / "logs").iterdir()} <= {"evaluation"}, "none of a training"
 
 
-def test_an_adapter_of_bfloat16_is_found_for_auto_and_not_the_other_way_round(annual: Path) -> None:
+def test_an_adapter_in_bfloat16_is_found_for_auto_but_not_vice_versa(annual: Path) -> None:
     settings = load_settings()
     recipe = load_recipe("recipe.yaml", annual)
     manifest = read_manifest(annual / "fine_tuned_model")
@@ -95,7 +96,7 @@ def test_an_adapter_of_bfloat16_is_found_for_auto_and_not_the_other_way_round(an
     assert training_key(manifest.dataset, identity, recipe) != manifest.key, "so that a switch to bfloat16 is seen"
 
 
-def test_a_switch_from_auto_to_a_format_is_a_change_and_back_from_bfloat16_is_none() -> None:
+def test_switching_from_auto_to_a_format_is_a_change_but_from_bfloat16_back_is_not() -> None:
     auto = resolve_recipe({"name": "mine", "base": {"source": "embedded", "model": "m"}})
     hashes = {name: LORA_ADAPTER.recipe_hash(auto.computing_in(name)) for name in ("bfloat16", "float32")}
     accepted = [LORA_ADAPTER.recipe_hash(reading) for reading in auto.readings]
@@ -117,7 +118,7 @@ class After(Part):
     newer: tuple[int, ...] = ()
 
 
-def test_fields_that_came_later_count_only_where_they_differ_and_removed_ones_as_they_were() -> None:
+def test_keys_have_new_fields_only_if_changed_and_removed_fields_with_old_defaults() -> None:
     assert Before().for_keys() == {"kept": 1}
     assert After().for_keys() == {"kept": 1, "gone": "old default"}
     assert After(new=3).for_keys() == {"kept": 1, "new": 3, "gone": "old default"}
@@ -125,13 +126,13 @@ def test_fields_that_came_later_count_only_where_they_differ_and_removed_ones_as
     assert After(new=3).for_keys(include=("new",)) == {"new": 3}
 
 
-def test_a_recipe_may_still_say_what_a_removed_field_was_by_default() -> None:
+def test_a_recipe_may_still_contain_the_default_of_a_removed_field() -> None:
     assert After.model_validate({"gone": "old default", "new": 3}) == After(new=3)
     with pytest.raises(ValidationError, match="gone is not old default"):
         After.model_validate({"gone": "another"})
 
 
-def test_an_adapter_made_by_a_removed_field_is_read_and_is_no_start_for_another() -> None:
+def test_an_adapter_made_with_a_removed_field_is_readable_but_cannot_be_continued() -> None:
     content: dict[str, Any] = {"name": "before", "base": {"source": "embedded", "model": "m"}}
     made_by = content | {"lora": {"rank": 4, "init": "pissa"}}
     assert recipe_of_adapter(made_by) == resolve_recipe(content | {"lora": {"rank": 4}})

@@ -1,1 +1,1 @@
-"""Whether training is right on a GPU, how fast, and in how much memory: `python -m benchmarks.gpu`."""
+"""Check training on a GPU, and measure its speed and memory: `python -m benchmarks.gpu`."""

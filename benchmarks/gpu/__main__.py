@@ -1,15 +1,17 @@
-"""Whether training is right on the GPU of this machine, how fast it is there, and in how much memory.
+"""Check that training is correct on the GPU of this machine, and measure its speed and memory.
 
     python -m benchmarks.gpu [--parts PART ...] [--only WORD ...] [--out FOLDER] [--cpu] [--tiny]
 
-Run it in the root of a checkout, with a Python that has ft_dagster's packages and a torch that sees the GPU. Nothing is
-downloaded: the model has the shape of Mistral-7B and random weights, the text is the documentation of this project.
+Run it in the root of a checkout, with a Python that has ft_dagster's packages and a torch that finds the GPU. Nothing
+is downloaded: the model has the shape of Mistral-7B and random weights, and the text is the documentation of this
+project.
 
-Each part is a process with a time limit. Each result is a line in OUT/results.jsonl as soon as it is known, and what a
-process writes is in OUT/log.txt. The tables go to the screen, and on a GPU to benchmarks/results/gpu.md, in a section
-for the card. With --cpu --tiny everything runs on a CPU in minutes, which proves this program and measures nothing.
+Each part is a process with a time limit. Each result is written to OUT/results.jsonl as soon as it is known, and the
+output of the processes to OUT/log.txt. The tables are printed, and on a GPU also written to benchmarks/results/gpu.md,
+in a section for the card. With --cpu --tiny everything runs on a CPU in minutes, which tests this program but measures
+nothing useful.
 
-Exit codes: 0 all is right, 1 a part failed or a result is wrong.
+Exit codes: 0 if everything is right, 1 if a part failed or a result is wrong.
 """
 
 import argparse
@@ -38,7 +40,7 @@ LIMITS = {
     "train": 200,
     "evaluate": 150,
 }
-"""Parts in the order in which they run, and the seconds after which each is ended: 15 minutes in all."""
+"""The parts in the order in which they run, with their time limits in seconds: 15 minutes in total."""
 TITLE = "# Training on GPUs"
 
 
@@ -46,15 +48,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=LIMITS, default=list(LIMITS))
     parser.add_argument(
-        "--only", nargs="+", default=[], metavar="WORD", help="variants with one of these in their name"
+        "--only", nargs="+", default=[], metavar="WORD", help="run only variants with one of these words in their name"
     )
     parser.add_argument("--out", type=Path, default=Path(tempfile.gettempdir()) / "ft-dagster-gpu", help="%(default)s")
     parser.add_argument("--page", type=Path, default=PROJECT / "benchmarks" / "results" / "gpu.md", help="%(default)s")
     parser.add_argument("--recipe", default="mistral-7b-qlora", help="a shipped recipe or a file; default %(default)s")
     parser.add_argument("--layers", type=int, default=32, help="decoder layers of the large model, default %(default)s")
-    parser.add_argument("--patience", type=float, default=1.0, help="multiplies all time limits, for slow machines")
-    parser.add_argument("--cpu", action="store_true", help="hide the GPU; the page stays as it is")
-    parser.add_argument("--tiny", action="store_true", help="a tiny model instead of the large one; the same")
+    parser.add_argument("--patience", type=float, default=1.0, help="factor of all time limits, for slow machines")
+    parser.add_argument("--cpu", action="store_true", help="hide the GPU, and leave the page unchanged")
+    parser.add_argument("--tiny", action="store_true", help="use a tiny model, and leave the page unchanged")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     setup = Setup(str(options.out.absolute()), options.recipe, options.layers, options.tiny, tuple(options.only))
@@ -73,7 +75,7 @@ def main() -> None:
 
 
 def run_part(part: str, setup: Setup, results: Results, limit: float, hide_gpu: bool) -> None:
-    """Run a part in a process, end it with all its children when its time is over, and add how it ended."""
+    """Run a part in a process, kill it with its children at its time limit, and add its outcome to the results."""
     environment = os.environ | {
         "HF_HUB_OFFLINE": "1",
         "PYTHONHASHSEED": "0",

@@ -1,4 +1,4 @@
-"""What the machine can do at most: the rates that training is compared with."""
+"""Measure the machine's maximum rates, with which training is compared."""
 
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
@@ -23,7 +23,7 @@ Product = Callable[[Tensor, Tensor], Callable[[], Tensor]]
 
 
 def measure(setup: Setup, results: Results) -> None:
-    """Versions; products by number format, memory, NF4 decoding; and attention over packed rows by implementation."""
+    """Add library versions, and rates of products by number format, memory, NF4 decoding, and packed attention."""
     results.add(PART, device_name(), cuda=torch.version.cuda, **{name: _version(name) for name in LIBRARIES})
     results.add(PART, "bfloat16 product, square", TFLOPs=product_rate() / 1e12)
     tokens, hidden, wide, vocabulary = (256, 256, 1024, 1024) if setup.tiny else (8192, 4096, 28672, 32000)
@@ -57,14 +57,14 @@ def _plain(x: Tensor, w: Tensor) -> Callable[[], Tensor]:
 
 
 def _float8(x: Tensor, w: Tensor) -> Callable[[], Tensor]:
-    """With a scale for each row and column, all ones, which take as long as others."""
+    """Return a product with a scale for each row and column. All are 1, which takes as long as other values."""
     low = [tensor.to(torch.float8_e4m3fn) for tensor in (x, w)]
     scales = {"scale_a": torch.ones(len(x), 1, device=device()), "scale_b": torch.ones(1, len(w), device=device())}
     return lambda: torch._scaled_mm(low[0], low[1].t(), out_dtype=torch.bfloat16, **scales)
 
 
 def _nf4(outputs: int, inputs: int) -> dict[str, float]:
-    """Of one weight: half a byte a number is read, two are written."""
+    """Measure decoding of one weight, for which half a byte per number is read and two bytes are written."""
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
     weight = torch.randn(outputs, inputs, device=device()).bfloat16()
@@ -74,7 +74,7 @@ def _nf4(outputs: int, inputs: int) -> dict[str, float]:
 
 
 def _attention(setup: Setup, tokens: int, results: Results) -> None:
-    """Forward and backward pass of one layer's attention over four packed rows."""
+    """Measure the forward and backward pass of one layer's attention on four packed rows."""
     heads, size, length = (4, 64, tokens // _ROWS) if setup.tiny else (32, 128, tokens // _ROWS)
     rows = world.random_rows(_ROWS, length, 1000)
     positions = world.batch(rows)["position_ids"]
@@ -98,6 +98,6 @@ def _attention(setup: Setup, tokens: int, results: Results) -> None:
 
 
 def _mask(lengths: list[int]) -> Tensor:
-    """Which token sees which: (tokens, tokens)."""
+    """Return which token attends to which, (tokens, tokens) bool."""
     piece = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
     return (piece[:, None] == piece[None]).tril()

@@ -1,4 +1,4 @@
-"""Whether this device computes what float32 on a CPU does, keeps pieces apart, and resumes to the same bytes."""
+"""Check that this device computes the same as float32 on a CPU, separates pieces, and resumes to the same bytes."""
 
 import os
 import signal
@@ -20,13 +20,13 @@ from ft_dagster.training.request import WEIGHTS
 from ft_dagster.training.train import InterruptedTrainingError, train
 
 _LENGTH = 256
-"""Tokens of a row."""
+"""The number of tokens in a row."""
 _REFERENCE = "reference.pt"
 
 
 @dataclass(frozen=True)
 class Way:
-    """How a small model is computed."""
+    """A way to compute a small model."""
 
     quantization: str
     dtype: str
@@ -55,7 +55,7 @@ WAYS = [
 
 
 def compute_reference(setup: Setup, results: Results) -> None:
-    """In float32, on a CPU: loss and gradient with and without NF4, and how much pieces that mix would change."""
+    """Compute loss and gradient in float32 on a CPU, with and without NF4, and the effect of mixing pieces."""
     base, rows = _small(setup)
     models = {quantization: _tuned(setup, base, Way(quantization, "float32")) for quantization in ("none", "nf4")}
     found: dict[str, Any] = {name: _loss_and_gradient(model, rows) for name, model in models.items()}
@@ -66,10 +66,10 @@ def compute_reference(setup: Setup, results: Results) -> None:
 
 
 def compare(setup: Setup, results: Results) -> None:
-    """Loss and gradient with the reference, and each piece of a packed row with the same piece alone.
+    """Compare loss and gradient with the reference, and each piece of a packed row with the same piece alone.
 
-    Right is, in float32: 1e-4 of the loss, 1e-3 of the gradient's norm, 1e-3 nats of a token; in bfloat16, which has
-    three digits: 1e-2, 0.1, and an eighth of what mixed pieces would change.
+    The tolerances in float32 are 1e-4 of the loss, 1e-3 of the gradient's norm, and 1e-3 nats per token. In bfloat16,
+    which has three digits, they are 1e-2, 0.1, and an eighth of the effect of mixing pieces.
     """
     base, rows = _small(setup)
     reference = torch.load(setup.folder / _REFERENCE)
@@ -89,9 +89,9 @@ def compare(setup: Setup, results: Results) -> None:
 
 
 def compare_resumed(setup: Setup, results: Results) -> None:
-    """A training with another of the same request, and with one that was stopped and resumed: the bytes of both.
+    """Compare the weights of a training with those of a second one, and of one that was stopped and resumed.
 
-    A kernel that adds in no fixed order makes the second differ already; then no resume can be exact either.
+    If a kernel adds in no fixed order, the second training already differs, and no resume can be exact either.
     """
     base, _ = _small(setup)
     changes = {"training.rows_per_device": 4, "training.epochs": 0.2, "training.learning_rate": 1e-3}
@@ -116,13 +116,13 @@ def compare_resumed(setup: Setup, results: Results) -> None:
 
 
 def _small(setup: Setup) -> tuple[Path, list[world.Row]]:
-    """A base, and two packed rows of real text in its tokens."""
+    """Return a small base, and two packed rows of real text, tokenized for it."""
     base = world.random_base(setup, world.small_config())
     return base, world.real_rows(world.dataset(setup, base, _LENGTH), 2)
 
 
 def _tuned(setup: Setup, base: Path, way: Way) -> PackedModel:
-    """A model whose adapter changes what it computes, by the same numbers on every device."""
+    """Return a model with an adapter whose weights are not zero, and the same on every device."""
     fields = {"base.quantization": way.quantization, "base.dtype": way.dtype, "tokens.block_length": _LENGTH}
     training = {"training.gradient_checkpointing": False, "training.fused": way.fused, "lora.dropout": 0.0}
     recipe = world.recipe(setup, base, fields | training)
@@ -140,7 +140,7 @@ def _tuned(setup: Setup, base: Path, way: Way) -> PackedModel:
 
 
 def _loss_and_gradient(model: PackedModel, rows: list[world.Row]) -> tuple[float, torch.Tensor]:
-    """Mean nats of a token, and the gradient of all adapter weights as one vector in float64."""
+    """Return mean nats per token, and the gradient of all adapter weights as one vector in float64."""
     batch = world.batch(rows)
     nats = model.summed_nats(batch) / (batch["labels"] != -100).sum()
     nats.backward()
@@ -149,7 +149,7 @@ def _loss_and_gradient(model: PackedModel, rows: list[world.Row]) -> tuple[float
 
 
 def _apart(model: PackedModel, rows: list[world.Row], packed: list[world.Row]) -> float:
-    """The largest difference, in nats of a token, between packed rows and the pieces of rows alone."""
+    """Return the largest difference, in nats of a token, between packed rows and their pieces computed alone."""
     together, largest = model.nats_and_hits(world.batch(packed))[0], 0.0
     for index, row in enumerate(rows):
         start = 0

@@ -1,4 +1,4 @@
-"""One part of the benchmark, in this process: `python -m benchmarks.gpu.part PART SETUP`, SETUP as JSON."""
+"""Run one part of the benchmark in this process: `python -m benchmarks.gpu.part PART SETUP`, with SETUP as JSON."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""The project's own processes on a base of full size: when each stage begins, speed, memory."""
+"""Run the project's own processes on a base of full size, and measure speed, memory, and when each stage starts."""
 
 import json
 import os
@@ -19,7 +19,7 @@ _KEPT = ("steps", "tokens_per_second", "tokens_since_resume", "seconds_since_res
 
 
 def train(setup: Setup, results: Results) -> None:
-    """`python -m ft_dagster.training` for an epoch of the documentation; the base is made first, and kept."""
+    """Run `python -m ft_dagster.training` for an epoch on the documentation. The base is made first, and kept."""
     began = time.monotonic()
     base = world.random_base(setup, world.large_config(setup))
     length, epochs = (128, 0.1) if setup.tiny else (2048, 1)
@@ -46,7 +46,7 @@ def train(setup: Setup, results: Results) -> None:
 
 
 def evaluate(setup: Setup, results: Results) -> None:
-    """`python -m ft_dagster.evaluation` on the adapter that `train` made last."""
+    """Run `python -m ft_dagster.evaluation` on the adapter that `train` made last."""
     attempt = Path(_last(setup).read_text())
     trained = TrainingRequest.read(attempt / _REQUEST)
     output = attempt / "evaluation"

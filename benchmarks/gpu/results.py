@@ -1,4 +1,4 @@
-"""Results of the GPU benchmark: one JSON line each, kept whatever happens afterwards, and tables of them."""
+"""Results of the GPU benchmark, saved as JSON lines as soon as they are known, and tables of them."""
 
 import json
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Result:
-    """What one part found about one thing."""
+    """The facts that one part measured for one name."""
 
     part: str
     name: str
@@ -33,10 +33,10 @@ class Results:
 
     @contextmanager
     def adding_failures(self, part: str, name: str) -> Iterator[None]:
-        """Add an error in the block as a result, and go on: kernels that are missing, memory that does not suffice."""
+        """Add an error in the block as a result, and continue, for example if kernels are missing or memory is full."""
         try:
             yield
-        except Exception as error:  # libraries raise all kinds
+        except Exception as error:  # libraries raise errors of all kinds
             reason = str(error).strip().partition("\n")[0][:150]
             self.add(part, name, not_run=f"{type(error).__name__}: {reason}")
 
@@ -45,12 +45,12 @@ class Results:
 
 
 def is_right(result: Result) -> bool:
-    """Whether a result is as it must be: not outside of a tolerance, and not a part that failed or took too long."""
+    """Whether a result is right: within its tolerance, and not from a part that failed or took too long."""
     return result.facts.get("right", True) and result.facts.get("ended", "done") == "done"
 
 
 def as_tables(results: list[Result]) -> str:
-    """Markdown: a table for each part, with a column for each kind of fact."""
+    """Return Markdown with a table for each part, which has a column for each fact."""
     tables = []
     for part, group in groupby(results, key=lambda result: result.part):
         rows = list(group)

@@ -1,4 +1,4 @@
-"""How fast the large model trains, and in how much memory: from the recipe as it is to what could be."""
+"""Measure how fast the large model trains, and in how much memory, from the shipped recipe to possible improvements."""
 
 import time
 from collections import Counter
@@ -21,11 +21,10 @@ from ft_dagster.model.packed_model import PackedModel
 from ft_dagster.training.sizing.model_flops import flops_of_pieces
 from ft_dagster.training.sizing.shape import shape_of
 
-PART = "speed"
 _LEAN = Variant(dropout=False, half=True, attention=VARLEN)
 _FREE = Variant(dropout=False, half=True, checkpointing=False)
 _BEST = replace(_LEAN, checkpointing=False, liger=True)
-# Liger's kernels cannot be taken out again: variants with them come last.
+# Liger's kernels cannot be removed again, so variants with them come last.
 NF4 = [
     ("as shipped", Variant()),
     ("dropout 0", Variant(dropout=False)),
@@ -52,32 +51,32 @@ BF16 = [
 
 
 def measure_nf4(setup: Setup, results: Results) -> None:
-    """On a base in 4 bits."""
-    _measure(setup, results, "nf4", NF4)
+    """Measure all variants on a base in 4 bits."""
+    _measure(setup, results, "speed-nf4", "nf4", NF4)
 
 
 def measure_bf16(setup: Setup, results: Results) -> None:
-    """On a base in bfloat16."""
-    _measure(setup, results, "none", BF16)
+    """Measure all variants on a base in bfloat16."""
+    _measure(setup, results, "speed-bf16", "none", BF16)
 
 
-def _measure(setup: Setup, results: Results, quantization: str, found: list[tuple[str, Variant]]) -> None:
+def _measure(setup: Setup, results: Results, part: str, quantization: str, found: list[tuple[str, Variant]]) -> None:
     rate, began = product_rate(), time.monotonic()
     recipe = world.recipe(setup, Path("nowhere"), {"base.quantization": quantization, "base.dtype": "bfloat16"})
     packed = PackedModel(_model(setup, recipe, quantization).train(), recipe)
-    results.add(PART, f"{quantization}: the model is made", seconds=time.monotonic() - began)
+    results.add(part, "the model is made", seconds=time.monotonic() - began)
     for name, variant in found:
         if setup.wants(name):
             variant = replace(variant, length=variant.length // 32) if setup.tiny else variant
-            with results.adding_failures(PART, f"{quantization}: {name}"):
+            with results.adding_failures(part, name):
                 variants.apply(packed, variant)
-                results.add(PART, f"{quantization}: {name}", **_speed(packed, variant, recipe.lora.rank, rate))
+                results.add(part, name, **_speed(packed, variant, recipe.lora.rank, rate))
             if on_gpu():
                 torch.cuda.empty_cache()
 
 
 def _model(setup: Setup, recipe: Any, quantization: str) -> Any:
-    """The large model as training loads it, but with weights made on the device instead of read from a disk."""
+    """Load the large model as training does, but with random weights made on the device instead of read from a disk."""
 
     def made(folder: str, **options: Any) -> Any:
         model = world.random_model(world.large_config(setup))
@@ -89,9 +88,9 @@ def _model(setup: Setup, recipe: Any, quantization: str) -> Any:
 
 
 def _speed(packed: PackedModel, variant: Variant, rank: int, rate: float) -> dict[str, Any]:
-    """Tokens a second, the most memory that tensors and the allocator took, and the share of the machine's rate.
+    """Return tokens per second, peak memory of tensors and of the allocator, and MFU.
 
-    MFU: operations that the model needs (recomputation is none) a second, over those of a large product.
+    MFU is the rate of operations that the model needs (without recomputation), divided by that of a large product.
     """
     config = packed.base.config
     rows = world.random_rows(variant.rows, variant.length, config.vocab_size)
@@ -122,7 +121,7 @@ def _speed(packed: PackedModel, variant: Variant, rank: int, rate: float) -> dic
 
 
 def in_nf4(model: Any) -> Any:
-    """A model with the weights of its layers in NF4, as bitsandbytes has them when it loads a base."""
+    """Convert the weights of a model's layers to NF4, as bitsandbytes does on loading a base, and return the model."""
     from bitsandbytes.nn import Linear4bit, Params4bit
 
     for layer in model.model.layers:

@@ -1,4 +1,4 @@
-"""Time on a device that works asynchronously."""
+"""Measure time on a device that works asynchronously."""
 
 import statistics
 import time
@@ -15,12 +15,12 @@ def on_gpu() -> bool:
 
 
 def seconds_of(step: Callable[[], Any], repeats: int = 5, at_most: float = 5.0) -> float:
-    """Median seconds of a step, synchronized with the device.
+    """Return the median seconds of a step, synchronized with the device.
 
     Args:
-        step: run once before anything is measured, and then at least twice.
-        repeats: measurements wanted.
-        at_most: seconds after which no further measurement begins.
+        step: the step, which is run once as a warm-up, and then at least twice.
+        repeats: the number of measurements.
+        at_most: the number of seconds after which no further measurement starts.
     """
 
     def once() -> float:
@@ -38,7 +38,7 @@ def seconds_of(step: Callable[[], Any], repeats: int = 5, at_most: float = 5.0) 
 
 
 def product_rate() -> float:
-    """Operations a second of a large square product in bfloat16: what shares of the machine's rate refer to."""
+    """Return operations per second of a large square product in bfloat16, the machine's rate that MFU refers to."""
     size = 8192 if on_gpu() else 512
     left, right = (torch.randn(size, size, device=device()).bfloat16() for _ in range(2))
     return 2 * size**3 / seconds_of(lambda: left @ right, 20)

@@ -1,4 +1,4 @@
-"""Ways to compute one training step: as the recipe says, or with something done differently."""
+"""Variants of computing a training step: as the recipe says, or with changes."""
 
 import inspect
 from dataclasses import dataclass
@@ -13,34 +13,34 @@ from benchmarks.gpu.timing import on_gpu
 from ft_dagster.model.packed_model import PackedModel
 
 VARLEN = "varlen"
-"""Name under which transformers knows `varlen_attention`."""
+"""Name under which `varlen_attention` is registered with transformers."""
 _DROPOUT = 0.05
 
 
 @dataclass(frozen=True)
 class Variant:
-    """What differs between ways to train; the defaults are what `mistral-7b-qlora` ships."""
+    """A variant of training. The defaults are those of the shipped recipe `mistral-7b-qlora`."""
 
     rows: int = 1
     length: int = 2048
-    """Tokens of a row."""
+    """The number of tokens in a row."""
     dropout: bool = True
     checkpointing: bool = True
     half: bool | None = None
-    """Norms, embedding and output head in bfloat16, or in float32; None for as they were loaded: on a quantized base
-    peft raises them to float32."""
+    """Whether norms, embedding and output head are in bfloat16 instead of float32. None leaves them as loaded: on a
+    quantized base, peft casts them to float32."""
     attention: str = "sdpa"
     liger: bool = False
-    """Liger's kernels for norms, rotary embedding and MLP."""
+    """Whether to use Liger's kernels for norms, rotary embedding and MLP."""
     plain: bool = False
-    """transformers' own loss, on rows that are not divided into pieces: what other tools do."""
+    """Whether to use transformers' own loss on rows that are not divided into pieces, as other tools do."""
 
 
 def apply(packed: PackedModel, variant: Variant) -> None:
-    """Make a model compute in a way. Everything can be undone by another call, except Liger's kernels.
+    """Apply a variant to a model. Another call undoes everything except Liger's kernels.
 
     Raises:
-        RuntimeError: Liger's kernels are wanted without a GPU.
+        RuntimeError: the variant uses Liger's kernels, and there is no GPU.
     """
     base = packed.base
     for layer in packed.model.modules():
@@ -82,12 +82,12 @@ def use_liger(base: Any, own_loss: bool) -> None:
 def varlen_attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, scaling: float, **given: Any
 ) -> tuple[Tensor, None]:
-    """Causal attention within pieces, by torch's kernel for sequences of different lengths, as transformers calls it.
+    """Compute causal attention within pieces with torch's varlen kernel; the signature is that of transformers.
 
     Args:
         query: (rows, heads, tokens, head size).
-        key, value: the same with as many heads as the model has for keys.
-        given: `position_ids` (rows, tokens), 0 where a piece begins.
+        key, value: (rows, key heads, tokens, head size).
+        given: `position_ids` (rows, tokens), 0 at the start of each piece.
 
     Returns:
         (rows, tokens, heads, head size).
@@ -102,7 +102,7 @@ def varlen_attention(
 def _varlen_on_gpu(q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, longest: int) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
-    known = inspect.signature(varlen_attn).parameters  # they changed between torch 2.10 and 2.12
+    known = inspect.signature(varlen_attn).parameters  # the parameters changed between torch 2.10 and 2.12
     options: dict[str, Any] = {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}
     if "enable_gqa" in known:
         options["enable_gqa"] = True
@@ -112,7 +112,7 @@ def _varlen_on_gpu(q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, longest: int
 
 
 def _varlen_on_cpu(q: Tensor, k: Tensor, v: Tensor, bounds: Tensor) -> Tensor:
-    """Piece by piece: torch has no such kernel for a CPU."""
+    """Compute the same piece by piece, because torch has no such kernel for a CPU."""
 
     def attend(*piece: Tensor) -> Tensor:
         one, two, three = (x.transpose(0, 1)[None] for x in piece)
@@ -123,9 +123,9 @@ def _varlen_on_cpu(q: Tensor, k: Tensor, v: Tensor, bounds: Tensor) -> Tensor:
 
 
 def _bounds(positions: Tensor) -> tuple[Tensor, int]:
-    """Where pieces begin in the rows laid end to end, with the end at last, int32 (pieces + 1); the longest length.
+    """Return the bounds of the pieces in the concatenated rows, int32 (pieces + 1), and the longest piece's length.
 
-    Kept on the tensor: all layers are given the same one, and looking waits for the device.
+    They are cached on the tensor, which all layers share, because computing them waits for the device.
     """
     if not hasattr(positions, "bounds"):
         starts = (positions.flatten() == 0).nonzero()[:, 0]

@@ -1,4 +1,4 @@
-"""Models, text and requests that need nothing but a checkout."""
+"""Models, texts and requests for the benchmark, made from nothing but a checkout."""
 
 import random
 from collections.abc import Mapping
@@ -12,7 +12,8 @@ from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerF
 from benchmarks.gpu.setup import Setup
 from benchmarks.gpu.timing import on_gpu
 from ft_dagster.base.prepare import prepare_base
-from ft_dagster.config.recipe import Corpus, Objectives, Recipe, Tokens, load_recipe, resolve_recipe
+from ft_dagster.config.recipe import Corpus, Objectives, Recipe, Tokens
+from ft_dagster.config.recipe_file import load_recipe, resolve_recipe
 from ft_dagster.corpus.sections import make_sections
 from ft_dagster.corpus.snapshot import take_snapshot
 from ft_dagster.dataset.dataset import load_rows, make_dataset
@@ -24,13 +25,13 @@ from ft_dagster.training.request import TrainingRequest
 
 DOCUMENTATION = Path(__file__).parents[2] / "docs"
 HELD_OUT = ("memory", "training")
-"""Pages of the documentation that are not trained on."""
+"""Pages of the documentation that are held out."""
 _VOCABULARY = 4096
 Row = dict[str, Any]
 
 
 def large_config(setup: Setup) -> MistralConfig:
-    """The shape of Mistral-7B-Instruct-v0.2; with --tiny that of the small model."""
+    """Return the configuration of a model with the shape of Mistral-7B-Instruct-v0.2; with --tiny, a small one."""
     if setup.tiny:
         return small_config()
     rope = {"rope_type": "default", "rope_theta": 1e6}
@@ -38,7 +39,7 @@ def large_config(setup: Setup) -> MistralConfig:
 
 
 def small_config() -> MistralConfig:
-    """A shape that is computed anywhere within seconds, and has all parts of the large one."""
+    """Return the configuration of a small model with all parts of the large one, which runs anywhere within seconds."""
     sizes = {"vocab_size": _VOCABULARY, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2}
     return MistralConfig(**sizes, num_attention_heads=4, num_key_value_heads=2, head_dim=64, **_alike())
 
@@ -48,7 +49,7 @@ def _alike() -> dict[str, Any]:
 
 
 def random_model(config: MistralConfig) -> MistralForCausalLM:
-    """Random weights in bfloat16, made on the device."""
+    """Return a model with random weights in bfloat16, made on the device."""
     torch.manual_seed(0)
     torch.set_default_dtype(torch.bfloat16)
     try:
@@ -59,13 +60,13 @@ def random_model(config: MistralConfig) -> MistralForCausalLM:
 
 
 def random_base(setup: Setup, config: MistralConfig) -> Path:
-    """A folder with a random model and a byte-level tokenizer trained on the documentation; made once."""
+    """Return a folder with a random model and a byte-level tokenizer trained on the documentation; it is made once."""
     folder = setup.folder / f"base-{config.num_hidden_layers}-layers-of-{config.hidden_size}"
     if (folder / "tokenizer.json").exists():
         return folder
     random_model(config).save_pretrained(folder)
     if on_gpu():
-        torch.cuda.empty_cache()  # the processes that read the folder want the memory
+        torch.cuda.empty_cache()  # the processes that read the folder need the memory
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -82,7 +83,7 @@ def random_base(setup: Setup, config: MistralConfig) -> Path:
 
 
 def dataset(setup: Setup, base: Path, block_length: int) -> Artifact:
-    """The documentation as the pipeline packs it."""
+    """Return the documentation as a dataset that the pipeline has packed."""
     store, reports = Store(setup.folder / "store"), setup.folder / "reports"
     chapters = reports / "chapter_markdowns"
     chapters.mkdir(parents=True, exist_ok=True)
@@ -95,7 +96,7 @@ def dataset(setup: Setup, base: Path, block_length: int) -> Artifact:
 
 
 def recipe(setup: Setup, base: Path, changes: Mapping[str, Any]) -> Recipe:
-    """The recipe on a base in a folder; `changes` are values by field, such as `training.epochs`."""
+    """Return the recipe with a base in a folder; `changes` are values by field, such as `training.epochs`."""
     content = load_recipe(setup.recipe).model_dump(mode="json")
     content["base"] |= {"source": "folder", "model": str(base), "revision": None}
     for path, value in changes.items():
@@ -105,7 +106,7 @@ def recipe(setup: Setup, base: Path, changes: Mapping[str, Any]) -> Recipe:
 
 
 def training_request(setup: Setup, recipe: Recipe, trained_on: Artifact, attempt: str) -> TrainingRequest:
-    """A training that keeps everything in the benchmark's folder."""
+    """Return a request for a training that keeps everything in the benchmark's folder."""
     return TrainingRequest(
         key="0" * 64,
         base=prepare_base(recipe.base, setup.folder / "cache").to_json(),
@@ -119,12 +120,12 @@ def training_request(setup: Setup, recipe: Recipe, trained_on: Artifact, attempt
 
 
 def real_rows(trained_on: Artifact, count: int) -> list[Row]:
-    """The first rows of a dataset in which there is more than one piece."""
+    """Return the first `count` rows of a dataset that contain more than one piece."""
     return [row for row in load_rows(trained_on, "train") if len(row["lengths"]) > 1][:count]
 
 
 def random_rows(count: int, length: int, vocabulary: int) -> list[Row]:
-    """Full rows of random tokens, in pieces of a sixteenth to three quarters of a row; the same each time."""
+    """Return full rows of random tokens, in pieces of a sixteenth to three quarters of a row; the same each time."""
     chance = random.Random(length)  # noqa: S311 - the same each time
     rows = []
     for _ in range(count):
@@ -139,10 +140,10 @@ def random_rows(count: int, length: int, vocabulary: int) -> list[Row]:
 
 
 def as_one_piece(row: Row) -> Row:
-    """The same tokens, which all see each other."""
+    """Return the row as one piece, so that its tokens attend across the former pieces."""
     return row | {"lengths": [len(row["input_ids"])], "prompts": [1], "objectives": [0]}
 
 
 def batch(rows: list[Row]) -> dict[str, torch.Tensor]:
-    """Rows as tensors on the device; see `collate` for their shapes."""
+    """Return rows as tensors on the device; see `collate` for their shapes."""
     return {name: tensor.to(device()) for name, tensor in collate(rows, pad_id=2).items()}

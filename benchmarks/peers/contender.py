@@ -1,7 +1,7 @@
-"""What every contender is asked, and what it measures of itself while it trains.
+"""The request to a contender, and the measurements that it makes while it trains.
 
 A contender is a process: `python SCRIPT REQUEST.json`. It reads a request, trains, saves, and writes its result next
-to the adapter. This file is imported by all of them, so it uses nothing that one of them might not have but torch.
+to the adapter. All contenders import this file, so it uses nothing but torch that one of them might lack.
 """
 
 import json
@@ -14,29 +14,29 @@ from typing import Any
 
 RESULT = "result.json"
 FIRST_STEPS = 3
-"""Optimizer steps that show how long a training will take."""
+"""The number of optimizer steps after which the duration of a training is estimated."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """One training."""
+    """A request for one training."""
 
     base: str
     """Folder of the base model."""
     chapters: list[str]
-    """Files to train on, Markdown."""
+    """The Markdown files to train on."""
     output: str
     """Folder for the adapter and the result."""
     epochs: int
     threads: int
     recipe: dict[str, Any]
-    """The numbers all contenders share where they can: those of the recipe of ft_dagster."""
+    """Values of ft_dagster's recipe, which contenders use where they can."""
     number_format: str = "bfloat16"
-    """What to compute in: bfloat16 or float32, whichever is faster on this processor."""
+    """The number format to compute in: bfloat16 or float32, whichever is faster on this processor."""
     patience_seconds: float = 1200.0
-    """A training whose first steps show that it would take longer ends after them: they give its rate."""
+    """If the first steps show that training would take longer than this, it stops after them; they give the rate."""
     options: dict[str, Any] = field(default_factory=dict)
-    """Of this contender alone."""
+    """Options of this contender only."""
 
     @classmethod
     def read(cls) -> "Request":
@@ -48,7 +48,7 @@ class Request:
         return path
 
     def texts(self) -> list[str]:
-        """One example a chapter."""
+        """Return one example per chapter."""
         return [Path(chapter).read_text("utf-8-sig", errors="replace") for chapter in self.chapters]
 
 
@@ -57,18 +57,18 @@ class TooLongError(Exception):
 
 
 class Stopwatch:
-    """Time from the start of the first training step to the end of the last, and what the steps were made of.
+    """Measures the time from the start of the first training step to the end of the last, and counts their tokens.
 
-    The first step starts with the first forward pass that gradients are kept for; a step ends when an optimizer has
-    changed the weights. Tokens are counted only once a step has used their gradient.
+    The first step starts with the first forward pass with gradients; a step ends when an optimizer has changed the
+    weights. Tokens are counted only once a step has used their gradient.
     """
 
     def __init__(self, end_id: int, patience_seconds: float) -> None:
-        """Start watching every model and optimizer of this process.
+        """Hook into every model and optimizer of this process.
 
         Args:
             end_id: the end-of-sequence token, which is not text.
-            patience_seconds: a training that would take longer is ended after its first steps by a TooLongError.
+            patience_seconds: if training would take longer than this, TooLongError is raised after its first steps.
         """
         import torch
         from torch.nn.modules.module import register_module_forward_pre_hook
@@ -85,7 +85,7 @@ class Stopwatch:
 
         def first_forward(module: Any, _: Any) -> None:
             if module.training and torch.is_grad_enabled():
-                hook.remove()  # it costs time at every layer
+                hook.remove()  # it would cost time at every layer
                 self._began = (time.perf_counter(), time.process_time())
 
         hook = register_module_forward_pre_hook(first_forward)
@@ -96,9 +96,9 @@ class Stopwatch:
 
         Args:
             input_ids: (B, T).
-            labels: (B, T), -100 where a token is not supervised; not shifted.
-            position_ids: (B, T) where pieces are packed, each starting at 0.
-            attention_mask: (B, T) where rows are padded.
+            labels: (B, T), not shifted; -100 where a token is not supervised.
+            position_ids: (B, T), if pieces are packed; each piece starts at 0.
+            attention_mask: (B, T), if rows are padded.
         """
         targets = labels[:, 1:]
         supervised = int((targets != -100).sum())
@@ -125,7 +125,7 @@ class Stopwatch:
             raise TooLongError
 
     def write(self, folder: str, **more: Any) -> None:
-        """Write the result; `more` adds to it or replaces what was counted."""
+        """Write the result; `more` adds values, or replaces those that were counted."""
         assert self._began is not None, "no training step ran"
         result = {
             "seconds": self._ended[0] - self._began[0],
@@ -141,7 +141,7 @@ class Stopwatch:
 
 
 def count_in_trainer(stopwatch: Stopwatch) -> None:
-    """Count the batches of every transformers Trainer of this process, whatever was derived from it."""
+    """Count the batches of every transformers Trainer in this process, including its subclasses."""
     from transformers import Trainer
 
     step = Trainer.training_step

@@ -1,7 +1,8 @@
-"""LitGPT's LoRA finetuning: a chapter an example, whole up to the model's context, each alone in its optimizer step.
+"""LitGPT's LoRA finetuning, with one chapter per optimizer step, cut only at the model's context length.
 
-It has no packing, so a chapter is a sequence and nothing is padded. Precision bf16-true or 32-true, adapter included.
-A chapter is about as long as a step of the recipe, so one a step is the nearest to its tokens in a step.
+It has no packing, so each chapter is a sequence, and nothing is padded. Precision is bf16-true or 32-true, including
+the adapter. A chapter is about as long as a step of the recipe, so one chapter per step comes nearest to the recipe's
+number of tokens per step.
 """
 
 import json
@@ -24,7 +25,7 @@ MODEL = "SmolLM2-135M-Instruct"
 LAYERS = {"attn.proj": "self_attn.o_proj", "mlp.fc_1": "mlp.gate_proj", "mlp.fc_2": "mlp.up_proj"} | {
     "mlp.proj": "mlp.down_proj"
 }
-"""Names of linear layers: LitGPT's -> those of transformers. Its attn.qkv is three of them."""
+"""Names of linear layers: LitGPT's -> those of transformers. LitGPT's attn.qkv is three layers in transformers."""
 
 
 def main() -> None:
@@ -37,12 +38,14 @@ def main() -> None:
     convert_hf_checkpoint(checkpoint, model_name=MODEL)
     stopwatch = Stopwatch(int(Tokenizer(checkpoint).eos_id), request.patience_seconds)
     _count(stopwatch)
-    lora.save_hyperparameters = lora.merge_lora = lambda *_, **__: None  # after training: one reads sys.argv as its own
+    lora.save_hyperparameters = lora.merge_lora = lambda *_, **__: (
+        None
+    )  # called after training; the former parses sys.argv
     texts = request.texts()
     (output / "data").mkdir()
     rows = [{"instruction": "", "output": text} for text in texts]
     (output / "data" / "train.json").write_text(json.dumps(rows), "utf-8")
-    unused = [{"instruction": "Report", "output": "None."}]  # it wants to validate and to write a sample
+    unused = [{"instruction": "Report", "output": "None."}]  # LitGPT requires data for validation and a sample
     (output / "data" / "val.json").write_text(json.dumps(unused), "utf-8")
     steps = stopwatch.expected_steps = len(texts) * request.epochs
     try:
@@ -86,8 +89,8 @@ def _count(stopwatch: Stopwatch) -> None:
     loss = lora.chunked_cross_entropy
 
     def counted(logits: Any, targets: Any, *more: Any, **options: Any) -> Any:
-        if torch.is_grad_enabled():  # not in validation
-            labels = torch.nn.functional.pad(targets, (1, 0), value=-100)  # they come shifted
+        if torch.is_grad_enabled():  # not during validation
+            labels = torch.nn.functional.pad(targets, (1, 0), value=-100)  # they are shifted already
             stopwatch.saw(labels, labels)
         return loss(logits, targets, *more, **options)
 
@@ -95,7 +98,7 @@ def _count(stopwatch: Stopwatch) -> None:
 
 
 def _save(weights: dict[str, torch.Tensor], config: Config, recipe: dict[str, Any], request: Request) -> None:
-    """Save an adapter as peft does, so that all are measured by the same code."""
+    """Save the adapter in peft's format, so that the same code measures all adapters."""
     sizes = [config.n_head * config.head_size, *[config.n_query_groups * config.head_size] * 2]
     found: dict[str, torch.Tensor] = {}
     for name, weight in weights.items():
@@ -117,7 +120,7 @@ def _save(weights: dict[str, torch.Tensor], config: Config, recipe: dict[str, An
 
 
 def _three(weight: torch.Tensor, kind: str, sizes: list[int]) -> dict[str, torch.Tensor]:
-    """The parts of a joint q, k, v matrix: equal ones of A (3 r, in), those of the outputs' sizes of B (out, r)."""
+    """Split a joint q, k, v matrix: A (3 r, in) into equal parts, and B (out, r) by the sizes of the outputs."""
     parts = weight.chunk(3) if kind == "A" else weight.split(sizes)
     return {f"self_attn.{letter}_proj": part for letter, part in zip("qkv", parts, strict=True)}
 

@@ -1,8 +1,9 @@
-"""The recipe that this project replaces: one example a file, cut at 512 tokens, padding masked and ends with it.
+"""The recipe that this project replaces: one example per file, cut at 512 tokens; padding and end tokens are masked.
 
-LoRA r 16, alpha 32, dropout 0.05 on q, k, v, o; rows of one, four accumulated; learning rate 2e-4 after 100 steps of
-warm-up; 4-bit NF4 with double quantization; gradient checkpointing. Replaced: its fp16 by the number format of all
-contenders; its Mistral-7B by the base of this comparison; its three epochs by theirs.
+It has LoRA r 16, alpha 32, dropout 0.05 on q, k, v, o; batches of one row, four accumulated; learning rate 2e-4 after
+100 steps of warm-up; 4-bit NF4 with double quantization; gradient checkpointing. Three things are replaced: its fp16 by
+the number format of all contenders, its Mistral-7B by the base of this comparison, and its three epochs by the
+comparison's number of epochs.
 """
 
 from contextlib import suppress

@@ -1,6 +1,6 @@
-"""ft_dagster's own training process, watched. Option: `training`, the path of its request.
+"""ft_dagster's own training process, with its time measured. Option: `training`, the path of its request.
 
-The process is that of `python -m ft_dagster.training`; what its rows hold is counted by who asked for it.
+The process is that of `python -m ft_dagster.training`. benchmarks/match.py counts the tokens of its rows.
 """
 
 import sys

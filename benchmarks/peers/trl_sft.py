@@ -1,7 +1,8 @@
-"""TRL's SFTTrainer, packed. Options: `strategy` (bfd, its default, or a lossless one) and `best`, see below.
+"""TRL's SFTTrainer with packing. Options: `strategy` (bfd, its default, or a lossless one) and `best`, see below.
 
-With `best` false all else is TRL's default: weights in float32, gradient checkpointing; in bfloat16 autocast computes.
-With `best` true: frozen weights in the number format, adapter in float32, no checkpointing.
+If `best` is false, everything else is TRL's default: weights in float32, computed in bfloat16 under autocast if that is
+the number format, and gradient checkpointing. If `best` is true, frozen weights are in the number format, the adapter
+is in float32, and there is no checkpointing.
 """
 
 from contextlib import suppress

@@ -75,5 +75,5 @@ def _reason(written: str) -> str:
     lines = [line.strip() for line in written.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("ERROR:")]
     warnings = [line for line in lines if line.startswith("WARNING:")]
-    told = [*warnings[-1:], *errors] if errors else lines
-    return redacted("\n".join(re.sub("^(ERROR|WARNING): ", "", line) for line in told[-_MOST_LINES:]))
+    telling = [*warnings[-1:], *errors] if errors else lines
+    return redacted("\n".join(re.sub("^(ERROR|WARNING): ", "", line) for line in telling[-_MOST_LINES:]))

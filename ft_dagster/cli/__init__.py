@@ -1,4 +1,4 @@
-"""`ft-dagster`: the graph from a terminal, on the same Dagster instance as the UI."""
+"""The command `ft-dagster`: the graph from a terminal, on the same Dagster instance as the UI."""
 
 import gc
 import os
@@ -20,7 +20,7 @@ from ft_dagster.cli.lineage import lineage
 from ft_dagster.cli.recipe import recipe
 from ft_dagster.cli.release import release
 from ft_dagster.cli.talk import chat, generate, serve
-from ft_dagster.config.recipe import load_recipe
+from ft_dagster.config.recipe_file import load_recipe
 from ft_dagster.config.settings import Settings, SettingsError, load_settings
 from ft_dagster.corpus.example import fill_with_example
 from ft_dagster.corpus.files import find_reports, require_reports
@@ -48,8 +48,8 @@ app.command()(recipe)
 app.command()(doctor)
 
 
-_OF_A_DEPLOYMENT = {"DAGSTER_HOME", "DAGSTER_POSTGRES_HOST", "FT_STORE", "MLFLOW_TRACKING_URI"}
-"""Variables that lead to a history, a store and a server that others use, where a demo has no business."""
+_DEPLOYMENT_VARIABLES = {"DAGSTER_HOME", "DAGSTER_POSTGRES_HOST", "FT_STORE", "MLFLOW_TRACKING_URI"}
+"""Variables that name a history, a store or a server that others may use. A demo ignores them."""
 
 
 def _print_version(wanted: bool) -> None:
@@ -64,16 +64,16 @@ def main(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """What every command has."""
+    """Options of `ft-dagster` itself."""
 
 
 @app.command()
 def plan(as_json: Json = False) -> None:
-    """Say what `ft-dagster run` would do now, and why; change nothing.
+    """Show what `ft-dagster run` would do now, and why, without changing anything.
 
     Exit codes: 0 nothing to do; 2 something to do; 1 the reports, the recipe or the base model cannot be used.
     """
-    gc.disable()  # it lives for a second, and holds a row for each chapter
+    gc.disable()  # the process lives for a second, and has a row for each chapter
     with errors_said(Console(stderr=True)):
         settings = load_settings()
         _refuse_early(settings)
@@ -95,10 +95,10 @@ def plan(as_json: Json = False) -> None:
 
 @app.command()
 def run(as_json: Json = False) -> None:
-    """Bring everything up to date now: read, tokenize, train, evaluate, release, as far as content changed.
+    """Bring everything up to date now: read, tokenize, train, evaluate and release, as far as content has changed.
 
     Exit codes: 0 done, or nothing to do; 1 a stage failed, or the reports, the recipe or the base model cannot be
-    used; 130 interrupted (training saves a checkpoint and goes on from it next time).
+    used; 130 interrupted (training saves a checkpoint, and continues from it the next time).
     """
     console = Console(stderr=True)
     with errors_said(console):
@@ -109,20 +109,21 @@ def run(as_json: Json = False) -> None:
 def demo(
     folder: Annotated[
         Path | None,
-        typer.Argument(help="The workspace. Default: that of FT_WORKSPACE, else demo/ in the current folder."),
+        typer.Argument(help="The workspace. Default: FT_WORKSPACE if set, otherwise demo/ in the current folder."),
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Fill a workspace with the example report that comes with ft_dagster, and do there what `ft-dagster run` does.
 
-    Shows at its end held-out bits per byte of base and adapter, and where the adapter is. Run again, it brings up to
-    date what you edited. A workspace that holds other reports is left alone. Exit codes: those of `ft-dagster run`.
+    At the end it shows the held-out bits per byte of base and adapter, and where the adapter is. When run again, it
+    brings what you edited up to date. It refuses a workspace that contains other reports. Exit codes: those of
+    `ft-dagster run`.
     """
     console = Console(stderr=True)
     with errors_said(console):
         workspace = folder or Path(os.environ.get("FT_WORKSPACE") or "demo")
         os.environ["FT_WORKSPACE"] = str(workspace.expanduser().absolute())
-        for name in _OF_A_DEPLOYMENT & os.environ.keys():
+        for name in _DEPLOYMENT_VARIABLES & os.environ.keys():
             console.print(f"{name} is not used: the demo keeps everything in its workspace.", style="dim")
             del os.environ[name]
         settings = load_settings()
@@ -137,11 +138,11 @@ def clean(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Remove without asking.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Show what in the store no kept adapter was made from, then remove it if you say yes.
+    """Show what in the store no kept adapter was made from, and remove it if you confirm.
 
-    Kept are the adapters made last (FT_KEEP_ADAPTERS, 5), every adapter ever released (FT_KEEP_RELEASED), and all that
-    these were made from. With FT_KEEP_RUNS, runs before the last so many go from Dagster's history as well. Exit
-    codes: 0 removed, or shown; 1 a run uses the store, or what is kept is damaged.
+    Kept are the adapters made last (FT_KEEP_ADAPTERS, 5), every adapter ever released (FT_KEEP_RELEASED), and
+    everything that these were made from. With FT_KEEP_RUNS, older runs are removed from Dagster's history as well.
+    Exit codes: 0 removed, or shown; 1 a run uses the store, or something that is kept is damaged.
     """
     console = Console(stderr=True)
     with errors_said(console):
@@ -155,7 +156,7 @@ def clean(
         workspace = Workspace()
         if not has_instance(settings) and workspace.store.newest(RAW_CHAPTERS.name):
             raise SettingsError(
-                f"There is no Dagster history in {settings.dagster_home}, so it cannot be told what is in use. Set "
+                f"There is no Dagster history in {settings.dagster_home}, so it is unknown what is in use. Set "
                 "DAGSTER_HOME to that of your deployment."
             )
         with instance_to_read(settings) as instance:
@@ -164,7 +165,7 @@ def clean(
             rows = found.to_json()
             if found and (yes or (sys.stdin.isatty() and typer.confirm("Remove them?", err=True))):
                 with workspace.store.cleaning():
-                    found = find_removable(instance, workspace)  # a run may have ended since
+                    found = find_removable(instance, workspace)  # a run may have finished since
                     rows = found.to_json()
                     found.remove(instance)
                 console.print("Removed.")
@@ -173,19 +174,19 @@ def clean(
 
 
 @app.command("track")
-def tell_mlflow(as_json: Json = False) -> None:
-    """Tell the MLflow server of MLFLOW_TRACKING_URI what it does not know yet; a run does so by itself."""
+def track_releases(as_json: Json = False) -> None:
+    """Report to the MLflow server of MLFLOW_TRACKING_URI what it does not know yet. A run does so automatically."""
     console = Console(stderr=True)
     with errors_said(console):
         settings = load_settings()
         releases = Releases(settings.fine_tuned_model, settings.state)
-        told = track(settings, open_store(settings), releases)
-        if told is None:
+        tracked = track(settings, open_store(settings), releases)
+        if tracked is None:
             raise SettingsError("MLFLOW_TRACKING_URI is not set. Name an MLflow server there, or in .env.")
     if as_json:
-        print_json(asdict(told))
+        print_json(asdict(tracked))
     else:
-        for done, keys in (("Told of", told.adapters), ("Registered", told.versions)):
+        for done, keys in (("Reported", tracked.adapters), ("Registered", tracked.versions)):
             typer.echo(f"{done}: {', '.join(key[:12] for key in keys) or 'nothing new'}")
 
 
@@ -200,7 +201,7 @@ def _run(console: Console, as_json: bool) -> None:
 
 
 def _refuse_early(settings: Settings) -> None:
-    """Raise what can be told without Dagster, before anything is made."""
+    """Raise the errors that can be found without Dagster, before anything is made."""
     require_reports(settings.workspace, len(list(islice(find_reports(settings.workspace), 1))))
     recipe = load_recipe(settings.recipe, settings.workspace)
     load_eval_sets(recipe.evaluation, settings.workspace, instruct=True)
@@ -214,8 +215,8 @@ def _bring_up_to_date(settings: Settings, console: Console) -> tuple[bool, dict[
     from ft_dagster.defs.instance import open_instance
     from ft_dagster.defs.workspace import Workspace
 
-    warnings.filterwarnings("ignore", category=PreviewWarning)  # of Dagster's own use of its Pipes
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C: children are stopped, work is kept
+    warnings.filterwarnings("ignore", category=PreviewWarning)  # from Dagster's own use of its Pipes
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C: children are stopped, work is kept
     with open_instance(settings) as instance:
         succeeded = bring_up_to_date(_find_job, instance, Workspace(), console)
         if not succeeded:
@@ -226,7 +227,7 @@ def _bring_up_to_date(settings: Settings, console: Console) -> tuple[bool, dict[
 
 
 def _find_job() -> "dg.JobDefinition":
-    """Imported only when there is something to run: it takes as long as all else when there is nothing."""
+    """Import the job. Called only if there is something to run: the import takes as long as a run of nothing does."""
     from ft_dagster.definitions import defs
     from ft_dagster.defs.automation.sensor import BRING_UP_TO_DATE
 

@@ -1,4 +1,4 @@
-"""What all commands share: the option --json, errors as one line, exit codes."""
+"""What all commands share: the option --json, one-line errors, and exit codes."""
 
 import json
 import sys
@@ -19,7 +19,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard outpu
 
 @contextmanager
 def errors_said(console: Console) -> Iterator[None]:
-    """Errors that a person can fix become one line; an interruption gets an exit code of its own."""
+    """Print errors that the user can fix as one line, and exit with the code of a failure or an interruption."""
     try:
         with secrets_kept():
             yield
@@ -28,18 +28,18 @@ def errors_said(console: Console) -> Iterator[None]:
     except Exception as error:
         from ft_dagster.defs.runs.disk import disk_advice
 
-        room = disk_advice(str(error))
-        if room is None and not isinstance(error, (UserError, OSError)):
+        advice = disk_advice(str(error))
+        if advice is None and not isinstance(error, (UserError, OSError)):
             raise
-        said = f"{type(error).__name__}: {error}" + (f"\n{room}" if room else "")
+        said = f"{type(error).__name__}: {error}" + (f"\n{advice}" if advice else "")
         console.print(said, highlight=False, soft_wrap=True, markup=False, style="red")
         raise typer.Exit(FAILED) from None
     except KeyboardInterrupt:
-        console.print("Interrupted. What was finished is kept; training goes on from its last checkpoint.")
+        console.print("Interrupted. Finished stages are kept; training continues from its last checkpoint.")
         raise typer.Exit(INTERRUPTED) from None
 
 
 def print_json(content: object) -> None:
-    """Plain data on standard output."""
+    """Print plain data as JSON on standard output."""
     json.dump(content, sys.stdout, indent=1, ensure_ascii=False)
     typer.echo()

@@ -14,9 +14,9 @@ _MARKS = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "problem": ("✗",
 
 
 def doctor(as_json: Json = False) -> None:
-    """Show devices, memory, what they can compute with, and what the recipe in force needs; change nothing.
+    """Show this machine's devices, memory and number formats, and what the recipe in use needs, changing nothing.
 
-    Exit codes: 0 the recipe can be trained here; 1 something stands in the way.
+    Exit codes: 0 the recipe can be trained here; 1 something prevents it.
     """
     with errors_said(Console(stderr=True)):
         settings = load_settings()

@@ -1,8 +1,6 @@
-"""What this machine can run, and what the recipe in force needs of it: facts, and what stands in the way."""
+"""What this machine can run, what the recipe needs, and what prevents its training here."""
 
 import json
-import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,8 +11,10 @@ from urllib.request import urlopen
 
 import dagster as dg
 
-from ft_dagster.base.prepare import BaseModelError, local_base, model_config
-from ft_dagster.config.recipe import Recipe, RecipeError, load_recipe
+from ft_dagster.base.model_folder import BaseModelError, model_config
+from ft_dagster.base.prepare import local_base
+from ft_dagster.config.recipe import Recipe
+from ft_dagster.config.recipe_file import RecipeError, load_recipe
 from ft_dagster.config.redaction import child_environment
 from ft_dagster.config.settings import Settings, SettingsError
 from ft_dagster.defs.executors.choice import executor_for
@@ -22,6 +22,7 @@ from ft_dagster.defs.executors.pods import load_pods
 from ft_dagster.defs.instance import has_instance, instance_to_read
 from ft_dagster.defs.workspace import GPU_POOL
 from ft_dagster.errors import UserError
+from ft_dagster.runtime.disk import can_write, free_bytes
 from ft_dagster.runtime.lease import CPU, visible_devices
 from ft_dagster.runtime.number_format import ProductRates, slowness
 from ft_dagster.store import formats
@@ -33,25 +34,28 @@ from ft_dagster.training.sizing.shape import UnknownModelError
 _PATIENCE_SECONDS = 300
 _ANSWER_SECONDS = 5
 _LITTLE_DISK = 5 * 2**30
-"""Bytes: the default base takes 0.5 GB when it is converted, a 7B one 15 GB."""
+"""Bytes of free disk space below which to warn. The converted default base takes 0.5 GB, a 7B base 15 GB."""
+
+
+Status = Literal["ok", "warning", "problem"]
 
 
 @dataclass(frozen=True)
-class Finding:
-    """One thing that was looked at."""
+class Diagnosis:
+    """The result of one examination."""
 
     subject: str
-    status: Literal["ok", "warning", "problem"]
-    """A problem keeps the recipe from being trained here."""
+    status: Status
+    """A problem prevents training the recipe here."""
     text: str
 
 
-def examine(settings: Settings, machine: dict[str, Any] | None = None) -> Iterator[Finding]:
-    """Look at one thing after the other; nothing is made, downloaded or changed.
+def examine(settings: Settings, machine: dict[str, Any] | None = None) -> Iterator[Diagnosis]:
+    """Examine one subject after another, without creating, downloading or changing anything.
 
     Args:
-        settings: of a workspace.
-        machine: what model/inspection.py has found; by default it is started to look.
+        settings: the settings of a workspace.
+        machine: the output of model/inspection.py, which is run by default.
     """
     machine = machine or _inspect()
     yield from _devices(machine, settings)
@@ -59,14 +63,16 @@ def examine(settings: Settings, machine: dict[str, Any] | None = None) -> Iterat
     try:
         recipe = load_recipe(settings.recipe, settings.workspace)
     except RecipeError as error:
-        yield Finding("recipe", "problem", str(error))
+        yield Diagnosis("recipe", "problem", str(error))
     else:
         if settings.executor == "local":
             yield _recipe(recipe, machine)
             yield from _slowness(recipe, machine)
             yield _memory(recipe, settings, machine)
         else:
-            yield Finding("recipe", "ok", f"{recipe.name}; what it needs must be where its steps run, not here")
+            yield Diagnosis(
+                "recipe", "ok", f"{recipe.name}; its steps run on other machines, which must meet its needs"
+            )
         yield _base(recipe, settings)
     yield _token(settings)
     yield from _disks(settings)
@@ -87,13 +93,13 @@ def _inspect() -> dict[str, Any]:
         return {"failed": said[-1] if said else repr(error)}
 
 
-def _devices(machine: dict[str, Any], settings: Settings) -> Iterator[Finding]:
+def _devices(machine: dict[str, Any], settings: Settings) -> Iterator[Diagnosis]:
     if "failed" in machine:
-        yield Finding("torch", "problem", f"It cannot be used: {machine['failed']}. Install it again.")
+        yield Diagnosis("torch", "problem", f"It cannot be used: {machine['failed']}. Install it again.")
         return
     libraries = ", ".join(f"{name} {version}" for name, version in machine["libraries"].items())
     build = f"for CUDA {machine['cuda']}" if machine["cuda"] else "for CPUs"
-    yield Finding("libraries", "ok", f"{libraries}; torch is built {build}")
+    yield Diagnosis("libraries", "ok", f"{libraries}; torch is built {build}")
     for device in machine["devices"]:
         size = (
             f"{device['free'] / 2**30:.1f} of {device['memory'] / 2**30:.1f} GiB free"
@@ -101,79 +107,79 @@ def _devices(machine: dict[str, Any], settings: Settings) -> Iterator[Finding]:
             else (f"{device['free'] / 2**30:.1f} GiB for a process")
         )
         threads = "" if device["gpu"] or not settings.threads else f", FT_THREADS={settings.threads}"
-        yield Finding("device", "ok", f"{device['name']}; {size}{threads}")
+        yield Diagnosis("device", "ok", f"{device['name']}; {size}{threads}")
     driver = [one.name for one in visible_devices() if one != CPU]
     seen = sum(device["gpu"] for device in machine["devices"])
     if len(driver) != seen:
-        yield Finding(
+        yield Diagnosis(
             "GPU driver",
             "warning",
-            f"nvidia-smi lists {len(driver)} GPUs, torch sees {seen}. Put a build of torch for CUDA into the virtual "
+            f"nvidia-smi lists {len(driver)} GPUs, torch sees {seen}. Install a build of torch for CUDA in the virtual "
             "environment (docs/gpus.md), or fix the driver.",
         )
 
 
-def _numbers(machine: dict[str, Any]) -> Iterator[Finding]:
+def _numbers(machine: dict[str, Any]) -> Iterator[Diagnosis]:
     if "failed" in machine:
         return
     rates = ProductRates(**machine["products"])
     speeds = ", ".join(f"{name} {rate / 1e9:,.0f}" for name, rate in rates.rates.items())
     where = rates.device if rates.on_gpu else "core"
-    yield Finding("number format", "ok", f"{rates.best} is used for base.dtype: auto; GFLOP/s of a {where}: {speeds}")
+    yield Diagnosis("number format", "ok", f"{rates.best} is used for base.dtype: auto; GFLOP/s of a {where}: {speeds}")
     for kind in ("nf4", "int8"):
         problem = machine[kind]
-        yield Finding(f"{kind} weights", "warning" if problem else "ok", problem or "yes")
+        yield Diagnosis(f"{kind} weights", "warning" if problem else "ok", problem or "yes")
 
 
-def _recipe(recipe: Recipe, machine: dict[str, Any]) -> Finding:
+def _recipe(recipe: Recipe, machine: dict[str, Any]) -> Diagnosis:
     training = recipe.training
     gpus = sum(device["gpu"] for device in machine.get("devices", []))
     said = f"{recipe.name} ({recipe.base.model}, {recipe.base.quantization}, {recipe.compute_dtype})"
     if training.processes > 1:
         said += f", {training.processes} processes, {training.strategy}"
     if gpus and training.processes > gpus:
-        return Finding("recipe", "problem", f"{said}: it asks for {training.processes} GPUs, and {gpus} are here")
+        return Diagnosis("recipe", "problem", f"{said}: it needs {training.processes} GPUs, and there are {gpus}")
     if training.strategy == "fsdp" and not gpus:
-        return Finding("recipe", "problem", f"{said}: fsdp needs GPUs; set ddp")
+        return Diagnosis("recipe", "problem", f"{said}: fsdp needs GPUs; set ddp")
     if recipe.compute_dtype == "float16" and not gpus:
-        return Finding("recipe", "problem", f"{said}: float16 needs a GPU; set auto")
+        return Diagnosis("recipe", "problem", f"{said}: float16 needs a GPU; set auto")
     if recipe.base.quantization != "none" and machine.get(recipe.base.quantization):
-        return Finding("recipe", "problem", f"{said}: {recipe.base.quantization} weights do not work here")
-    return Finding("recipe", "ok", said)
+        return Diagnosis("recipe", "problem", f"{said}: {recipe.base.quantization} weights do not work here")
+    return Diagnosis("recipe", "ok", said)
 
 
-def _slowness(recipe: Recipe, machine: dict[str, Any]) -> Iterator[Finding]:
+def _slowness(recipe: Recipe, machine: dict[str, Any]) -> Iterator[Diagnosis]:
     if "failed" not in machine and (said := slowness(recipe, ProductRates(**machine["products"]))):
-        yield Finding("speed", "warning", said)
+        yield Diagnosis("speed", "warning", said)
 
 
-def _base(recipe: Recipe, settings: Settings) -> Finding:
+def _base(recipe: Recipe, settings: Settings) -> Diagnosis:
     try:
         base = local_base(recipe.base, settings.cache)
     except BaseModelError as error:
-        return Finding("base model", "problem", str(error))
+        return Diagnosis("base model", "problem", str(error))
     if base is not None:
-        return Finding("base model", "ok", f"{base.name} is in {base.folder}")
-    from_where = "fetched and converted" if recipe.base.source == "embedded" else "downloaded"
-    return Finding("base model", "ok", f"{recipe.base.model} is not here yet; the first run has it {from_where}")
+        return Diagnosis("base model", "ok", f"{base.name} is in {base.folder}")
+    how = "fetches and converts" if recipe.base.source == "embedded" else "downloads"
+    return Diagnosis("base model", "ok", f"{recipe.base.model} is not on this machine yet; the first run {how} it")
 
 
-def _memory(recipe: Recipe, settings: Settings, machine: dict[str, Any]) -> Finding:
+def _memory(recipe: Recipe, settings: Settings, machine: dict[str, Any]) -> Diagnosis:
     devices = machine.get("devices", [])
     base = None if not devices else _known_base(recipe, settings)
     if base is None:
-        return Finding("memory", "ok", "`ft-dagster plan` says what training takes once the base model is here")
+        return Diagnosis("memory", "ok", "`ft-dagster plan` estimates it once the base model is on this machine")
     on_gpu = devices[0]["gpu"]
     recipe = recipe.computing_in(ProductRates(**machine["products"]).best)
     available = min(device["free"] for device in devices) // (1 if on_gpu else recipe.training.processes)
     try:
         found = fit(base, recipe, on_gpu, available)
     except UnknownModelError as error:
-        return Finding("memory", "warning", f"No estimate: {error}")
+        return Diagnosis("memory", "warning", f"No estimate: {error}")
     text = f"each process of training takes about {found.estimate.total / 2**30:.1f} of {available / 2**30:.1f} GiB"
     if not found.advice:
-        return Finding("memory", "ok", text)
-    return Finding("memory", "problem" if found.is_refused else "warning", f"{text}. {found.advice}")
+        return Diagnosis("memory", "ok", text)
+    return Diagnosis("memory", "problem" if found.is_refused else "warning", f"{text}. {found.advice}")
 
 
 def _known_base(recipe: Recipe, settings: Settings) -> dict[str, Any] | None:
@@ -181,47 +187,48 @@ def _known_base(recipe: Recipe, settings: Settings) -> dict[str, Any] | None:
         base = local_base(recipe.base, settings.cache)
         return model_config(Path(base.folder)) if base else None
     except BaseModelError:
-        return None  # said before
+        return None  # `_base` reports it
 
 
-def _token(settings: Settings) -> Finding:
+def _token(settings: Settings) -> Diagnosis:
     text = "set" if settings.token else "not set; only gated bases and `ft-dagster release push` need it"
-    return Finding("HUGGINGFACE_TOKEN", "ok", text)
+    return Diagnosis("HUGGINGFACE_TOKEN", "ok", text)
 
 
-def _disks(settings: Settings) -> Iterator[Finding]:
+def _disks(settings: Settings) -> Iterator[Diagnosis]:
     for name, folder in (("workspace", settings.workspace), ("FT_CACHE", settings.cache)):
-        there = next(path for path in (folder, *folder.parents) if path.exists())
-        free = shutil.disk_usage(there).free
-        if not os.access(there, os.W_OK):
-            yield Finding(f"disk of {name}", "problem", f"{there} cannot be written to")
+        free = free_bytes(folder)
+        if not can_write(folder):
+            yield Diagnosis(f"disk of {name}", "problem", f"{folder} cannot be written to")
+        elif free is None:
+            yield Diagnosis(f"disk of {name}", "warning", f"the free space in {folder} cannot be read")
         else:
-            little = free < _LITTLE_DISK
-            yield Finding(f"disk of {name}", "warning" if little else "ok", f"{free / 2**30:.0f} GiB free in {folder}")
+            status: Status = "warning" if free < _LITTLE_DISK else "ok"
+            yield Diagnosis(f"disk of {name}", status, f"{free / 2**30:.0f} GiB free in {folder}")
 
 
-def _store(settings: Settings) -> Finding:
+def _store(settings: Settings) -> Diagnosis:
     try:
         formats.require_known(settings.state, formats.STATE)
         store = open_store(settings)
         store.keys("lora_adapter")
     except StoreError as error:
-        return Finding("store", "problem", str(error))
-    return Finding("store", "ok", f"{store}, format {formats.STORE}")
+        return Diagnosis("store", "problem", str(error))
+    return Diagnosis("store", "ok", f"{store}, format {formats.STORE}")
 
 
-def _pool(settings: Settings) -> Finding:
+def _pool(settings: Settings) -> Diagnosis:
     devices = len(visible_devices())
     if not has_instance(settings):
-        return Finding("pool gpu", "ok", f"it will have {devices} slot(s) when Dagster is started here first")
+        return Diagnosis("pool gpu", "ok", f"it will have {devices} slot(s) once Dagster has been started here")
     try:
         with instance_to_read(settings) as instance:
             limit = _limit(instance)
-    except UserError as error:  # a newer version's, or a server that does not answer
-        return Finding("pool gpu", "problem", str(error))
+    except UserError as error:  # a newer version's history, or no answer from its server
+        return Diagnosis("pool gpu", "problem", str(error))
     if limit == devices:
-        return Finding("pool gpu", "ok", f"{limit} slot(s) for {devices} device(s)")
-    return Finding(
+        return Diagnosis("pool gpu", "ok", f"{limit} slot(s) for {devices} device(s)")
+    return Diagnosis(
         "pool gpu",
         "warning",
         f"{limit or 'no'} slot(s) for {devices} device(s); `dagster instance concurrency set gpu {devices}` sets them, "
@@ -234,7 +241,7 @@ def _limit(instance: dg.DagsterInstance) -> int | None:
     return own.get(GPU_POOL, instance.get_concurrency_config().pool_config.default_pool_limit)
 
 
-def _executor(settings: Settings) -> Finding:
+def _executor(settings: Settings) -> Diagnosis:
     try:
         executor_for(settings)
         match settings.executor:
@@ -249,7 +256,7 @@ def _executor(settings: Settings) -> Finding:
                 pods = load_pods(settings)
                 text = f"k8s: steps run in pods of {pods.image or 'the image of the code server'}"
     except SettingsError as error:
-        return Finding("FT_EXECUTOR", "problem", str(error))
+        return Diagnosis("FT_EXECUTOR", "problem", str(error))
     except (OSError, ValueError, KeyError) as error:
-        return Finding("FT_EXECUTOR", "problem", f"ray: the head at {settings.ray_address} does not answer ({error})")
-    return Finding("FT_EXECUTOR", "ok", text)
+        return Diagnosis("FT_EXECUTOR", "problem", f"ray: the head at {settings.ray_address} does not answer ({error})")
+    return Diagnosis("FT_EXECUTOR", "ok", text)

@@ -1,4 +1,4 @@
-"""`ft-dagster lineage`: what an adapter was made from, and which adapters know a text."""
+"""`ft-dagster lineage`: what an adapter was made from, and which adapters were trained on a text."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -12,31 +12,35 @@ from rich.text import Text
 from ft_dagster.cli.common import FAILED, Json, errors_said, print_json
 from ft_dagster.config.settings import Settings, load_settings
 from ft_dagster.model.manifest import Manifest, read_manifest
-from ft_dagster.release import lineage as room
+from ft_dagster.release import lineage as release_lineage
 from ft_dagster.release.released import adapter_folder
 from ft_dagster.store.shared import open_store
 
-lineage = typer.Typer(help="What adapters were made from. Without a command: what the released one was made from.")
+lineage = typer.Typer(
+    help="Show what adapters were made from. Without a command: what the released adapter was made from."
+)
 _SHOWN = 12
-"""Characters of a hash that a person reads."""
-Name = Annotated[str, typer.Argument(help="Its key, or the beginning of it. Default: the released one.")]
-AnotherName = Annotated[str, typer.Argument(help="As the first; default: the released one.")]
+"""Characters of a hash that are shown."""
+Name = Annotated[str, typer.Argument(help="Key of an adapter, or the beginning of it. Default: the released one.")]
+AnotherName = Annotated[
+    str, typer.Argument(help="Key of the adapter to compare, or the beginning of it. Default: the released one.")
+]
 
 
 @lineage.callback(invoke_without_command=True)
 def released(context: typer.Context, as_json: Json = False) -> None:
-    """What the released adapter was made from, where no command says otherwise."""
+    """Show what the released adapter was made from, unless a command is given."""
     if context.invoked_subcommand is None:
         show(as_json=as_json)
 
 
 @lineage.command()
 def show(adapter: Name = "", as_json: Json = False) -> None:
-    """The chapters of an adapter with the versions of their files, its base, recipe and code."""
+    """Show the chapters of an adapter with the versions of their files, and its base, recipe and code."""
     with errors_said(Console(stderr=True)):
         settings = load_settings()
         manifest = _manifest(settings, adapter)
-        chapters = room.chapters_of(manifest)
+        chapters = release_lineage.chapters_of(manifest)
     if as_json:
         print_json({"adapter": manifest.key, "chapters": [asdict(item) for item in chapters]} | _made(manifest))
         return
@@ -57,17 +61,17 @@ def show(adapter: Name = "", as_json: Json = False) -> None:
 
 @lineage.command()
 def diff(
-    before: Annotated[str, typer.Argument(help="Key, or its beginning.")],
+    before: Annotated[str, typer.Argument(help="Key of an adapter, or the beginning of it.")],
     after: AnotherName = "",
     as_json: Json = False,
 ) -> None:
-    """What changed from one adapter to another, and what it did to each held-out chapter."""
+    """Show what changed from one adapter to another, and how that changed the score of each held-out chapter."""
     with errors_said(Console(stderr=True)):
         settings = load_settings()
         store = open_store(settings)
         old, new = _manifest(settings, before), _manifest(settings, after)
-        found = room.compare(old, new)
-        scores = [(room.measured(store, manifest.key) or {}).get("chapters", {}) for manifest in (old, new)]
+        found = release_lineage.compare(old, new)
+        scores = [(release_lineage.measured(store, manifest.key) or {}).get("chapters", {}) for manifest in (old, new)]
     chapters = {
         name: [side[name]["bits_per_byte"] if name in side else None for side in scores]
         for name in sorted(scores[0].keys() | scores[1].keys())
@@ -96,20 +100,20 @@ def diff(
 
 @lineage.command()
 def find(
-    text: Annotated[str, typer.Argument(help="A sentence, say. Upper case and white space do not count.")] = "",
-    chapter: Annotated[str, typer.Option(help="Instead of a text, the name of a chapter.")] = "",
+    text: Annotated[str, typer.Argument(help="For example a sentence. Case and white space are ignored.")] = "",
+    chapter: Annotated[str, typer.Option(help="The name of a chapter, instead of a text.")] = "",
     as_json: Json = False,
 ) -> None:
-    """Which adapters were trained on a text, or on a chapter. Exit codes: 0 some were, 1 none was."""
+    """List the adapters that were trained on a text or a chapter. Exit codes: 0 some were, 1 none was."""
     with errors_said(Console(stderr=True)):
         settings = load_settings()
         store = open_store(settings)
         if bool(text) == bool(chapter):
-            raise room.LineageError("Name a text, or a chapter with --chapter.")
+            raise release_lineage.LineageError("Name a text, or a chapter with --chapter.")
         if chapter:
-            places = {key: [(chapter, "")] for key in room.trained_on_chapter(store, chapter)}
+            places = {key: [(chapter, "")] for key in release_lineage.trained_on_chapter(store, chapter)}
         else:
-            places = room.trained_on_text(store, text)
+            places = release_lineage.trained_on_text(store, text)
     if as_json:
         print_json([{"adapter": key, "places": [list(place) for place in found]} for key, found in places.items()])
     else:
@@ -125,20 +129,20 @@ def find(
 
 @lineage.command()
 def restore(
-    adapter: Annotated[str, typer.Argument(help="Its key, or the beginning of it.")],
+    adapter: Annotated[str, typer.Argument(help="Key of the adapter, or the beginning of it.")],
     folder: Annotated[Path, typer.Argument(help="A new folder; it becomes a workspace.")],
     as_json: Json = False,
 ) -> None:
-    """Write the reports that an adapter was made from, byte by byte, with its recipe and what was held out.
+    """Write the reports that an adapter was made from, byte for byte, with its recipe and what was held out.
 
-    `FT_WORKSPACE=FOLDER FT_RECIPE=recipe.yaml ft-dagster run` then makes the adapter again; on a CPU, with the same
-    versions of code and libraries, with the same bytes.
+    `FT_WORKSPACE=FOLDER FT_RECIPE=recipe.yaml ft-dagster run` then makes the adapter again. On a CPU, with the same
+    versions of code and libraries, it has the same bytes.
     """
     console = Console(stderr=True)
     with errors_said(console):
         settings = load_settings()
         manifest = _manifest(settings, adapter)
-        files = room.restore(open_store(settings), manifest, folder)
+        files = release_lineage.restore(open_store(settings), manifest, folder)
         console.print(
             f"{len(files)} files of {manifest.key[:_SHOWN]} are in {folder}.", highlight=False, soft_wrap=True
         )

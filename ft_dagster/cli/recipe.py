@@ -1,16 +1,16 @@
-"""`ft-dagster recipe`: what is trained and how, every default filled in."""
+"""`ft-dagster recipe`: what is trained and how, with every default filled in."""
 
 import typer
 import yaml
 from rich.console import Console
 
 from ft_dagster.cli.common import Json, errors_said, print_json
-from ft_dagster.config.recipe import load_recipe
+from ft_dagster.config.recipe_file import load_recipe
 from ft_dagster.config.settings import load_settings
 
 
 def recipe(as_json: Json = False) -> None:
-    """Print the recipe in force as YAML, every default filled in: a file to change and to name in FT_RECIPE.
+    """Print the recipe in use as YAML, with every default filled in: a file to change and to name in FT_RECIPE.
 
     Exit codes: 0 printed; 1 the recipe cannot be used.
     """

@@ -1,4 +1,4 @@
-"""`ft-dagster release`: what is in use, what was, and who decided it."""
+"""`ft-dagster release`: which adapter is in use, which ones were, and who decided it."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -25,13 +25,15 @@ if TYPE_CHECKING:
 
     from ft_dagster.defs.workspace import Workspace
 
-release = typer.Typer(help="The released adapter: its history, and switching it by hand.", no_args_is_help=True)
-Why = Annotated[str, typer.Option("--why", help="The reason, for the history.")]
+release = typer.Typer(
+    help="The released adapter: its history, releases by hand, export and publication.", no_args_is_help=True
+)
+Why = Annotated[str, typer.Option("--why", help="The reason, which the history keeps.")]
 
 
 @release.command("list")
 def list_releases(as_json: Json = False) -> None:
-    """Every release, oldest first, and which adapter is in use."""
+    """List every release, oldest first, and which adapter is in use."""
     console = Console(stderr=True)
     with errors_said(console):
         settings = load_settings()
@@ -45,12 +47,14 @@ def list_releases(as_json: Json = False) -> None:
 @release.command()
 def rollback(
     why: Why,
-    adapter: Annotated[str, typer.Argument(help="Its key, or the beginning of it. Default: the one before.")] = "",
+    adapter: Annotated[
+        str, typer.Argument(help="Key of the adapter, or the beginning of it. Default: the one before.")
+    ] = "",
     as_json: Json = False,
 ) -> None:
-    """Put an adapter that was in use before back in use, in one step and without training or measuring.
+    """Release an adapter again that was in use before, in one step and without training or evaluation.
 
-    It stays in use until the reports, the recipe or the base change and a new adapter beats it.
+    It stays in use until the reports, the recipe or the base model change and a new adapter beats it.
     """
     from ft_dagster.defs.releasing import roll_back
 
@@ -59,11 +63,11 @@ def rollback(
 
 @release.command()
 def promote(
-    adapter: Annotated[str, typer.Argument(help="Its key, or the beginning of it.")],
+    adapter: Annotated[str, typer.Argument(help="Key of the adapter, or the beginning of it.")],
     why: Why,
     as_json: Json = False,
 ) -> None:
-    """Put an adapter of the store in use whatever the gate said. The history keeps who did it, and why."""
+    """Release an adapter of the store, whatever the gate decided. The history keeps who did it, and why."""
     from ft_dagster.defs.releasing import promote as promote_adapter
 
     _switch(promote_adapter, adapter, why, as_json)
@@ -72,13 +76,15 @@ def promote(
 @release.command()
 def export(
     folder: Annotated[Path, typer.Argument(help="A new folder for the merged model.")],
-    adapter: Annotated[str, typer.Option(help="Key of an adapter, or its beginning. Default: the released one.")] = "",
-    gguf: Annotated[str, typer.Option(help=f"Also a GGUF file, of this type: {', '.join(GGUF_TYPES)}.")] = "",
+    adapter: Annotated[
+        str, typer.Option(help="Key of an adapter, or the beginning of it. Default: the released one.")
+    ] = "",
+    gguf: Annotated[str, typer.Option(help=f"Also write a GGUF file of this type: {', '.join(GGUF_TYPES)}.")] = "",
     as_json: Json = False,
 ) -> None:
-    """Write base and adapter as one model, for tools that know no adapters; with --gguf, for llama.cpp, too.
+    """Write base and adapter as one model, for tools that cannot load adapters; with --gguf, for llama.cpp as well.
 
-    A quantized base is merged in two ways, and the one that predicts held-out text better is kept.
+    A quantized base is merged in two ways, and the result that predicts held-out text better is kept.
     """
     console = Console(stderr=True)
     with errors_said(console):
@@ -89,15 +95,19 @@ def export(
 
 @release.command()
 def push(
-    repository: Annotated[str, typer.Argument(help="owner/name on the hub; made if it is not there.")],
-    adapter: Annotated[str, typer.Option(help="Key of an adapter, or its beginning. Default: the released one.")] = "",
-    yes: Annotated[bool, typer.Option("--yes", help="Upload. Without it, show what would be.")] = False,
-    public: Annotated[bool, typer.Option("--public", help="The repository may be, or becomes, public.")] = False,
+    repository: Annotated[str, typer.Argument(help="owner/name on the hub; created if it does not exist.")],
+    adapter: Annotated[
+        str, typer.Option(help="Key of an adapter, or the beginning of it. Default: the released one.")
+    ] = "",
+    yes: Annotated[bool, typer.Option("--yes", help="Upload. Without it, show what would be uploaded.")] = False,
+    public: Annotated[
+        bool, typer.Option("--public", help="Allow a public repository, and create a new one as public.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Publish an adapter on a hub, with a model card written from its manifest. Shows it unless --yes is given.
+    """Publish an adapter on a hub, with a model card written from its manifest. Without --yes, only show the card.
 
-    Read the card and `ft-dagster lineage show` first: an adapter may say what it was trained on.
+    Read the card and `ft-dagster lineage show` first: an adapter may reveal what it was trained on.
     """
     console = Console(stderr=True)
     with errors_said(console):
@@ -126,7 +136,7 @@ def push(
 def _switch(
     how: "Callable[[DagsterInstance, Workspace, str, str], Mapping[str, Any]]", adapter: str, why: str, as_json: bool
 ) -> None:
-    """Put an adapter in use in one of the two ways, and say which one it is."""
+    """Release an adapter in one of the two ways, and print which one is in use."""
     console = Console(stderr=True)
     with errors_said(console):
         from ft_dagster.defs.instance import open_instance
@@ -137,17 +147,19 @@ def _switch(
             entry = how(instance, workspace, adapter, why)
         console.print(f"In use now: {entry['adapter']}", highlight=False, soft_wrap=True)
         if "kept_as" in entry:
-            console.print(f"What stood there before is kept as {entry['kept_as']}", highlight=False, soft_wrap=True)
+            console.print(
+                f"The previous fine_tuned_model was moved to {entry['kept_as']}", highlight=False, soft_wrap=True
+            )
         try:
             track(settings, workspace.store, workspace.releases)
-        except TrackingError as error:  # the release stands without it
+        except TrackingError as error:  # the release does not depend on it
             console.print(str(error), highlight=False, soft_wrap=True, markup=False, style="yellow")
     if as_json:
         print_json(entry)
 
 
 def _print_releases(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
-    """The history of releases, as a person reads it."""
+    """Print the history of releases as a table."""
     if not rows:
         console.print("Nothing was released yet.")
         return

@@ -1,4 +1,4 @@
-"""Bringing the graph up to date from a terminal: one run of the stale stages, with progress."""
+"""Bringing the graph up to date from a terminal: a run of the stale stages, with progress."""
 
 import json
 import threading
@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
-from dagster._core.definitions.reconstruct import ReconstructableRepository  # private: a job as other processes find it
-from dagster._core.execution.api import execute_run  # private: dg.execute_job takes no id for the run
-from dagster._core.execution.execution_result import ExecutionResult  # private: what both ways to run return
+from dagster._core.definitions.reconstruct import ReconstructableRepository  # private: a job that others can load
+from dagster._core.execution.api import execute_run  # private: dg.execute_job takes no run id
+from dagster._core.execution.execution_result import ExecutionResult  # private: what both ways of execution return
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -37,33 +37,34 @@ from ft_dagster.training.request import PROGRESS
 _ROUNDS = 5
 _POLL_SECONDS = 0.5
 _WAITING_SECONDS = 5.0
-"""Between two looks at whose turn it is on the device."""
+"""Time between two checks of which run has the device."""
 _QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 
 def bring_up_to_date(
     find_job: Callable[[], dg.JobDefinition], instance: dg.DagsterInstance, workspace: Workspace, console: Console
 ) -> bool:
-    """Look at the reports, and run what the plan says, in one run; what changed meanwhile in one more.
+    """Scan the reports and run what is planned, in one run. What changes during it is handled in another run.
 
     Args:
-        find_job: gives the job of all stages; called when something has to run.
-        instance: the one that the UI shows.
-        workspace: whose reports.
-        console: for plan, progress and errors.
+        find_job: returns the job of all stages; it is called only if something has to run.
+        instance: the instance that the UI shows.
+        workspace: the workspace to bring up to date.
+        console: where the plan, the progress and errors are shown.
 
     Returns:
-        True if all is up to date afterwards; False if a stage failed, which has then been said on the console.
+        True if everything is up to date afterwards. False if a stage failed, or if several runs have not been enough;
+        the console then shows which.
 
     Raises:
-        KeyboardInterrupt: a signal ended the run; its children have been stopped.
+        KeyboardInterrupt: a signal ended the run; its child processes have been stopped.
     """
-    fail_abandoned(instance)  # one that was killed would keep the device's slot
+    fail_abandoned(instance)  # a killed run would keep the slot of its device
     scan = look(workspace.settings)
     record(instance, scan, workspace.recipe)
     plan = make_plan(instance, workspace, scan)
     if plan.stages and _prepare_base(workspace, console):
-        plan = make_plan(instance, workspace, scan)  # which counts tokens now, and need not estimate them
+        plan = make_plan(instance, workspace, scan)  # it can count tokens now instead of estimating them
     print_plan(plan, console)
     for _ in range(_ROUNDS):
         if plan.nothing_to_do:
@@ -74,16 +75,19 @@ def bring_up_to_date(
         record(instance, scan, workspace.recipe)
         plan = make_plan(instance, workspace, scan)
         if plan.stages:
-            console.print("There is more to do: something changed meanwhile, or a stage came out otherwise.")
+            console.print("There is more to do: something changed during the run, or a result differs from the plan.")
             print_plan(plan, console)
-    console.print(f"After {_ROUNDS} runs there is still something to do, see above.", style="red")
+    console.print(f"After {_ROUNDS} runs there is still something to do; see above.", style="red")
     return False
 
 
 def _prepare_base(workspace: Workspace, console: Console) -> bool:
-    """Fetch and convert an embedded base model that is not here yet, with progress; give whether that was so.
+    """Fetch and convert an embedded base model that is not on this machine yet, and show progress.
 
-    Steps that run on other machines do so there, and a hub's client shows its own progress.
+    Steps that run on other machines prepare it there, and the hub client shows its own progress.
+
+    Returns:
+        Whether a base model was prepared.
     """
     settings, base = workspace.settings, workspace.recipe.base
     if settings.executor != "local" or base.source != "embedded" or local_base(base, settings.cache):
@@ -149,7 +153,7 @@ def _execute(
     tags: dict[str, str],
     run_config: dict[str, Any],
 ) -> ExecutionResult:
-    """One run: in this process, or steps wherever FT_EXECUTOR says, followed from here."""
+    """Execute one run: in this process, or with its steps where FT_EXECUTOR says, followed from here."""
     if settings.executor == "local":
         return job.execute_in_process(
             instance=instance,
@@ -170,7 +174,7 @@ def _execute(
     )
     try:
         return execute_run(reachable, run, instance)
-    finally:  # of the steps that were cut short; the engine itself has the devices, and no daemon may be there
+    finally:  # frees slots of interrupted steps: the cluster assigns the devices, and there may be no daemon
         instance.event_log_storage.free_concurrency_slots_for_run(run_id)
 
 
@@ -180,7 +184,7 @@ def _was_interrupted(result: ExecutionResult) -> bool:
 
 
 def _print_checks(result: ExecutionResult, console: Console) -> None:
-    """Checks that did not pass; those that only warn also after a run that went well."""
+    """Print the checks that did not pass, including those that only warn."""
     for check in result.get_asset_check_evaluations():
         if not check.passed:
             warns = check.severity == dg.AssetCheckSeverity.WARN
@@ -194,12 +198,12 @@ def _print_failures(result: ExecutionResult, console: Console) -> None:
     steps = result.get_step_failure_events()
     for event in steps or [event for event in result.all_events if event.is_job_failure]:
         error = event.step_failure_data.error if event.is_step_failure else None
-        if error is None or error.cls_name != "DagsterAssetCheckFailedError":  # said above
+        if error is None or error.cls_name != "DagsterAssetCheckFailedError":  # printed above
             console.print(failure_message(event), highlight=False, soft_wrap=True, markup=False, style="red")
 
 
 class _Follower:
-    """Shows, from a thread of its own, which stage runs and how far training is, until the run has ended."""
+    """Shows in its own thread which stage runs and how far training has come, until the run has finished."""
 
     def __init__(self, instance: dg.DagsterInstance, run_id: str, settings: Settings, console: Console) -> None:
         self._instance = instance
@@ -236,14 +240,14 @@ class _Follower:
             if time.monotonic() - looked > _WAITING_SECONDS:
                 self._show_waiting(tasks)
                 looked = time.monotonic()
-            records, cursor = self._news(cursor)
+            records, cursor = self._new_events(cursor)
             for entry in records:
                 event = entry.event_log_entry.dagster_event
                 if event is None or event.step_key is None:
                     continue
                 step = event.step_key
                 if event.event_type == dg.DagsterEventType.STEP_WORKER_STARTING and step not in tasks:
-                    tasks[step] = self._progress.add_task(step, total=None, note="waits for a place")
+                    tasks[step] = self._progress.add_task(step, total=None, note="waiting for resources")
                 elif event.is_step_start and step not in tasks:
                     tasks[step] = self._progress.add_task(step, total=None, note="")
                 elif event.is_step_start:
@@ -256,16 +260,16 @@ class _Follower:
             if ended:
                 return
 
-    def _news(self, cursor: str | None) -> tuple[Sequence[dg.EventLogRecord], str | None]:
-        """What was recorded since; nothing while the history does not answer, which ends no run."""
+    def _new_events(self, cursor: str | None) -> tuple[Sequence[dg.EventLogRecord], str | None]:
+        """Return the events recorded since the cursor, or none while the history does not answer. The run continues."""
         try:
             found = self._instance.get_records_for_run(self._run_id, cursor=cursor)
-        except Exception:  # of a database's client, see child_process.py
+        except Exception:  # an error of the database client, see child_process.py
             return [], cursor
         return found.records, found.cursor
 
     def _show_waiting(self, tasks: dict[str, TaskID]) -> None:
-        """Say which run has the device that this one waits for, and take it from one that was killed."""
+        """Print which run has the device that this run waits for, and free it if that run was killed."""
         try:
             pool = self._instance.event_log_storage.get_concurrency_info(GPU_POOL)
             waiting = [
@@ -274,14 +278,14 @@ class _Follower:
                 if step.run_id == self._run_id and step.assigned_timestamp is None
             ]
             if waiting:
-                fail_abandoned(self._instance)  # no daemon may be there to do it
-        except Exception:  # as below
+                fail_abandoned(self._instance)  # there may be no daemon to do it
+        except Exception:  # an error of the database client, as above
             return
         for step in waiting:
             if step not in tasks:
                 others = ", ".join(sorted(run[:8] for run in pool.active_run_ids))
                 self._progress.console.print(f"{step} waits for the device, which run {others} has.", highlight=False)
-                tasks[step] = self._progress.add_task(step, total=None, note="waits")
+                tasks[step] = self._progress.add_task(step, total=None, note="waiting")
 
     def _show_training(self, task: TaskID) -> None:
         for path in self._attempts.glob(f"*/*/{PROGRESS}"):
@@ -297,5 +301,5 @@ class _Follower:
 def _read(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_bytes())
-    except FileNotFoundError:  # training has just ended and its attempt was taken in
+    except FileNotFoundError:  # training has just finished and its attempt was committed
         return {}

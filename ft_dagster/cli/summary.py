@@ -1,4 +1,4 @@
-"""What stands at the end of a run: text read, quality before and after, where the adapter is."""
+"""Tables for the terminal: the summary of a run (text, quality, adapter), the plan, and what could be removed."""
 
 import os
 import shlex
@@ -28,7 +28,7 @@ from ft_dagster.store.shared import open_store
 
 
 def summarize(instance: dg.DagsterInstance, settings: Settings) -> dict[str, Any]:
-    """The state of the workspace as plain data."""
+    """Return the state of the workspace as plain data."""
     store = open_store(settings)
     dataset = _latest(instance, store, TOKENIZED_DATASET).about
     evaluation = _latest(instance, store, ADAPTER_EVALUATION).about
@@ -52,7 +52,7 @@ def summarize(instance: dg.DagsterInstance, settings: Settings) -> dict[str, Any
 
 
 def print_summary(summary: dict[str, Any], console: Console) -> None:
-    """The summary as a short table."""
+    """Print the summary as a short table."""
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
@@ -74,7 +74,7 @@ def print_summary(summary: dict[str, Any], console: Console) -> None:
 
 
 def _command_for_the_ui(workspace: str) -> str:
-    """`make dev` where that is: in a checkout. Elsewhere Dagster's own command, for the same history."""
+    """Return the command that starts the UI: `make dev` in a checkout, else Dagster's own, with the same history."""
     variables = f"FT_WORKSPACE={shlex.quote(os.path.relpath(workspace))}"
     checkout = Path(__file__).resolve().parents[2]
     if Path.cwd() == checkout and (checkout / "Makefile").is_file():
@@ -84,7 +84,7 @@ def _command_for_the_ui(workspace: str) -> str:
 
 
 def print_plan(plan: Plan, console: Console) -> None:
-    """The plan, as a person reads it."""
+    """Print the plan."""
     for label, changes in (("added", plan.added), ("edited", plan.edited), ("removed", plan.removed)):
         if changes:
             console.print(f"[bold]{len(changes)} chapter(s) {label}[/]", highlight=False)
@@ -110,8 +110,8 @@ def print_plan(plan: Plan, console: Console) -> None:
 def _cost(plan: Plan) -> str:
     if plan.train_tokens is None:
         return (
-            "Files that cannot be read, or what looks like a key or personal data, stop the run before training; "
-            "`ft-dagster run` names them."
+            "Files that cannot be read, or text that looks like a key or personal data, stop the run before training; "
+            "`ft-dagster run` lists them."
         )
     about = "" if plan.exact else "about "
     if not plan.trains:
@@ -131,11 +131,12 @@ def _time(plan: Plan, cost: TrainingCost) -> str:
         return f"{_minutes(cost.seconds)} and the evaluation, at the speed last measured on {cost.measured_on}"
     if cost.seconds is not None:
         return f"{_minutes(cost.seconds)} and the evaluation, by the model's operations and how fast this machine is"
-    return "time not known before a first training of this kind"
+    return "the time is unknown before the first training of this kind"
 
 
 def _minutes(seconds: float) -> str:
-    """
+    """Return a duration in words.
+
     >>> _minutes(20), _minutes(400), _minutes(20000)
     ('about 1 min', 'about 7 min', 'about 5.6 h')
     """
@@ -157,7 +158,7 @@ def _memory(cost: TrainingCost) -> str:
 
 
 def print_removable(removable: Removable, console: Console) -> None:
-    """What could be removed, as a person reads it."""
+    """Print what could be removed."""
     if not removable:
         console.print("[green]Nothing to remove.[/]")
         return
@@ -167,15 +168,17 @@ def print_removable(removable: Removable, console: Console) -> None:
     sizes = removable.sizes()
     for name, (count, size) in sizes.items():
         table.add_row(name, f"{count:,}", f"{size / 1e6:,.1f}")
-    table.add_row("together", "", f"{sum(size for _, size in sizes.values()) / 1e6:,.1f}")
+    table.add_row("total", "", f"{sum(size for _, size in sizes.values()) / 1e6:,.1f}")
     console.print(table, highlight=False)
-    console.print(f"{len(removable.kept_adapters)} adapter(s) kept, with all they were made from.", highlight=False)
+    console.print(
+        f"{len(removable.kept_adapters)} adapter(s) kept, with everything they were made from.", highlight=False
+    )
 
 
 NOTHING_TO_DO = "[green]Nothing to do:[/] no report, recipe, base model or code changed since the last run."
 _MOST_CHAPTERS = 10
 _LONGEST_NAME = 255
-"""Characters of a chapter's name that are printed: a file's name has no more."""
+"""Characters of a chapter's name that are printed; a file name cannot have more."""
 _OUTCOMES = {
     "runs": "runs",
     "unchanged": "runs; its content will be the same",

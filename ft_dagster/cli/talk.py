@@ -1,4 +1,4 @@
-"""`ft-dagster generate`, `chat` and `serve`: the models answer, in a process of their own."""
+"""`ft-dagster generate`, `chat` and `serve`: text from the models, which run in a process of their own."""
 
 import os
 import subprocess
@@ -18,14 +18,16 @@ from ft_dagster.evaluation.request import TalkRequest
 from ft_dagster.model.manifest import made_on, read_manifest
 from ft_dagster.release.released import adapter_folder
 
-Adapter = Annotated[str, typer.Option(help="Key of an adapter, or its beginning. Default: the released one.")]
-Tokens = Annotated[int, typer.Option("--tokens", min=1, help="Tokens to write, at most.")]
-Temperature = Annotated[float, typer.Option(min=0.0, help="0: always the most probable token; higher: more varied.")]
-Seed = Annotated[int | None, typer.Option(help="For the same varied text again.")]
+Adapter = Annotated[str, typer.Option(help="Key of an adapter, or the beginning of it. Default: the released one.")]
+Tokens = Annotated[int, typer.Option("--tokens", min=1, help="Maximum number of tokens to write.")]
+Temperature = Annotated[
+    float, typer.Option(min=0.0, help="0 always takes the most probable token; higher values vary more.")
+]
+Seed = Annotated[int | None, typer.Option(help="Random seed, to get the same varied text again.")]
 
 
 def generate(
-    prompt: Annotated[str, typer.Argument(help="A text to go on with, or with --chat a message to answer.")],
+    prompt: Annotated[str, typer.Argument(help="A text to continue, or with --chat a message to answer.")],
     adapter: Adapter = "",
     as_chat: Annotated[
         bool, typer.Option("--chat", help="The prompt is a message, not the beginning of a text.")
@@ -35,7 +37,7 @@ def generate(
     seed: Seed = None,
     as_json: Json = False,
 ) -> None:
-    """Let the base and the adapter write after the same prompt, side by side.
+    """Show how the base and the adapter continue the same prompt, side by side.
 
     Exit codes: 0 done; 1 nothing is released, or the models cannot be loaded; 130 interrupted.
     """
@@ -45,22 +47,22 @@ def generate(
 
 
 def chat(adapter: Adapter = "", tokens: Tokens = 256, temperature: Temperature = 0.0, seed: Seed = None) -> None:
-    """Hold a conversation with the adapter; /help says what else can be typed. Ctrl-D ends it."""
+    """Chat with the adapter. /help lists the commands of the conversation; Ctrl-D ends it."""
     _talk(adapter, prompt=None, new_tokens=tokens, temperature=temperature, seed=seed)
 
 
 def serve(
-    host: Annotated[str, typer.Option(help="Address to listen on. There is no log-in: keep it on this machine.")] = (
+    host: Annotated[str, typer.Option(help="Address to listen on. There is no log-in, so keep it on this machine.")] = (
         "127.0.0.1"
     ),
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on.")] = 8000,
 ) -> None:
-    """Answer over HTTP with the released adapter, as OpenAI's API does; a new release is taken up by itself.
+    """Serve the released adapter over HTTP, with OpenAI's API. A new release is loaded automatically.
 
-    The model is called `released`. Ctrl-C ends it once what is being answered is finished.
+    The model is called `released`. Ctrl-C stops the server once the answers in progress are finished.
     """
     with errors_said(Console(stderr=True)):
-        read_manifest(adapter_folder(load_settings(), ""))  # what is missing is told at once
+        read_manifest(adapter_folder(load_settings(), ""))  # raises at once if something is missing
         if missing := [name for name in ("fastapi", "uvicorn", "openai") if find_spec(name) is None]:
             raise SettingsError(f"{', '.join(missing)} is missing. Run `pip install ft_dagster[serve]`.")
         command = [sys.executable, "-m", "ft_dagster.evaluation.serving", "--host", host, "--port", str(port)]

@@ -1,34 +1,24 @@
 """What to train and how: one typed recipe, read from YAML.
 
-A recipe has one part for each room that reads it. Whatever changes what a room makes is in that room's part, so
-that the part's hash can stand in the key of what the room made.
+A recipe has one part for each stage that reads it. Every option that changes what a stage makes is in that stage's
+part, so that the hash of the part can be in the key of the artifact.
 
 The docstrings of parts and fields are the descriptions in docs/recipes.md: Markdown, written there by `make docs`.
 """
 
-import difflib
 import re
-from collections.abc import Mapping, Sequence
-from importlib import resources
+from collections.abc import Mapping
 from operator import attrgetter
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final, Literal
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from ft_dagster.config.recipe_part import Part
-from ft_dagster.errors import UserError
 
-DEFAULT_RECIPE = "smollm2-135m"
 AUTO: Final = "auto"
-"""`base.dtype` where the machine decides."""
+"""The value of `base.dtype` with which the machine decides."""
 _BEFORE_AUTO = "bfloat16"
-"""The default of `base.dtype` before there was `auto`."""
-
-
-class RecipeError(UserError):
-    """A recipe that cannot be used; the message names the field and what to do."""
+"""The default of `base.dtype` in versions without `auto`."""
 
 
 def _layer_names(value: Any) -> Any:
@@ -48,10 +38,10 @@ class Base(Part):
     revision: str | None = None
     """The full commit hash to pin; required with `source: hub`, so that the base cannot change under an adapter."""
     quantization: Literal["none", "nf4", "int8"] = "none"
-    """How frozen weights are held: as they are, in 4-bit NF4 with double quantization (QLoRA), or in 8 bits."""
+    """How frozen weights are stored: as they are, in 4-bit NF4 with double quantization (QLoRA), or in 8 bits."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = AUTO
-    """What frozen weights are held in, and what matrix products are computed in. `auto`: what is
-    [fast on the machine](training.md#number-formats) that trains or measures: bfloat16, or else float32 on a CPU and
+    """The number format of frozen weights and of matrix products. `auto`: the one that is
+    [fast on the machine](training.md#number-formats) that trains or measures: bfloat16, otherwise float32 on a CPU and
     float16 on a GPU. `float16` needs a GPU."""
 
     @model_validator(mode="after")
@@ -65,12 +55,12 @@ class Base(Part):
 
 
 class Corpus(Part):
-    """Which text of the reports counts."""
+    """Which text of the reports is used."""
 
     unreadable: Literal["fail", "skip"] = "fail"
-    """What a file that cannot be read does: it stops the run before training, or it is left out and listed."""
+    """What happens when a file cannot be read: the run stops before training, or the file is left out and listed."""
     secrets: Literal["warn", "block"] = "warn"
-    """What text that [looks like a key or personal data](security.md) does: a check lists it, or stops the run."""
+    """What happens when text [looks like a key or personal data](security.md): a check lists it, or stops the run."""
     drafts: bool = False
     """Whether first drafts (JSON sections that are plain strings) are used where no better version exists."""
     bibliographies: bool = False
@@ -85,13 +75,13 @@ class Tokens(Part):
     """How sections become blocks of tokens."""
 
     block_length: int = Field(default=512, ge=16)
-    """Tokens in a packed row."""
+    """Number of tokens in a packed row."""
     held_out: float = Field(default=0.1, gt=0, lt=1)
     """Share of chapters kept for evaluation, chosen by [a hash of the chapter's identity](graph.md)."""
 
 
 class Objectives(Part):
-    """What is taught, and what a token of each objective weighs in the loss."""
+    """What is taught, and how much a token of each objective weighs in the loss."""
 
     text: float = Field(default=1.0, ge=0)
     """Sections as prose; 0 teaches none."""
@@ -109,7 +99,7 @@ class Objectives(Part):
 
     @property
     def taught(self) -> list[str]:
-        """The objectives with a weight: what a dataset is made for."""
+        """The objectives with a weight above 0, for which the dataset is made."""
         return [name for name in type(self).model_fields if getattr(self, name)]
 
 
@@ -121,32 +111,32 @@ class Lora(Part):
     rank: int = Field(default=16, ge=1)
     """Rows of the matrix A and columns of the matrix B that each layer gets."""
     alpha: float = Field(default=32, gt=0)
-    """What the adapter adds is scaled by `alpha / rank`."""
+    """The adapter's output is scaled by `alpha / rank`."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Share of a layer's inputs that the adapter does not see in a step, drawn anew each time."""
+    """Share of a layer's inputs that the adapter does not see, drawn at random in each step."""
     targets: Annotated[Literal["all-linear"] | list[str], BeforeValidator(_layer_names)] = "all-linear"
     """Which layers: all linear ones but the output head, or names such as `[q_proj, v_proj]`; a name that the base
     lacks is refused."""
     rslora: bool = False
     """Scale by `alpha / sqrt(rank)` instead, so that a high rank learns as fast as a low one (arXiv 2312.03732)."""
     dora: bool = False
-    """Learn the lengths of weight columns apart from their directions: dearer, and better at low ranks (arXiv
+    """Learn the magnitudes of weight columns apart from their directions (DoRA): slower, and better at low ranks (arXiv
     2402.09353)."""
 
 
 class Training(Part):
-    """How the adapter is fitted."""
+    """How the adapter is trained."""
 
     start: Literal["base", "last"] = "base"
     """What training starts from: a fresh adapter, on all of the text; or the adapter in use, on what is new to it."""
     replay: float = Field(default=0.05, ge=0, le=1)
     """With `start: last`, the share of rows without new text that are trained on again (arXiv 2403.08763)."""
     epochs: float = Field(default=1.0, gt=0)
-    """How often each row is trained on; at 0.5, half of the rows are."""
+    """How often each row is trained on; with 0.5, half of the rows are trained on once."""
     learning_rate: float = Field(default=2e-4, gt=0)
-    """Its highest value, after the warm-up."""
+    """The highest learning rate, reached after the warm-up."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """What the learning rate does after the warm-up: it falls to 0 in one of two ways, or stays."""
+    """How the learning rate changes after the warm-up: it falls to 0 in one of two ways, or stays constant."""
     warmup: float = Field(default=0.03, ge=0, lt=1)
     """Share of the steps over which the learning rate rises."""
     rows_per_device: int = Field(default=2, ge=1)
@@ -157,34 +147,34 @@ class Training(Part):
     processes: int = Field(default=1, ge=1)
     """Processes that train together, [one on each GPU](gpus.md), or that many on a CPU."""
     strategy: Literal["ddp", "fsdp"] = "ddp"
-    """How several processes share the work: each holds the whole base, or, on GPUs, a part of it."""
+    """How several processes share the work: each keeps the whole base, or, on GPUs, a part of it."""
     mixed_precision: Literal["bf16", "fp16"] | None = None
-    """What matrix products are computed in where weights are held in float32; `null`: in `base.dtype`. `fp16` needs a
+    """The number format of matrix products if weights are in float32; `null`: that of `base.dtype`. `fp16` needs a
     GPU."""
     optimizer: Literal["adamw_torch", "adamw_bnb_8bit", "paged_adamw_8bit"] = "adamw_torch"
     """AdamW with its state in 32 bits or in 8; `paged`: on a GPU the state may move to the machine's memory."""
     weight_decay: float = Field(default=0.0, ge=0)
-    """AdamW's, on the adapter's weights."""
+    """Weight decay of AdamW on the adapter's weights."""
     gradient_clip: float = Field(default=1.0, gt=0)
     """Largest gradient norm; a longer gradient is scaled down to it."""
     neftune: float | None = Field(default=None, gt=0)
     """Noise on the embeddings while training, as the paper's alpha (NEFTune, arXiv 2310.05914)."""
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
+    """Recompute activations in the backward pass, which needs less memory and about a third more time."""
     attention: Literal["sdpa", "eager"] = "sdpa"
-    """How transformers computes attention, where layers are not fused."""
+    """How transformers computes attention in layers that are not fused."""
     fused: bool = True
     """Whether a CPU computes Llama and Mistral layers with [a backward pass written out](training.md), which is
-    faster; used where the base is not quantized and the adapter is plain LoRA without dropout."""
+    faster; used if the base is not quantized and the adapter is plain LoRA without dropout."""
     save_every: int = Field(default=50, ge=1)
     """Optimizer steps between checkpoints; two are kept."""
     evaluate_every: int | None = Field(default=None, ge=1)
     """Optimizer steps between measurements of held-out bits per byte; the weights that measured best are kept. `null`:
     nothing is measured while training, and the last weights are kept."""
     patience: int | None = Field(default=None, ge=1)
-    """Measurements without gain after which training stops; needs `evaluate_every`. `null`: it goes on to the end."""
+    """Measurements without gain after which training stops; needs `evaluate_every`. `null`: it never stops early."""
     seed: int = Field(default=17, ge=0)
-    """Of all random numbers: first weights, order of rows, dropout."""
+    """Seed of all random numbers: initial weights, order of rows, dropout."""
 
     @model_validator(mode="after")
     def _something_to_wait_for(self) -> "Training":
@@ -227,43 +217,44 @@ class Evaluation(Part):
     """What is measured on a new adapter."""
 
     prompts: tuple[str, ...] = ("The main difference between the two approaches is",)
-    """Beginnings that base and adapter continue, shown side by side."""
+    """Prompts that base and adapter continue; their texts are shown side by side."""
     sample_tokens: int = Field(default=48, ge=0)
     """Tokens generated for each prompt."""
     general: str | None = "shipped"
     """Folder of texts (`.md`, `.txt`), relative to the workspace, that show whether
     [general English is forgotten](evaluation.md); `shipped`: the project's own; `null`: not measured."""
     chat: str | None = "shipped"
-    """Folder of conversations (`.json`) that show whether instructions are still followed; otherwise as `general`."""
+    """Folder of conversations (`.json`) that show whether instructions are still followed; values as for `general`."""
     train_tokens: int = Field(default=4096, ge=1)
-    """Tokens of the text trained on that are measured: how much better it is known than held-out text, and whether it
-    is recited."""
+    """Tokens of the training text that are measured: how much better the adapter predicts it than held-out text, and
+    whether it recites it."""
 
 
 class Release(Part):
-    """What the gate asks of a new adapter."""
+    """What the gate requires of a new adapter."""
 
     minimum_gain: float = Field(default=0.0, ge=0)
-    """Bits per byte by which it must beat the base, and the released adapter, on held-out chapters."""
+    """Bits per byte by which the adapter must be better than the base, and than the released adapter, on held-out
+    chapters."""
     confidence: float = Field(default=0.95, gt=0, lt=1)
-    """Of the intervals: the gain over the base must exceed `minimum_gain` at their lower end."""
+    """Confidence of the intervals: the lower end of the gain over the base must exceed `minimum_gain`."""
     worst_loss: float = Field(default=0.02, ge=0)
-    """Bits per byte by which it may be worse than the released adapter at the lower end of the interval."""
+    """Bits per byte by which the adapter may be worse than the released one at the lower end of the interval."""
     general_loss: float = Field(default=0.1, ge=0)
-    """Bits per byte that it may lose against the base on general text."""
+    """Bits per byte by which the adapter may be worse than the base on general text."""
     chat_loss: float = Field(default=0.1, ge=0)
-    """Bits per byte that it may lose against the base on answers in conversations."""
+    """Bits per byte by which the adapter may be worse than the base on answers in conversations."""
     recited: float = Field(default=0.02, ge=0, le=1)
-    """Share of passages trained on that it may recite word for word, beyond those that the base recites."""
+    """Share of training passages that the adapter may recite word for word, beyond those that the base recites."""
     other_base: bool = False
-    """Whether it may replace an adapter of another base model, which it is not compared with."""
+    """Whether the adapter may replace one of another base model, with which it is not compared."""
 
 
 class Recipe(Part):
     """One resolved recipe: every field has its value."""
 
     name: str
-    """What people call the recipe; it decides nothing."""
+    """A name for people; it has no effect."""
     base: Base
     corpus: Corpus = Corpus()
     tokens: Tokens = Tokens()
@@ -275,7 +266,7 @@ class Recipe(Part):
 
     @property
     def compute_dtype(self) -> str:
-        """What matrix products are computed in; `auto` where that is not decided yet."""
+        """The number format of matrix products; `auto` while it is not decided."""
         mixed = {"bf16": "bfloat16", "fp16": "float16", None: self.base.dtype}
         return mixed[self.training.mixed_precision]
 
@@ -300,113 +291,18 @@ class Recipe(Part):
         return self
 
     def part(self, *names: str) -> dict[str, Any]:
-        """The named parts, or what is named of a part (`objectives.taught`), as plain JSON: what keys are made of."""
+        """Return the named parts, or attributes of a part (`objectives.taught`), as the plain JSON in keys."""
         found = {name: attrgetter(name)(self) for name in names}
         return {name: part.for_keys() if isinstance(part, Part) else part for name, part in found.items()}
 
     def computing_in(self, number_format: str) -> "Recipe":
-        """The recipe with `base.dtype: auto` decided; one that names a format itself stays as it is."""
+        """Return the recipe with `base.dtype: auto` replaced; a recipe that names a format stays as it is."""
         if self.base.dtype != AUTO:
             return self
         return self.model_copy(update={"base": self.base.model_copy(update={"dtype": number_format})})
 
     @property
     def readings(self) -> tuple["Recipe", ...]:
-        """This recipe, and how it read before `base.dtype` was `auto`: what was made by either is up to date."""
+        """This recipe, and the same one before `base.dtype` was `auto`: an artifact made by either is up to date."""
         before = self.computing_in(_BEFORE_AUTO)
         return (self,) if before == self else (self, before)
-
-
-def shipped_recipes() -> list[str]:
-    """Names of the recipes that come with the package."""
-    folder = resources.files("ft_dagster.config") / "recipes"
-    return sorted(Path(item.name).stem for item in folder.iterdir() if item.name.endswith(".yaml"))
-
-
-def load_recipe(name_or_path: str, workspace: Path | None = None) -> Recipe:
-    """Read a shipped recipe by name, or a YAML file by path (relative to the workspace).
-
-    Raises:
-        RecipeError: the recipe does not exist, is not YAML, or has an unknown, missing or contradictory field.
-    """
-    if name_or_path in shipped_recipes():
-        text = (resources.files("ft_dagster.config") / "recipes" / f"{name_or_path}.yaml").read_text("utf-8")
-    else:
-        path = (workspace or Path.cwd()) / Path(name_or_path).expanduser()
-        try:
-            text = path.read_text("utf-8")
-        except OSError as error:
-            raise RecipeError(
-                f"There is no recipe {name_or_path!r}: {error.strerror} ({path}). "
-                f"Shipped recipes: {', '.join(shipped_recipes())}; or set FT_RECIPE to a YAML file."
-            ) from error
-        except UnicodeDecodeError as error:
-            raise RecipeError(f"The recipe {name_or_path} is not UTF-8 text: {error}") from error
-    try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"The recipe {name_or_path} is not YAML: {error}") from error
-    recipe = resolve_recipe(content, origin=name_or_path)
-    if recipe.base.source == "folder" and workspace is not None:
-        folder = workspace / Path(recipe.base.model).expanduser()
-        recipe = recipe.model_copy(update={"base": recipe.base.model_copy(update={"model": str(folder)})})
-    return recipe
-
-
-def recipe_of_adapter(content: Mapping[str, Any]) -> Recipe:
-    """The recipe that an adapter's manifest holds, as far as today's fields tell it.
-
-    A version before may have had other fields: those that were removed do not count, whatever they say.
-    """
-    parts = {name: getattr(field.annotation, "REMOVED", {}) for name, field in Recipe.model_fields.items()}
-    known = {
-        name: {key: value for key, value in part.items() if key not in parts.get(name, {})}
-        if isinstance(part, Mapping)
-        else part
-        for name, part in content.items()
-    }
-    return resolve_recipe(known, "of the adapter")
-
-
-def resolve_recipe(content: Any, origin: str = "recipe") -> Recipe:
-    """A recipe from plain data, every default filled in. Raises RecipeError, naming fields, if it does not fit."""
-    if not isinstance(content, dict):
-        raise RecipeError(f"The recipe {origin} must be a mapping with the fields {', '.join(Recipe.model_fields)}.")
-    try:
-        return Recipe.model_validate(content)
-    except ValidationError as error:
-        problems = "; ".join(_describe(problem) for problem in error.errors())
-        raise RecipeError(f"The recipe {origin} cannot be used: {problems}.") from error
-
-
-def _describe(problem: Any) -> str:
-    where = ".".join(str(step) for step in problem["loc"])
-    if problem["type"] == "extra_forbidden":
-        return f"{where} is not a field of a recipe ({_nearest_field(problem['loc'])})"
-    if problem["type"] == "removed":
-        field, value = problem["ctx"]["field"], problem["ctx"]["value"]
-        return f"{where}.{field} was removed, and what {value!r} did is done always: leave the line out"
-    message = problem["msg"].removeprefix("Value error, ")
-    if problem["type"] == "literal_error":
-        values = re.findall(r"'([^']*)'", problem["ctx"]["expected"])
-        nearest = difflib.get_close_matches(str(problem["input"]), values, n=1, cutoff=0.5)
-        message += f", not {problem['input']!r}" + (f" (did you mean {nearest[0]}?)" if nearest else "")
-    return f"{where}: {message}" if where and where not in message else message
-
-
-def _nearest_field(where: Sequence[Any]) -> str:
-    """What an unknown field was meant to be: a field of its part, or of another."""
-    *parents, unknown = where
-    part: Any = Recipe
-    for parent in parents:
-        part = part.model_fields[parent].annotation
-    everywhere = {
-        name: f"{owner}.{name}"
-        for owner, field in Recipe.model_fields.items()
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
-        for name in field.annotation.model_fields
-    }
-    if unknown in everywhere:
-        return f"did you mean {everywhere[unknown]}?"
-    nearest = difflib.get_close_matches(str(unknown), part.model_fields, n=1, cutoff=0.5)
-    return f"did you mean {nearest[0]}?" if nearest else f"known here: {', '.join(part.model_fields)}"

@@ -1,4 +1,4 @@
-"""What all parts of a recipe are: how keys and hashes count their fields, also when later versions have others."""
+"""The base class of a recipe's parts. It keeps keys and hashes the same when later versions add or remove fields."""
 
 from collections.abc import Collection, Mapping
 from typing import Any, ClassVar
@@ -8,21 +8,20 @@ from pydantic_core import PydanticCustomError
 
 
 class Part(BaseModel):
-    """One part: its fields, and how keys count them."""
+    """A part of a recipe: its fields, and how they enter keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
     LATER: ClassVar[Collection[str]] = ()
-    """Fields that came after adapters had been made without them. They count in keys only where they differ from their
-    default, so that an upgrade trains nothing again."""
+    """Fields that were added after adapters had been made. They enter keys only if they differ from their default, so
+    that an upgrade retrains nothing."""
     REMOVED: ClassVar[Mapping[str, Any]] = {}
-    """Fields that there were, with the values that they had by default: keys go on counting them so, and a recipe may
-    still name them with these values."""
+    """Fields that were removed, with their former defaults, which still enter keys and may stand in a recipe."""
 
     @model_validator(mode="before")
     @classmethod
     def _accept_removed(cls, content: Any) -> Any:
-        """Leave out removed fields that say what is done now anyway; refuse others."""
+        """Drop removed fields that have their former default; refuse other values."""
         if not isinstance(content, Mapping):
             return content
         for name, value in cls.REMOVED.items():
@@ -31,11 +30,11 @@ class Part(BaseModel):
         return {name: value for name, value in content.items() if name not in cls.REMOVED}
 
     def for_keys(self, include: Collection[str] | None = None, exclude: Collection[str] = ()) -> dict[str, Any]:
-        """The part as plain JSON, as keys and hashes of what is made by it count it.
+        """Return the part as plain JSON, as it enters keys and hashes.
 
         Args:
-            include: names of the fields that count; all where it is None.
-            exclude: names of fields that do not count.
+            include: names of the fields to return; None for all.
+            exclude: names of fields to leave out.
         """
         dumped = {**self.REMOVED, **self.model_dump(mode="json")}
         fields = type(self).model_fields.items()

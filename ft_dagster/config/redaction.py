@@ -1,4 +1,4 @@
-"""Which settings are secret, who is given them, and how they stay out of what is shown and written."""
+"""Which settings are secret, which processes receive them, and how they are kept out of output and files."""
 
 import inspect
 import os
@@ -23,34 +23,36 @@ SECRETS = (
     "DAGSTER_POSTGRES_PASSWORD",
     *OF_THE_BUCKET,
 )
-"""Variables whose values, or the passwords in them, are shown and written nowhere."""
+"""Variables whose values, or the passwords in them, are never shown or written."""
 _SHORTEST = 4
-"""Characters: a shorter password is not looked for, because it is a part of many words."""
+"""Characters. A shorter password is not searched for, because it would be part of many words."""
 _HIDDEN = "***"
 
 _Body = TypeVar("_Body", bound=Callable[..., Any])
 
 
 class RedactedError(Exception):
-    """Stands for an error whose text held a secret: its kind, and its text without the secret."""
+    """Replaces an error whose text contained a secret: its class name, and its text without the secret."""
 
 
 def child_environment(*, bucket: bool = False) -> dict[str, str]:
-    """The environment of processes that compute: models are downloaded before they start, MLflow is told after, and
-    none of them looks into Dagster's history.
+    """Return the environment for processes that compute, without secrets.
+
+    Such a process needs none: models are downloaded before it starts, MLflow is updated after it, and it does not read
+    Dagster's history.
 
     Args:
-        bucket: whether it reads or writes the bucket itself, and needs the keys.
+        bucket: whether the process reads or writes the bucket itself, and needs its keys.
     """
     kept_back = set(SECRETS) - (set(OF_THE_BUCKET) if bucket else set())
     return {name: value for name, value in os.environ.items() if name not in kept_back}
 
 
 def redacted(text: str) -> str:
-    """A text in which no secret of the environment or of the workspace's `.env` can be read, whoever wrote it.
+    """Return the text without the secrets of the environment and of the workspace's `.env`.
 
-    Servers quote what they were sent: secrets are found as they are, as a URL spells them, and in base64, as HTTP
-    sends a password.
+    Servers quote what they were sent, so secrets are found as they are, percent-encoded as in a URL, and in base64, as
+    HTTP sends a password.
     """
     for secret in _forms():
         text = text.replace(secret, _HIDDEN)
@@ -59,10 +61,10 @@ def redacted(text: str) -> str:
 
 @contextmanager
 def secrets_kept() -> Iterator[None]:
-    """An error that leaves the block holds no secret, nor do those that it came from.
+    """Keep secrets out of an error that leaves the block, and out of its causes.
 
     Raises:
-        RedactedError: in the place of one whose own text holds a secret.
+        RedactedError: replaces an error whose own text contains a secret.
     """
     try:
         yield
@@ -77,7 +79,7 @@ def secrets_kept() -> Iterator[None]:
 
 
 def keeping_secrets(body: _Body) -> _Body:
-    """The same for a function, or a generator, that Dagster calls: it writes errors into its history."""
+    """Apply `secrets_kept` to a function or generator that Dagster calls: Dagster writes errors into its history."""
 
     @wraps(body)
     def call(*arguments: Any, **named: Any) -> Any:
@@ -97,7 +99,7 @@ def _without_secret(error: Exception) -> RedactedError:
 
 
 def _forms() -> list[str]:
-    """Everything that must not be read, the longest first: one may be a part of another."""
+    """Return all spellings of all secrets, the longest first, because one may be part of another."""
     found: set[str] = set()
     for value in _values(os.environ):
         found |= _forms_of(value)
@@ -108,7 +110,7 @@ def _values(environment: Mapping[str, str]) -> Iterator[str]:
     yield from (environment[name] for name in SECRETS if environment.get(name))
     try:
         settings = load_settings()
-    except SettingsError:  # then nobody was given what stands in .env
+    except SettingsError:  # the secrets in .env were then given to no process
         return
     for secret in (settings.huggingface_token, settings.mlflow_tracking_uri):
         if secret:
@@ -116,7 +118,8 @@ def _values(environment: Mapping[str, str]) -> Iterator[str]:
 
 
 def _forms_of(value: str) -> set[str]:
-    """
+    """Return the spellings under which a secret, or the password in a URL, may appear.
+
     >>> sorted(_forms_of("p/q4"))
     ['cC9xNA==', 'p%2Fq4', 'p/q4']
     >>> sorted(_forms_of("http://me:p%40ss@host/x"))

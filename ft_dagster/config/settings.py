@@ -1,4 +1,4 @@
-"""Where things are, and secrets: read from the environment and from the workspace's `.env`.
+"""Locations and secrets, read from the environment and from the workspace's `.env`.
 
 The docstrings of the fields are the descriptions in docs/settings.md: Markdown, written there by `make docs`.
 """
@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from ft_dagster.config.recipe import DEFAULT_RECIPE
+from ft_dagster.config.recipe_file import DEFAULT_RECIPE
 from ft_dagster.errors import UserError
 
 
@@ -20,19 +20,19 @@ class SettingsError(UserError):
 
 
 class Settings(BaseSettings):
-    """One workspace and where its parts are. Build it with `load_settings`."""
+    """A workspace and the locations of its parts. Create it with `load_settings`."""
 
     model_config = SettingsConfigDict(
         env_prefix="FT_", env_ignore_empty=True, extra="ignore", frozen=True, use_attribute_docstrings=True
     )
 
     workspace: Path = Field(default_factory=Path.cwd)
-    """The folder that holds one body of reports and what is made of them. Set it in the environment, not in `.env`: it
-    says where that file is."""
+    """The folder that contains one body of reports and everything made from them. Set it in the environment, not in
+    `.env`, which is in that folder."""
     recipe: str = DEFAULT_RECIPE
     """What to train and how: the name of a shipped [recipe](recipes.md), or a YAML file, relative to the workspace."""
     cache: Path = Path("~/.cache/ft_dagster")
-    """Where base models are kept, shared by all workspaces, and copies of what a bucket of FT_STORE holds."""
+    """The folder for base models, shared by all workspaces, and for copies of the contents of a bucket (FT_STORE)."""
     store: str = ".ft/store"
     """Where artifacts are kept: a folder, relative to the workspace, or a bucket that [many machines
     share](storage.md), `s3://bucket/prefix`."""
@@ -41,23 +41,23 @@ class Settings(BaseSettings):
     ray_address: str = "http://127.0.0.1:8265"
     """With `FT_EXECUTOR=ray`: the dashboard of the cluster's head, which takes [Ray's jobs](ray.md)."""
     ray_gpus: float = Field(default=1.0, ge=0)
-    """GPUs that each process of a training, and an evaluation, asks Ray for; 0: they compute on CPUs."""
+    """GPUs that each training process, and an evaluation, requests from Ray; 0: they compute on CPUs."""
     ray_patience_seconds: float = Field(default=120.0, gt=0)
-    """How long the head may be silent, and a step that has ended may tell nothing, before the step fails; in
-    seconds."""
+    """Seconds after which a step fails if the head does not answer, or if its job has ended without reporting a
+    result."""
     k8s: Path | None = None
-    """With `FT_EXECUTOR=k8s`: a YAML file, relative to the workspace, that says what [pods of steps](kubernetes.md) ask
-    for; defaults when not set."""
+    """With `FT_EXECUTOR=k8s`: a YAML file, relative to the workspace, that describes the [pods of
+    steps](kubernetes.md); defaults when not set."""
     watch_seconds: int = Field(default=15, ge=1)
     """How often the UI's daemon looks at the reports, in seconds. Dagster's daemon ticks every 5 seconds at most."""
     settle_seconds: float = Field(default=10.0, ge=0)
-    """How long the reports must lie still before an automatic run, in seconds: a burst of edits makes one training."""
+    """Seconds without a change after which an automatic run starts, so that a burst of edits makes one training."""
     minimum_interval_seconds: float = Field(default=0.0, ge=0)
-    """Least time from the start of one automatic run to that of the next, in seconds."""
+    """Minimum seconds from the start of one automatic run to the start of the next."""
     lag_seconds: float = Field(default=3600.0, gt=0)
-    """How long, in seconds, the released adapter may lag behind the reports before the UI shows it red."""
+    """Seconds that the released adapter may be out of date before the UI shows it as overdue, in red."""
     keep_adapters: int = Field(default=5, ge=1)
-    """How many of the adapters made last `ft-dagster clean` keeps, with all they were made from."""
+    """How many of the newest adapters `ft-dagster clean` keeps, with everything they were made from."""
     keep_released: bool = True
     """Whether `ft-dagster clean` keeps every adapter that was ever released."""
     keep_runs: int | None = Field(default=None, ge=1)
@@ -70,9 +70,9 @@ class Settings(BaseSettings):
     """For gated base models. Handed to the hub client, for the download and for `ft-dagster release push`, and to
     nothing else."""
     mlflow_tracking_uri: SecretStr | None = Field(default=None, validation_alias="MLFLOW_TRACKING_URI")
-    """An MLflow server that is [told of every adapter](tracking.md); none when not set. It may hold a password."""
+    """An MLflow server that [logs every adapter](tracking.md); none when not set. It may contain a password."""
     mlflow_experiment_name: str | None = Field(default=None, validation_alias="MLFLOW_EXPERIMENT_NAME")
-    """The experiment and the registered model there; the name of the workspace's folder when not set."""
+    """Name of the experiment and of the registered model in MLflow; the name of the workspace's folder when not set."""
     home: Path | None = Field(default=None, validation_alias="DAGSTER_HOME")
     """Where Dagster keeps its history; the workspace's `.dagster/` when not set."""
 
@@ -114,44 +114,47 @@ class Settings(BaseSettings):
 
     @property
     def state(self) -> Path:
-        """`.ft/`: the store, attempts, locks, released adapters."""
+        """The folder `.ft/`: the store, attempts, locks, released adapters."""
         return self.workspace / ".ft"
 
     @property
     def index(self) -> Path:
-        """What is known of the report files' status and contents."""
+        """The database of the report files' status and contents."""
         return self.state / "files.db"
 
     @property
     def pins(self) -> Path:
-        """Which chapters were held out, or not, by another rule than their hash."""
+        """The file of chapters whose side of the split was not decided by their hash."""
         return self.state / "held_out.json"
 
     @property
     def speeds(self) -> Path:
-        """What trainings took on this machine, by what decides it."""
+        """The folder of speeds and memory measured by trainings on this machine."""
         return self.state / "speeds"
 
     @property
     def store_url(self) -> str | None:
-        """Where artifacts are kept, if that is not a folder."""
+        """The URL of the bucket that contains the artifacts; None if they are in a folder."""
         return self.store if "://" in self.store else None
 
     @property
     def store_root(self) -> Path:
-        """The folder where artifacts are kept, if there is no `store_url`. `open_store` opens either."""
+        """The folder that contains the artifacts if there is no `store_url`. `open_store` opens either."""
         return self.workspace / Path(self.store).expanduser()
 
     @property
     def dagster_home(self) -> Path:
-        """DAGSTER_HOME where it is set, else the workspace's `.dagster/`."""
+        """DAGSTER_HOME if it is set, otherwise the workspace's `.dagster/`."""
         return self.workspace / (self.home.expanduser() if self.home else ".dagster")
 
 
 def load_settings(workspace: str | os.PathLike[str] | None = None) -> Settings:
-    """Settings of a workspace, its `.env` included: by default of that which FT_WORKSPACE names, or the current folder.
+    """Load the settings of a workspace: by default, of the one that FT_WORKSPACE names, or of the current folder.
 
-    A variable of the environment wins over the same line in `.env`; an empty one counts as not set.
+    A variable of the environment takes precedence over `.env`; an empty one counts as not set.
+
+    Raises:
+        SettingsError: a variable has an invalid value, or the workspace or `.env` cannot be used.
     """
     workspace = Path(workspace or os.environ.get("FT_WORKSPACE") or Path.cwd()).expanduser()
     if workspace.exists() and not workspace.is_dir():
@@ -167,7 +170,7 @@ def load_settings(workspace: str | os.PathLike[str] | None = None) -> Settings:
 
 
 def variable(field: str | int) -> str:
-    """The variable of the environment, or of `.env`, that a field is read from."""
+    """Return the name of the environment variable from which a field is read."""
     known = Settings.model_fields.get(str(field))
     if known is None or known.validation_alias:
         return str(known.validation_alias if known else field)

@@ -1,4 +1,4 @@
-"""The files of one chapter -> the sections that count: one version of each, in reading order."""
+"""Reading the files of one chapter into its sections: one version of each section, in reading order."""
 
 import re
 from collections import Counter, defaultdict
@@ -22,61 +22,62 @@ class Section:
     """One section of one chapter."""
 
     chapter: str
-    """Identity of the chapter: its path within its report folder, without suffix."""
+    """Name that identifies the chapter: its path within its report folder, without suffix."""
     title: str
     level: int
     lead: tuple[str, ...]
-    """Markdown headings without text of their own that stand right above it."""
+    """Markdown headings directly above the section that have no text of their own."""
     text: str
     source: str
-    """The file it comes from, relative to the workspace."""
+    """The file that the section comes from, relative to the workspace."""
     hash: str
-    """SHA-256 of what a reader would see: lead, title, level and text."""
+    """SHA-256 of what a reader sees: lead, title, level and text."""
 
     @property
     def used_bytes(self) -> int:
-        """Bytes of the source that it holds: titles and text; the marks of headings are counted elsewhere."""
+        """Bytes of the source that the section uses: titles and text. Heading marks are counted separately."""
         lead = sum(byte_length(heading.split(" ", 1)[1]) for heading in self.lead)
         return lead + byte_length(self.title) + byte_length(self.text)
 
     @property
     def markdown(self) -> str:
-        """The section as it is read: headings above it, its own heading, and its text."""
+        """The section as Markdown: the headings above it, its own heading, and its text."""
         return compose(self.lead, self.level, self.title, self.text)
 
 
 @dataclass(frozen=True)
 class _Candidate:
-    """A section of one file, before it is known whether it is used."""
+    """A section of one file, before it is decided whether it is used."""
 
     parsed: ParsedSection
     file: int
-    """Index of its file's ledger."""
+    """Index of the ledger of its file in `Chapter.files`."""
     rank: tuple[int, str]
-    """Which of two versions counts: the higher one. Improved JSON over Markdown over drafts, later over earlier."""
+    """Of two versions, the one with the higher rank is used: improved JSON ranks above Markdown, Markdown above drafts,
+    and a later version above an earlier one."""
     place: int
     json_title: str | None = None
-    """For comparison, the name of the JSON section whose text this is (a part of)."""
+    """Name of the JSON section that the text is (a part of), normalized for comparison; None for Markdown."""
     json_text: JsonText | None = None
-    """That section, if it says what it was rewritten from."""
+    """The JSON section, if it states what it was rewritten from."""
     unwanted: str | None = None
-    """Why it is not used even if no other version replaces it."""
+    """Why the section is not used even if no other version replaces it."""
 
 
 @dataclass
 class Chapter:
-    """One chapter: its sections in reading order, and what became of every byte of its files."""
+    """One chapter: its sections in reading order, and an account of every byte of its files."""
 
     name: str
     sections: list[Section] = field(default_factory=list)
     pairs: list[Pair] = field(default_factory=list)
-    """What sections were rewritten from, where reports say so; in the order of the sections."""
+    """Pairs of original and improved text, where reports contain them, in the order of the sections."""
     files: list[FileLedger] = field(default_factory=list)
     removed: Counter[str] = field(default_factory=Counter)
-    """Reason -> sections removed whole."""
+    """Reason -> number of sections removed."""
 
     def remove(self, indices: Collection[int], reason: str) -> None:
-        """Take sections out again; their bytes are left out for this reason, and their pairs are not whole any more."""
+        """Remove sections. Their bytes are left out for this reason, and their pairs are no longer whole."""
         if not indices:
             return
         ledgers = {ledger.path: ledger for ledger in self.files}
@@ -98,24 +99,24 @@ class Chapter:
 
 
 def read_chapter(name: str, files: Iterable[SourceFile], read: ReadBytes, options: Corpus) -> Chapter:
-    """The sections of one chapter, from all files that speak of it.
+    """Read one chapter from all files that belong to it.
 
-    Of a section that exists in several versions (Markdown and JSON, two JSON files) one is used. What is not used
-    stands in the ledgers, to the byte.
+    Of a section that exists in several versions (in Markdown and JSON, or in two JSON files), one version is used. The
+    ledgers record what is not used, to the byte.
 
     Args:
-        name: the chapter's.
-        files: those that speak of it.
-        read: gives a file's bytes.
-        options: the recipe's part for the corpus.
+        name: the name of the chapter.
+        files: the files that belong to the chapter.
+        read: returns the bytes of a file.
+        options: the recipe's options for the corpus.
 
     Raises:
-        LedgerError: bytes do not add up.
+        LedgerError: the bytes do not add up.
     """
     chapter = Chapter(name)
     members = sorted(files, key=lambda file: natural_key(file.path))
     candidates = [c for file in members for c in _read_file(file, read(file), options, chapter)]
-    places: dict[int, int] = {}  # id of a candidate -> place of its section
+    places: dict[int, int] = {}  # id of a candidate -> index of its section
     for candidate in _one_version_each(_newest_in_json(candidates, chapter), chapter):
         if candidate.unwanted:
             _remove(candidate, chapter, candidate.unwanted)
@@ -129,14 +130,14 @@ def read_chapter(name: str, files: Iterable[SourceFile], read: ReadBytes, option
 
 
 def natural_key(name: str) -> tuple[list[tuple[int, str]], str]:
-    """Sorts chapter_2 before chapter_10; different names have different keys."""
+    """Return a sort key that puts chapter_2 before chapter_10. Different names have different keys."""
     parts = [part.lstrip("0") if i % 2 else part for i, part in enumerate(re.split(r"([0-9]+)", name))]
-    # Of two numbers, the one with more digits is the larger one.
+    # Without leading zeros, the larger of two numbers is the one with more digits.
     return [(len(part) if i % 2 else 0, part) for i, part in enumerate(parts)], name
 
 
 def _read_file(file: SourceFile, data: bytes, options: Corpus, chapter: Chapter) -> list[_Candidate]:
-    """The sections of one file; everything else in it goes to its ledger."""
+    """Return the sections of one file, and record all other bytes in its ledger."""
     ledger = FileLedger(file.path, file.size)
     index = len(chapter.files)
     chapter.files.append(ledger)
@@ -150,7 +151,7 @@ def _read_file(file: SourceFile, data: bytes, options: Corpus, chapter: Chapter)
 
 
 def _candidates(file: SourceFile, data: bytes, options: Corpus, ledger: FileLedger, index: int) -> Iterator[_Candidate]:
-    keep = _kept(options)
+    keep = _parse_options(options)
     if file.kind == "markdown":
         parsed = parse_markdown(decode(data), **keep)
         ledger.left_out.update(parsed.left_out)
@@ -172,20 +173,26 @@ def _candidates(file: SourceFile, data: bytes, options: Corpus, ledger: FileLedg
             yield _Candidate(section, index, rank, text.place, normal_title(text.title), rewritten, unwanted)
 
 
-def _kept(options: Corpus) -> dict[str, Any]:
-    """What the recipe keeps as text, for `parse_markdown`."""
+def _parse_options(options: Corpus) -> dict[str, Any]:
+    """Return the options of `parse_markdown` that the recipe sets: what is kept as text."""
     return {"keep_bibliographies": options.bibliographies, "keep_review_blocks": options.review_blocks}
 
 
 def _unwanted(score: float | None, options: Corpus) -> str | None:
-    """The text stays a candidate, or its copy in Markdown, which has no score, would be used."""
+    """Return why a text with this score is not used, if so.
+
+    The text remains a candidate all the same: otherwise its copy in Markdown, which has no score, would be used.
+    """
     if options.minimum_score is not None and score is not None and score < options.minimum_score:
         return "score below the recipe's minimum"
     return None
 
 
 def _newest_in_json(candidates: list[_Candidate], chapter: Chapter) -> list[_Candidate]:
-    """Without older versions of whole JSON sections, which may have had headings that the newest no longer has."""
+    """Return the candidates of Markdown files, and those of the newest version of each JSON section.
+
+    An older version is removed as a whole, because it may have had headings that the newest one no longer has.
+    """
 
     def version(candidate: _Candidate) -> tuple[tuple[int, str], str]:
         return candidate.rank, chapter.files[candidate.file].path
@@ -206,16 +213,18 @@ def _newest_in_json(candidates: list[_Candidate], chapter: Chapter) -> list[_Can
 
 
 def _one_version_each(candidates: list[_Candidate], chapter: Chapter) -> list[_Candidate]:
-    """The candidates that are used, in reading order: the first version's place is the section's place.
+    """Return the candidates that are used, in reading order: a section has the position of its first version.
 
-    Versions of one section have the same title in the same part of the chapter. A JSON section is a part; Markdown
-    does not tell such parts from headings within them, so there a part begins at a heading that a JSON section has.
+    Versions of a section have the same title in the same part of the chapter. Each JSON section is a part. Markdown
+    does not distinguish such parts from headings within them, so in Markdown a part starts at each heading that is also
+    the name of a JSON section.
     """
     names = {candidate.json_title for candidate in candidates}
-    parts: dict[int, str] = {}  # Markdown file -> part that is being read
+    parts: dict[int, str] = {}  # index of a Markdown file -> part that is being read
     versions: dict[tuple[str, str, int], _Candidate] = {}
     nth: Counter[tuple[int, str, str]] = Counter()
-    for candidate in sorted(candidates, key=lambda c: (c.rank[0] != 1, c.place)):  # Markdown knows the order best
+    # Markdown comes first, because its order is the most reliable.
+    for candidate in sorted(candidates, key=lambda c: (c.rank[0] != 1, c.place)):
         title = normal_title(candidate.parsed.title)
         if candidate.json_title is None:
             for above in (*(normal_title(heading.title) for heading in candidate.parsed.lead), title):
@@ -224,7 +233,7 @@ def _one_version_each(candidates: list[_Candidate], chapter: Chapter) -> list[_C
             source, part = candidate.file, parts.get(candidate.file, "")
         else:
             source, part = -1, candidate.json_title  # all JSON files together are one version of the chapter
-        key = (part, title, nth[source, part, title])  # a part may use one title twice
+        key = (part, title, nth[source, part, title])  # a part may contain the same title twice
         nth[source, part, title] += 1
         other = versions.setdefault(key, candidate)
         if other is not candidate:
@@ -259,7 +268,7 @@ def _section(chapter: str, candidate: _Candidate, source: str) -> Section:
 def _pairs(
     candidates: Iterable[_Candidate], places: Mapping[int, int], chapter: Chapter, options: Corpus
 ) -> Iterator[Pair]:
-    """The pairs of JSON sections all of whose text is used; of candidates as they stand in their files."""
+    """Yield the pairs of JSON sections whose text is used in full. The candidates are in the order of their files."""
     parts: dict[tuple[int, int], list[_Candidate]] = defaultdict(list)
     for candidate in candidates:
         if candidate.json_text is not None:
@@ -269,7 +278,7 @@ def _pairs(
         if text is not None and all(id(member) in places for member in members):
             sections = tuple(places[id(member)] for member in members)
             improved = "\n\n".join(chapter.sections[place].markdown for place in sections)
-            if pair := make_pair(text, improved, sections, chapter.files[file].path, _kept(options)):
+            if pair := make_pair(text, improved, sections, chapter.files[file].path, _parse_options(options)):
                 yield pair
 
 

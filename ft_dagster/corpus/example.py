@@ -1,4 +1,4 @@
-"""The example report that the package brings, and a workspace that is filled with it."""
+"""Filling a workspace with the example report that the package contains."""
 
 import shutil
 from collections.abc import Iterator
@@ -7,46 +7,46 @@ from pathlib import Path
 from ft_dagster.corpus.files import CorpusError, FoundFile, find_reports, report_folders
 
 EXAMPLE = Path(__file__).parents[1] / "examples"
-"""Laid out like a workspace."""
+"""Folder of the example report, with the layout of a workspace."""
 
 
 def fill_with_example(workspace: Path) -> int:
-    """Copy the example report into a workspace that holds no reports and that nothing was made from.
+    """Copy the example report into a workspace that contains no reports and no results made from reports.
 
-    A workspace that has at least one file of the example as it is shipped was filled before: what a person edited,
-    added or removed since then stays as it is.
+    A workspace that contains at least one unmodified file of the example was filled before. Files that a user has
+    edited, added or removed since then stay as they are.
 
     Returns:
-        How many files were copied; 0 where the example was there already.
+        The number of files copied; 0 if the workspace already contained the example.
 
     Raises:
-        CorpusError: the workspace holds other reports, or what was made from others.
+        CorpusError: the workspace contains other reports, or results made from other reports.
     """
     folders = [folder for _, folder in report_folders(workspace)]
     made = [workspace / name for name in (".ft", ".dagster")]
-    present = [folder for folder in (*folders, *made) if _holds_something(folder)]
-    if _holds_example(workspace):
+    present = [folder for folder in (*folders, *made) if _has_entries(folder)]
+    if _has_example_file(workspace):
         if folders[0] in present or made[0] in present:
             return 0
     elif present:
         raise CorpusError(
-            f"The workspace {workspace} is not filled with the example report, because {present[0]} is there already "
-            "and is not the example's. Name a new folder: `ft-dagster demo FOLDER`. To bring this workspace up to date "
-            "as it is: `ft-dagster run`."
+            f"The workspace {workspace} is not filled with the example report, because {present[0]} already exists and "
+            "is not part of the example. Name a new folder: `ft-dagster demo FOLDER`. To bring this workspace up to "
+            "date as it is: `ft-dagster run`."
         )
     copied = 0
-    for folder in reversed(folders):  # the Markdown chapters last: where they are, everything is
+    for folder in reversed(folders):  # the Markdown chapters last: once they exist, the copy is complete
         if folder not in present:
-            copied += _copy_whole(EXAMPLE / folder.relative_to(workspace), folder)
+            copied += _copy_reports(EXAMPLE / folder.relative_to(workspace), folder)
     return copied
 
 
-def _holds_something(folder: Path) -> bool:
+def _has_entries(folder: Path) -> bool:
     return folder.is_dir() and any(folder.iterdir())
 
 
-def _holds_example(workspace: Path) -> bool:
-    """Whether one of its files is as it is shipped."""
+def _has_example_file(workspace: Path) -> bool:
+    """Whether the workspace contains an unmodified file of the example."""
     pairs = ((workspace / path.relative_to(EXAMPLE), path) for path in _files(EXAMPLE))
     return any(found.is_file() and found.read_bytes() == path.read_bytes() for found, path in pairs)
 
@@ -55,8 +55,8 @@ def _files(workspace: Path) -> Iterator[Path]:
     return (workspace / found.path for found in find_reports(workspace) if isinstance(found, FoundFile))
 
 
-def _copy_whole(source: Path, target: Path) -> int:
-    """Copy the reports of a folder so that they appear all at once, also where the process is killed."""
+def _copy_reports(source: Path, target: Path) -> int:
+    """Copy the reports of a folder so that they appear all at once, even if the process is killed."""
     unfinished = target.with_name(f".{target.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
@@ -65,5 +65,5 @@ def _copy_whole(source: Path, target: Path) -> int:
         copy = unfinished / path.relative_to(source)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, copy)
-    unfinished.rename(target)  # which is missing, or an empty folder
+    unfinished.rename(target)  # the target is missing, or an empty folder
     return len(files)

@@ -1,4 +1,4 @@
-"""The report files: which there are, what is in them, which cannot be read and why."""
+"""Finding and reading the report files, and stating which of them cannot be read and why."""
 
 import os
 import stat
@@ -16,65 +16,67 @@ SUFFIXES: dict[Kind, tuple[str, ...]] = {"markdown": (".md", ".markdown"), "json
 
 
 class CorpusError(UserError):
-    """The reports cannot be used as they are; the message names the file, the reason and the next step."""
+    """The reports cannot be used as they are. The message names the file, the reason and the next step."""
 
 
 class SourceFile(NamedTuple):
     """One report file whose bytes were read."""
 
     path: str
-    """Relative to the workspace, with forward slashes: `chapter_markdowns/chapter_1.md`."""
+    """Path relative to the workspace, with forward slashes: `chapter_markdowns/chapter_1.md`."""
     name: str
-    """Relative to its report folder, without suffix: `chapter_1`; the identity of a Markdown chapter."""
+    """Path relative to its report folder, without suffix: `chapter_1`. It identifies a Markdown chapter."""
     kind: Kind
     size: int
-    """Bytes."""
+    """Size in bytes."""
     sha256: str
     chapter: str
-    """The chapter it speaks of: its name, unless it is JSON that says otherwise."""
+    """The chapter that the file belongs to: its name, unless it is JSON that states another chapter."""
     words: int
-    """Of its text, left-out parts included: for people to see how much it is."""
+    """Number of words in its text, including parts that are left out; shown to users as a measure of size."""
 
 
 @dataclass(frozen=True)
 class Unreadable:
-    """A file that counts as a report but cannot be used."""
+    """A file or folder that counts as a report but cannot be used."""
 
     path: str
     reason: str
     size: int = 0
-    """Bytes, as far as known."""
+    """Size in bytes, as far as it is known."""
 
 
 def report_folders(workspace: Path) -> list[tuple[Kind, Path]]:
-    """Where a workspace keeps its reports."""
+    """Return the folders of a workspace that contain its reports."""
     return [("markdown", workspace / "chapter_markdowns"), ("json", workspace / "outputs" / "consolidated")]
 
 
 class FoundFile(NamedTuple):
-    """A report file that has been seen, not yet read."""
+    """A report file that was found but has not been read yet."""
 
     path: str
-    """Relative to the workspace."""
+    """Path relative to the workspace."""
     name: str
     kind: Kind
     status: os.stat_result
 
 
 def find_reports(workspace: Path) -> Iterator[FoundFile | Unreadable]:
-    """Every report file under the workspace, in a fixed order.
+    """Yield every report file in the workspace, in a fixed order.
 
-    Hidden files and folders are not reports. A symbolic link that leads out of its report folder, a link to a
-    folder, what is not a regular file (never opened), and a folder that cannot be listed come back as Unreadable.
+    Hidden files and folders are not reports. The following are yielded as Unreadable: a symbolic link that leads out of
+    its report folder, a symbolic link to a folder, anything that is not a regular file (it is never opened), and a
+    folder that cannot be listed.
     """
     for kind, folder in report_folders(workspace):
         yield from _find(kind, str(folder), "", _relative(folder, workspace))
 
 
 def _find(kind: Kind, root: str, inside: str, shown: str) -> Iterator[FoundFile | Unreadable]:
-    """The files of one folder, `inside` (with a slash at its end) its report folder `root`.
+    """Yield the files of one folder: `inside` is its path in the report folder `root`, empty or with a trailing slash.
 
-    Plain strings and one status a file: a hundred thousand files are looked at several times a minute.
+    Paths are plain strings, and the status of each file is read once, because a hundred thousand files are scanned
+    several times a minute.
     """
     try:
         with os.scandir(root + "/" + inside) as listing:
@@ -99,11 +101,11 @@ def _find(kind: Kind, root: str, inside: str, shown: str) -> Iterator[FoundFile 
             try:
                 status = entry.stat()
             except OSError as error:
-                gone = isinstance(error, FileNotFoundError) and not entry.is_symlink()  # since it was listed
-                if not gone:  # a link that leads nowhere or to itself, or a folder that may not be searched
+                gone = isinstance(error, FileNotFoundError) and not entry.is_symlink()  # deleted since it was listed
+                if not gone:  # a broken or circular link, or a folder without search permission
                     yield Unreadable(_printable(path), f"it cannot be opened: {error.strerror}")
                 continue
-            if stat.S_ISREG(status.st_mode) and path.isascii() and not entry.is_symlink():  # nearly all of them
+            if stat.S_ISREG(status.st_mode) and path.isascii() and not entry.is_symlink():  # nearly all files
                 yield FoundFile(path, inside + name.rpartition(".")[0], kind, status)
             elif problem := _why_not_opened(entry.path, root, status, entry.is_symlink()):
                 yield Unreadable(_printable(path), problem)
@@ -114,10 +116,10 @@ def _find(kind: Kind, root: str, inside: str, shown: str) -> Iterator[FoundFile 
 
 
 def read_file(path: Path) -> bytes | str:
-    """Bytes of a report file as they were at one instant, or why they cannot be read.
+    """Return the bytes of a report file as they were at one instant, or the reason why it cannot be read.
 
     Raises:
-        FileNotFoundError: it is not there any more.
+        FileNotFoundError: the file no longer exists.
     """
     try:
         return _read_settled(path)
@@ -128,28 +130,29 @@ def read_file(path: Path) -> bytes | str:
 
 
 def content_version(files: list[SourceFile], unreadable: list[Unreadable]) -> str:
-    """The data version of a set of reports: names within the report folders and contents, nothing else.
+    """Return the data version of a set of reports, a hash of their names within the report folders and their contents.
 
-    Not modification times, not the order of reading, not where the workspace is.
+    It does not depend on modification times, on the order of reading, or on the location of the workspace.
     """
     lines = sorted(f"{file.kind} {file.sha256} {file.path}" for file in files)
     return digest(["\0".join(lines), sorted([item.path, item.reason] for item in unreadable)])
 
 
 def require_reports(workspace: Path, found: int) -> None:
-    """Raise CorpusError, saying what to put where, if the number of report files found in the workspace is 0."""
+    """Raise CorpusError, with instructions for adding reports, if `found`, the number of report files, is 0."""
     if not found:
         raise CorpusError(
             f"No chapters in the workspace {workspace}. Put Markdown chapters into "
             f"{workspace / 'chapter_markdowns'} or report JSON into {workspace / 'outputs' / 'consolidated'}, "
-            "name another workspace with FT_WORKSPACE, or try `ft-dagster demo`, which brings a report of its own."
+            "name another workspace with FT_WORKSPACE, or try `ft-dagster demo`, which comes with an example report."
         )
 
 
 def decode(data: bytes) -> str:
-    """The text of a report file: UTF-8, with or without a byte-order mark (which stays in the text).
+    """Return the text of a report file in UTF-8. A byte-order mark, if there is one, stays in the text.
 
-    Raises ValueError, with the reason and the next step, for other encodings and for binary data.
+    Raises:
+        ValueError: the data has another encoding or is binary. The message states the reason and the next step.
     """
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise ValueError("it is UTF-16, not UTF-8; save it again as UTF-8")
@@ -166,7 +169,7 @@ def decode(data: bytes) -> str:
 
 
 def shown(text: str, longest: int = 80) -> str:
-    """What a report says, for a message: cut, and without what a terminal would obey or no file can hold.
+    """Return a quotation from a report for a message: shortened, with control characters and lone surrogates escaped.
 
     >>> shown("a\\x1b[31m")
     'a\\\\x1b[31m'
@@ -176,15 +179,21 @@ def shown(text: str, longest: int = 80) -> str:
 
 
 def load_text_files(directory: str | Path) -> list[str]:
-    """The full text of every Markdown file in a folder and its sub-folders, in order of their names.
+    """Return the full text of every Markdown file in a folder and its subfolders, in the order of their names.
 
     Raises:
-        CorpusError: the folder is missing, holds no Markdown file, or a file in it cannot be read (all are named).
+        CorpusError: the folder is missing, contains no Markdown file, or contains files that cannot be read (all of
+            them are named).
     """
     return [text for _, text in read_folder(Path(directory), "markdown")]
 
 
 def read_folder(folder: Path, kind: Kind) -> list[tuple[Path, str]]:
+    """Return the path and the text of every file of one kind in a folder and its subfolders, in order.
+
+    Raises:
+        CorpusError: as in `load_text_files`.
+    """
     if not folder.is_dir():
         raise CorpusError(f"The folder {folder} does not exist. Create it and put {kind} chapters into it.")
     paths = sorted(
@@ -194,7 +203,7 @@ def read_folder(folder: Path, kind: Kind) -> list[tuple[Path, str]]:
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     )
     if not paths:
-        raise CorpusError(f"The folder {folder} holds no {'/'.join(SUFFIXES[kind])} file.")
+        raise CorpusError(f"The folder {folder} contains no {'/'.join(SUFFIXES[kind])} file.")
     texts, problems = [], []
     for path in paths:
         try:
@@ -209,7 +218,7 @@ def read_folder(folder: Path, kind: Kind) -> list[tuple[Path, str]]:
 
 
 def _read_settled(path: Path, attempts: int = 5) -> bytes:
-    """Bytes of a file that did not change while it was read."""
+    """Return the bytes of a file that did not change while it was read. Raises OSError if it kept changing."""
     for _ in range(attempts):
         before = path.stat()
         data = path.read_bytes()
@@ -220,7 +229,7 @@ def _read_settled(path: Path, attempts: int = 5) -> bytes:
 
 
 def _why_not_opened(path: str, folder: str, status: os.stat_result, is_link: bool) -> str | None:
-    """Why a path within a report folder is not even opened, if so."""
+    """Return the reason why a path within a report folder is not opened, or None if it can be opened."""
     if is_link and not Path(path).resolve().is_relative_to(Path(folder).resolve()):
         return "a symbolic link that leads out of the report folder is not followed; copy the file here"
     if not stat.S_ISREG(status.st_mode):
@@ -237,5 +246,5 @@ def _relative(path: Path, workspace: Path) -> str:
 
 
 def _printable(name: str) -> str:
-    """A file's name as text that can be written anywhere: bytes of it that are not UTF-8 become `\\xe9`."""
+    """Return a file name as text that can be written anywhere; a byte that is not UTF-8 becomes `\\xe9` or similar."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")

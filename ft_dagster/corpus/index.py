@@ -1,4 +1,4 @@
-"""What was hashed before: a look at unchanged report files costs reading their status, not their bytes."""
+"""The index of hashed report files, with which a scan of unchanged files reads only their status, not their bytes."""
 
 import gc
 import os
@@ -17,32 +17,32 @@ from ft_dagster.corpus.report_json import describe_content
 from ft_dagster.store.hashing import digest
 
 CODE_VERSION = "2"
-"""Raised by hand when the same files would give another snapshot."""
+"""Increased by hand when the same files would result in another snapshot."""
 _RACY_NS = 2_000_000_000
-"""A file that changed less than this before it was hashed is hashed again at the next look: clocks of file systems
-are coarse, and a second change may have left the same time (git's index has the same rule)."""
+"""A file that changed less than this before it was hashed is hashed again in the next scan: the clocks of file systems
+are coarse, and a second change may have left the same timestamp (git's index has the same rule)."""
 _LAYOUT = 3
-"""Raised when rows of the index are kept in another way: one of another layout is made anew."""
+"""Increased when the columns of the index change. An index with another layout is rebuilt."""
 _COLUMNS = (
     "path TEXT PRIMARY KEY, name TEXT, kind TEXT, size INT, sha256 TEXT, chapter TEXT, words INT, "
     "modified_ns INT, changed_ns INT, inode INT, hashed_at_ns INT, checksum INT"
 )
 
 _ERRORS = (sqlite3.DatabaseError, UnicodeDecodeError)
-"""Of a damaged index: where the name of a table or column is no UTF-8, SQLite's own message is none, too."""
+"""Errors that a damaged index raises. If the name of a table or column is not UTF-8, neither is SQLite's message."""
 
 _Row = tuple[str, str, str, int, str, str, int, int, int, int, int]
-"""A SourceFile, then modification time, change time and inode as they were, and when it was hashed."""
+"""The fields of a SourceFile, then its modification time, change time and inode, and when it was hashed."""
 
 
 @dataclass
 class Scan:
-    """The report files as one look found them."""
+    """The report files that one scan found."""
 
     files: list[SourceFile] = field(default_factory=list)
     unreadable: list[Unreadable] = field(default_factory=list)
     newest_ns: int = 0
-    """When the latest change to any file was made, ns since 1970; 0 without files."""
+    """Time of the latest change to any file, in nanoseconds since 1970; 0 if there are no files."""
 
     @property
     def version(self) -> str:
@@ -50,18 +50,18 @@ class Scan:
 
 
 def scan_reports(workspace: Path, index_path: Path, *, remember: bool = True, doubted: Collection[str] = ()) -> Scan:
-    """Look at every report file; read only those whose status is not the one in the index.
+    """Find every report file, and read only those whose status differs from the one in the index.
 
     Args:
-        workspace: whose reports.
-        index_path: the index, an SQLite file that is made where there is none. It holds nothing that the files do
-            not say, so a damaged one is made anew.
-        remember: whether what was read now is written to the index.
+        workspace: the folder of the workspace.
+        index_path: the index, an SQLite file that is created if it does not exist. It contains nothing that cannot be
+            read from the files again, so a damaged index is rebuilt.
+        remember: whether the files that were read are recorded in the index.
         doubted: paths of files that are read whatever the index says.
     """
     try:
         return _scan(workspace, index_path, remember, doubted)
-    except _ERRORS as error:  # damage may show only when rows are written
+    except _ERRORS as error:  # damage may become apparent only when rows are written
         if not _is_damage(error):
             raise
     _remove(index_path)
@@ -69,7 +69,7 @@ def scan_reports(workspace: Path, index_path: Path, *, remember: bool = True, do
 
 
 def _scan(workspace: Path, index_path: Path, remember: bool, doubted: Collection[str]) -> Scan:
-    with _no_collections(), _open_index(index_path, remember) as (index, known):
+    with _garbage_collection_paused(), _open_index(index_path, remember) as (index, known):
         scan = Scan()
         read: list[_Row] = []
         for found in find_reports(workspace):
@@ -90,7 +90,7 @@ def _scan(workspace: Path, index_path: Path, remember: bool, doubted: Collection
                 row = (*file, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, hashed_at)
                 read.append(row)
             scan.files.append(SourceFile(*row[:7]))  # type: ignore[arg-type]
-        if known:  # files that are gone since the last look; when they went is not known
+        if known:  # files deleted since the last scan; the time of deletion is not known
             scan.newest_ns = time.time_ns()
         if remember and (read or known):
             index.executemany("DELETE FROM files WHERE path = ?", [(path,) for path in known])
@@ -101,8 +101,8 @@ def _scan(workspace: Path, index_path: Path, remember: bool, doubted: Collection
 
 
 @contextmanager
-def _no_collections() -> Iterator[None]:
-    """A row for each file is made and kept: to look for garbage among them over and over takes a tenth of the time."""
+def _garbage_collection_paused() -> Iterator[None]:
+    """Pause garbage collection, which would take a tenth of a scan's time: a row is created and kept per file."""
     collecting = gc.isenabled()
     gc.disable()
     try:
@@ -113,12 +113,15 @@ def _no_collections() -> Iterator[None]:
 
 
 def changed_since(scan: Scan, seconds: float) -> bool:
-    """Whether a file changed in the last seconds: somebody may still be writing. A time to come is a wrong clock's."""
+    """Whether a file changed in the last `seconds`, so that somebody may still be writing.
+
+    A change in the future does not count: it comes from a wrong clock.
+    """
     return 0 <= time.time_ns() - scan.newest_ns < int(seconds * 1e9)
 
 
 def _is_same(row: _Row, status: os.stat_result) -> bool:
-    """Whether a file is the one that was hashed, and was hashed long enough after its last change."""
+    """Whether a file is unchanged since it was hashed, and was hashed long enough after its last change."""
     return (
         row[3] == status.st_size
         and row[7] == status.st_mtime_ns
@@ -128,7 +131,7 @@ def _is_same(row: _Row, status: os.stat_result) -> bool:
 
 
 def _read(workspace: Path, found: FoundFile) -> SourceFile | Unreadable | None:
-    """None for a file that was deleted between looking and reading."""
+    """Read and describe a file. Return None if the file was deleted after it was found."""
     try:
         data = read_file(workspace / found.path)
     except FileNotFoundError:
@@ -141,7 +144,7 @@ def _read(workspace: Path, found: FoundFile) -> SourceFile | Unreadable | None:
 
 @contextmanager
 def _open_index(path: Path, remember: bool) -> Iterator[tuple[sqlite3.Connection, dict[str, _Row]]]:
-    """The index, and what is in it: path -> row."""
+    """Open the index, and yield it with its rows: path -> row."""
     index, known = _connect(path) if remember else _connect_to_read(path)
     with closing(index):
         yield index, known
@@ -149,14 +152,15 @@ def _open_index(path: Path, remember: bool) -> Iterator[tuple[sqlite3.Connection
 
 def _connect(path: Path) -> tuple[sqlite3.Connection, dict[str, _Row]]:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_name(path.name + ".lock")):  # or two would replace a damaged one, each under the other
+    # Without the lock, two processes could replace a damaged index under each other.
+    with FileLock(path.with_name(path.name + ".lock")):
         try:
-            return _opened(path)
+            return _open_or_create(path)
         except _ERRORS as error:
-            if not _is_damage(error):  # locked for a minute, a full disk, no permission
+            if not _is_damage(error):  # such as a lock held for a minute, a full disk, or no permission
                 raise
         _remove(path)
-        return _opened(path)
+        return _open_or_create(path)
 
 
 def _remove(path: Path) -> None:
@@ -170,13 +174,13 @@ def _connect_to_read(path: Path) -> tuple[sqlite3.Connection, dict[str, _Row]]:
         try:
             if _version(index) == _LAYOUT:
                 return index, _rows(index)
-        except _ERRORS:  # damaged, or gone by now
+        except _ERRORS:  # the index is damaged, or was deleted meanwhile
             pass
         index.close()
     return sqlite3.connect(":memory:"), {}
 
 
-def _opened(path: Path) -> tuple[sqlite3.Connection, dict[str, _Row]]:
+def _open_or_create(path: Path) -> tuple[sqlite3.Connection, dict[str, _Row]]:
     index = sqlite3.connect(path, timeout=60)
     try:
         if _version(index) != _LAYOUT:
@@ -192,13 +196,14 @@ def _opened(path: Path) -> tuple[sqlite3.Connection, dict[str, _Row]]:
 
 
 def _rows(index: sqlite3.Connection) -> dict[str, _Row]:
-    """Those whose bits are as they were written: SQLite itself has no checksums."""
+    """Return the rows whose checksum is correct, by path. SQLite itself has no checksums."""
     rows = index.execute("SELECT * FROM files")
     return {row[0]: row[:-1] for row in rows if row[-1] == _checksum(row[:-1])}
 
 
 def _checksum(row: _Row) -> int:
-    """
+    """Return a checksum that detects a damaged row.
+
     >>> _checksum(("a.md",)) == _checksum(("b.md",))
     False
     """
@@ -211,6 +216,6 @@ def _version(index: sqlite3.Connection) -> int:
 
 
 def _is_damage(error: Exception) -> bool:
-    """Whether the file is at fault. What is read from it and is no UTF-8 is an error without a code."""
+    """Whether the error comes from a damaged file. Data that is not UTF-8 raises an error without an SQLite code."""
     code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT)
     return code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)

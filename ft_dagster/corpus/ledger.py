@@ -1,4 +1,4 @@
-"""The account of bytes: each byte of each report file is text that is used, or left out for a reason."""
+"""The ledger of bytes: each byte of each report file is either used as text or left out for a reason."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -6,36 +6,36 @@ from typing import Any
 
 
 class LedgerError(Exception):
-    """Bytes do not add up: a fault of the program, never of the reports."""
+    """The bytes do not add up. This is a bug in the program, never a fault of the reports."""
 
 
 @dataclass
 class FileLedger:
-    """One file's account."""
+    """The ledger of one file."""
 
     path: str
     size: int
-    """Bytes of the file."""
+    """Size of the file in bytes."""
     used: int = 0
-    """Bytes that are titles and text of sections."""
+    """Number of bytes that are titles and text of sections."""
     left_out: Counter[str] = field(default_factory=Counter)
-    """Reason -> bytes."""
+    """Reason -> number of bytes."""
     problem: str | None = None
-    """Why the file could not be read, if it could not."""
+    """Why the file could not be read; None if it could."""
 
     def move(self, size: int, reason: str) -> None:
-        """Turn used bytes into left-out bytes: a section that another one replaces."""
+        """Turn used bytes into left-out bytes, for a section that is not used after all."""
         self.used -= size
         self.left_out[reason] += size
 
     def check(self) -> None:
-        """Raise LedgerError unless every byte is accounted for, once."""
+        """Raise LedgerError unless every byte is accounted for exactly once."""
         counted = self.used + sum(self.left_out.values())
         if counted != self.size or self.used < 0 or any(count < 0 for count in self.left_out.values()):
             raise LedgerError(f"{self.path}: {self.size} bytes, but {counted} are accounted for: {self}")
 
     def row(self) -> dict[str, Any]:
-        """As plain JSON."""
+        """Return the ledger as plain JSON data."""
         row = {
             "path": self.path,
             "size": self.size,
@@ -46,4 +46,5 @@ class FileLedger:
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> "FileLedger":
+        """Return the ledger that `row` converted to JSON data."""
         return cls(row["path"], row["size"], row["used"], Counter(row["left_out"]), row.get("problem"))

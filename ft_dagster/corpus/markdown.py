@@ -1,7 +1,7 @@
-"""One Markdown text -> its sections, and an account of every byte that is not in them.
+"""Splitting a Markdown text into sections, with an account of every byte that is not in them.
 
-Cleaning only deletes: a section's title and text are what is left of the source after whole spans were taken out.
-So the bytes of the source are the bytes of the sections plus those counted under a reason, to the byte.
+Cleaning only deletes: a section's title and text are what remains of the source after whole spans were removed.
+Therefore the bytes of the source are exactly the bytes of the sections plus those counted under a reason.
 """
 
 import re
@@ -32,28 +32,29 @@ BIBLIOGRAPHY_TITLES = frozenset(
 )
 REVIEW_TITLE = "citation accuracy analysis"
 _SECTION_LEVEL = 2
-"""Headings down to this level begin a section; deeper ones are part of its text."""
+"""Headings down to this level start a section; deeper headings are part of its text."""
 _LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n|\Z)")
 _CARRIAGE_RETURN = re.compile(r"\r\n?")
 _ATTRIBUTES = re.compile(r"(?<![ \t])[ \t]*\{[#.][^{}]*\}[ \t]*$")
 _COMMENT = re.compile(r"(?P<code>`[^`\n]+`)|<!--(?!-?>).*?(?:-->|(?P<open>\Z))", re.DOTALL)
-"""An HTML comment; or what is no comment: a code span, which may hold what looks like one, or one without an end."""
+"""Matches an HTML comment, and also what looks like one but is kept: the content of a code span, and a comment without
+an end."""
 _LINE_END_SPACE = re.compile(r"(?<![ \t])[ \t]+$", re.MULTILINE)
-"""The look-behind here and above: a long run of blanks is tried once, not from each of its characters."""
+"""Here and in `_ATTRIBUTES`, the look-behind ensures that a long run of blanks is tried once, not at each character."""
 _BLANK_LINES = re.compile(r"(\A\n|\n\n)\n+")
-"""More than one blank line: in the middle, or at the start, where the line before is code."""
+"""Matches more than one blank line, within a text or at its start, where the line before it is code."""
 _CHAPTER_NUMBER = re.compile(r"chapter[ \t]+\d+\.?", re.IGNORECASE)
 _NUMBERING = re.compile(r"^(?:\d{1,2}\.)*\d{0,2}[ \t]+")
-"""`7`, `7.`, `2.10`; a year belongs to the title."""
+"""Matches the numbering of a title, such as `7`, `7.` or `2.10`. A year is part of the title."""
 
 
 def byte_length(text: str) -> int:
-    """Bytes of a text in UTF-8."""
+    """Return the length of a text in UTF-8 bytes."""
     return len(text.encode("utf-8", "surrogatepass"))
 
 
 def normal_title(title: str) -> str:
-    """A title for comparison: without numbering, trailing colon, case and repeated spaces.
+    """Return a title for comparison: without numbering, trailing colon, case and repeated spaces.
 
     >>> normal_title("7. References:")
     'references'
@@ -62,7 +63,7 @@ def normal_title(title: str) -> str:
 
 
 def compose(lead: Iterable[str], level: int, title: str, text: str) -> str:
-    """A section as Markdown: the headings above it, its own heading where it has one, and its text.
+    """Return a section as Markdown: the headings above it, its own heading if it has one, and its text.
 
     >>> compose(["# Report"], 2, "Costs", "They fell.")
     '# Report\\n\\n## Costs\\n\\nThey fell.'
@@ -73,6 +74,8 @@ def compose(lead: Iterable[str], level: int, title: str, text: str) -> str:
 
 @dataclass(frozen=True)
 class Heading:
+    """A Markdown heading."""
+
     level: int
     title: str
 
@@ -82,25 +85,25 @@ class Heading:
 
 @dataclass(frozen=True)
 class ParsedSection:
-    """One section as it stands in its source, cleaned."""
+    """One section of a source text, cleaned."""
 
     title: str
-    """Empty for text before the first heading."""
+    """Title of the section; empty for text before the first heading."""
     level: int
     """Level of the heading; 0 for text before the first heading."""
     lead: tuple[Heading, ...]
-    """Headings right above this one that have no text of their own, such as a chapter's title."""
+    """Headings directly above this one that have no text of their own, such as a chapter's title."""
     text: str
 
     @property
     def kept_bytes(self) -> int:
-        """Bytes of the source that this section holds: titles and text, heading marks excepted."""
+        """Bytes of the source that the section keeps: titles and text, without heading marks."""
         return byte_length(self.title) + sum(byte_length(h.title) for h in self.lead) + byte_length(self.text)
 
 
 @dataclass
 class ParsedText:
-    """What a text comes to: sections, and bytes left out by reason. Together they are the whole text."""
+    """The result of parsing a text: its sections, and the bytes left out by reason. Together they are the full text."""
 
     sections: list[ParsedSection] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
@@ -119,25 +122,26 @@ def parse_markdown(
 ) -> ParsedText:
     """Split a Markdown text into sections at headings of level 1 and 2, and clean it.
 
-    Left out and counted: front matter, review blocks, bibliographies, HTML comments, heading marks and attributes,
-    line-end carriage returns, trailing and repeated blank space, a byte-order mark, `# Chapter <N>` headings.
+    The following are left out and counted: front matter, review blocks, bibliographies, HTML comments, heading marks
+    and attributes, carriage returns at line ends, trailing and repeated white space, a byte-order mark, and
+    `# Chapter <N>` headings.
 
     Args:
-        source: the text as decoded, line ends as they are.
-        under: a heading that stands above the text though it is not in it (a JSON section's name). Its title
-            counts as bytes of the first section.
-        keep_bibliographies: keep them as text.
-        keep_review_blocks: keep them as text.
+        source: the decoded text with its original line ends.
+        under: a heading above the text that is not part of it (a JSON section's name). Its title counts as bytes of
+            the first section.
+        keep_bibliographies: whether bibliographies are kept as text.
+        keep_review_blocks: whether review blocks are kept as text.
 
     Returns:
-        ParsedText whose `total_bytes` is the byte length of `source` (plus that of the title of `under`).
+        A ParsedText whose `total_bytes` is the byte length of `source` (plus that of the title of `under`).
     """
     return _Reader(source, under, keep_bibliographies, keep_review_blocks).read()
 
 
 @cache
 def _block_parser(front_matter: bool) -> MarkdownIt:
-    """markdown-it without its inline rules: only the block structure and its line numbers are needed."""
+    """Return markdown-it without its inline rules: only the block structure and its line numbers are needed."""
     parser = MarkdownIt("commonmark").enable("table")
     if front_matter:
         parser.use(front_matter_plugin)
@@ -146,19 +150,19 @@ def _block_parser(front_matter: bool) -> MarkdownIt:
 
 
 class _Reader:
-    """Walks the source line by line; every line is kept, or counted under a reason, exactly once."""
+    """Reads the source line by line. Every line is either kept or counted under a reason, exactly once."""
 
     def __init__(self, source: str, under: Heading | None, keep_bibliographies: bool, keep_review: bool) -> None:
         self.out = ParsedText()
         if source.startswith(BOM):
-            self._leave(BOM, "byte-order mark")
+            self._leave_out(BOM, "byte-order mark")
             source = source[1:]
         self.lines = [line for line in _LINE.findall(source) if line]
-        # Only a file has front matter, and a `---` with a blank line below it is a rule, not the start of one.
+        # Only a file can have front matter, and a `---` above a blank line is a thematic break, not front matter.
         front_matter = under is None and bool("".join(self.lines[1:2]).strip())
         tokens = _block_parser(front_matter).parse(_CARRIAGE_RETURN.sub("\n", source))
         self.headings: dict[int, tuple[int, Heading]] = {}  # first line -> (line after the last, heading)
-        self.code: set[int] = set()  # lines of code, where blank space and comments are text
+        self.code: set[int] = set()  # lines of code, in which white space and comments are text
         self.dropped: dict[int, str] = {}  # line -> reason
         self.under = under
         self._find_blocks(tokens, keep_bibliographies, keep_review)
@@ -187,7 +191,10 @@ class _Reader:
             self._find_bibliographies()
 
     def _find_review_blocks(self, rules: list[int]) -> None:
-        """From its heading to its `---`; without one before the next heading of its level it is not known to be one."""
+        """Drop each review block, from its heading to its `---`.
+
+        A heading without a `---` before the next heading of its level or a higher one does not start a review block.
+        """
         for first, heading, end in self._parts():
             if heading.level > _SECTION_LEVEL and normal_title(heading.title) == REVIEW_TITLE:
                 rule = bisect(rules, first)
@@ -200,14 +207,14 @@ class _Reader:
                 self._drop(max(first, 0), end, "bibliography")
 
     def _parts(self) -> list[tuple[int, Heading, int]]:
-        """(first line, heading, line where the next heading of its level or a higher one begins), in order.
+        """Return (first line, heading, line where the next heading of its level or a higher one starts), in order.
 
-        The heading that stands above the text has line -1.
+        The heading above the text, `under`, has line -1.
         """
         headings = [(-1, self.under)] if self.under else []
         headings += [(first, heading) for first, (_, heading) in self.headings.items()]
         parts = []
-        after = [len(self.lines)] * 7  # level -> where the next heading of this level or a higher one begins
+        after = [len(self.lines)] * 7  # level -> where the next heading of this level or a higher one starts
         for first, heading in reversed(headings):
             parts.append((first, heading, after[heading.level]))
             after[heading.level :] = [first] * (7 - heading.level)
@@ -217,7 +224,7 @@ class _Reader:
         for line in range(first, after):
             self.dropped.setdefault(line, reason)
 
-    def _leave(self, text: str, reason: str) -> None:
+    def _leave_out(self, text: str, reason: str) -> None:
         if text:
             self.out.left_out[reason] += byte_length(text)
 
@@ -225,7 +232,7 @@ class _Reader:
         line = 0
         while line < len(self.lines):
             if line in self.dropped:
-                self._leave(self.lines[line], self.dropped[line])
+                self._leave_out(self.lines[line], self.dropped[line])
             elif line in self.headings:
                 line = self._read_heading(line)
                 continue
@@ -234,7 +241,7 @@ class _Reader:
             line += 1
         self._close_section()
         for heading in (*self.lead, *([self.heading] if self.heading else [])):
-            self._leave(heading.title, "heading without text")
+            self._leave_out(heading.title, "heading without text")
         self.out.left_out = +self.out.left_out
         return self.out
 
@@ -248,11 +255,11 @@ class _Reader:
         self._close_section()
         repeats_name = self.under is not None and normal_title(heading.title) == normal_title(self.under.title)
         if repeats_name and self.heading is self.under and not self.lead:
-            self._leave(source, "heading marks")  # the text repeats the name it stands under
+            self._leave_out(source, "heading marks")  # the text repeats the name of its section
             return after
         self.out.left_out["heading marks"] += byte_length(source) - byte_length(heading.title)
         if heading.level == 1 and _CHAPTER_NUMBER.fullmatch(heading.title.strip()):
-            self._leave(heading.title, "chapter number")
+            self._leave_out(heading.title, "chapter number")
             return after
         if self.heading is not None:
             self.lead.append(self.heading)
@@ -264,13 +271,13 @@ class _Reader:
         content = line.rstrip("\r\n")
         end = line[len(content) :]
         if end == "\r\n":
-            self._leave("\r", "line ends")
+            self._leave_out("\r", "line ends")
         if number in self.headings:
             content = self._keep(_ATTRIBUTES.sub("", content), content, "heading attributes")
         self.body.append((content + ("\n" if end else ""), number in self.code))
 
     def _close_section(self) -> None:
-        """Turn the body read so far into a section, if there is text in it."""
+        """Turn the body read so far into a section if it contains text."""
         text = "".join(
             piece if is_code else self._clean_prose(piece)
             for is_code, piece in (
@@ -285,13 +292,13 @@ class _Reader:
             self.lead, self.heading = [], None
 
     def _clean_prose(self, text: str) -> str:
-        """Without HTML comments, blank space at line ends, and more than one blank line in a row."""
+        """Return prose without HTML comments, white space at line ends, and repeated blank lines."""
         if "<!--" in text:
             text = self._keep(_COMMENT.sub(_without_comment, text), text, "HTML comment")
         return self._keep(_BLANK_LINES.sub(r"\1", _LINE_END_SPACE.sub("", text)), text, "white space")
 
     def _keep(self, shorter: str, text: str, reason: str) -> str:
-        """`shorter`, which is `text` after deletions; what was deleted is counted under the reason."""
+        """Return `shorter`, which is `text` after deletions, and count the deleted bytes under the reason."""
         self.out.left_out[reason] += byte_length(text) - byte_length(shorter)
         return shorter
 

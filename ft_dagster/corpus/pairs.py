@@ -1,4 +1,4 @@
-"""Pairs of an original and an improved text, as the report generator's reviews leave them."""
+"""Pairs of an original and an improved text, as recorded by the reviews of the report generator."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,39 +11,39 @@ from ft_dagster.store.hashing import digest
 
 @dataclass(frozen=True)
 class Pair:
-    """A section of a JSON report as it was before it was rewritten, and as it is used."""
+    """A section of a JSON report before it was rewritten, and the text that is used."""
 
     title: str
-    """The section's name in the report."""
+    """Name of the section in the report."""
     original: str
-    """Markdown, cleaned as sections are."""
+    """The original text as Markdown, cleaned in the same way as sections."""
     improved: str
-    """Markdown: the sections that the rewritten text became, one after the other."""
+    """The improved text as Markdown: the sections that it was split into, one after the other."""
     brief: tuple[str, ...]
-    """What the editor asked to improve."""
+    """The points that the editor asked to improve."""
     source: str
-    """The file it comes from, relative to the workspace."""
+    """The file that the pair comes from, relative to the workspace."""
     sections: tuple[int, ...]
-    """Which sections of the chapter hold the improved text, in its order."""
+    """Indices of the sections of the chapter that contain the improved text, in order."""
     whole: bool = True
-    """Whether the chapter has all of them: one may have been taken out because its text stands elsewhere."""
+    """Whether the chapter has all of these sections: one may have been removed as a duplicate of another text."""
 
     @cached_property
     def hash(self) -> str:
-        """SHA-256 of what a model would read and write: original, brief and improved text."""
+        """SHA-256 of what a model reads and writes: original, brief and improved text."""
         return digest([self.original, self.brief, self.improved])
 
 
 def make_pair(
     text: JsonText, improved: str, sections: tuple[int, ...], source: str, keep: Mapping[str, bool]
 ) -> Pair | None:
-    """The pair of a JSON section whose improved text is used; None if nothing was rewritten.
+    """Return the pair of a JSON section whose improved text is used, or None if nothing was rewritten.
 
     Args:
-        text: the section as the file has it.
-        improved: what is used of it, as Markdown.
-        sections: the sections of the chapter that this is.
-        source: the file.
+        text: the section as the file contains it.
+        improved: the text that is used, as Markdown.
+        sections: indices of the sections of the chapter that contain the improved text.
+        source: the file, relative to the workspace.
         keep: the options of `parse_markdown` that the improved text was cleaned with.
     """
     if text.original is None:

@@ -1,4 +1,7 @@
-"""Report JSON -> texts by chapter and section. The shape of a file is told by its keys, never by its name."""
+"""Reading JSON reports into texts by chapter and section.
+
+The shape of a file is recognized by its keys, never by its name.
+"""
 
 import json
 import re
@@ -22,35 +25,35 @@ _SECTION_ORDER = (
     "CONCLUSION",
     "REFERENCES",
 )
-"""The generator's own order: sections that come in files of their own do not say where they stand."""
+"""The generator's own order, for sections in separate files, which do not state their position."""
 _NOT_TEXT = re.compile(r"[\x00\ud800-\udfff]")
-"""What a JSON escape can write and no text file can hold."""
-_MOST_DIGITS = 4_000
+"""Matches characters that a JSON escape can express but a text file cannot contain."""
+_MAX_DIGITS = 4_000
 _CHAPTER_STEM = re.compile(r"(?P<chapter>chapter_\d+)(?:_.*)?")
 
 
 @dataclass(frozen=True)
 class JsonText:
-    """The text of one section, as a JSON report gives it."""
+    """The text of one section in a JSON report."""
 
     title: str
     text: str
     kind: Literal["improved", "draft"]
     place: int
-    """Where it stands in its chapter, as far as the file says."""
+    """Position in the chapter, as far as the file states it."""
     timestamp: str = ""
-    """As the generator wrote it; the later one of two versions counts."""
+    """Timestamp as the generator wrote it. Of two versions, the later one is used."""
     score: float | None = None
-    """Mean of the last panel scores, from 0 to 1, where there are any."""
+    """Mean of the last panel scores, from 0 to 1; None if there are none."""
     original: str | None = None
-    """What it was rewritten from, where the file says so."""
+    """The text that it was rewritten from, if the file contains it."""
     brief: tuple[str, ...] = ()
-    """What the editor asked to improve: the points of all iterations in order, each once, each on one line."""
+    """The points that the editor asked to improve, from all iterations in order: each one once, on a single line."""
 
 
 @dataclass
 class JsonReport:
-    """What a JSON file comes to: texts of one chapter, and the bytes of everything else by reason."""
+    """The content of a JSON file: the texts of one chapter, and the bytes of everything else by reason."""
 
     chapter: str
     texts: list[JsonText] = field(default_factory=list)
@@ -58,17 +61,18 @@ class JsonReport:
 
 
 def parse_report_json(data: bytes, name: str) -> JsonReport:
-    """Read one report file.
+    """Parse one JSON report.
 
     Args:
         data: the file's bytes.
-        name: the file's path within its folder, without suffix; it names the chapter where the content does not.
+        name: the file's path within its report folder, without suffix. It names the chapter if the content does not.
 
     Returns:
-        JsonReport: the bytes of its texts' titles and texts and of `left_out` are the bytes of the file.
+        A JsonReport. The bytes of its titles and texts, plus those of `left_out`, are exactly the bytes of the file.
 
     Raises:
-        ValueError: not UTF-8, not JSON, a key given twice, no shape that is known, or no text where text is due.
+        ValueError: the data is not UTF-8 or not JSON, a key occurs twice, the shape is unknown, or a required text is
+            missing.
     """
     content = _load(decode(data))
     if not isinstance(content, dict):
@@ -91,9 +95,9 @@ def parse_report_json(data: bytes, name: str) -> JsonReport:
 
 
 def describe_content(kind: Kind, name: str, data: bytes) -> tuple[str, int]:
-    """The chapter that a file speaks of, and the words of its text.
+    """Return the chapter that a file belongs to, and the number of words in its text.
 
-    What cannot be parsed is its own chapter and has no words; it is reported when it is read for its text.
+    A file that cannot be parsed is a chapter of its own and has no words. It is reported when its text is read.
     """
     if kind == "markdown":
         return name, len(data.split())
@@ -105,12 +109,14 @@ def describe_content(kind: Kind, name: str, data: bytes) -> tuple[str, int]:
 
 
 def load_json_files(directory: str | Path) -> list[str]:
-    """The improved text of every report JSON in a folder, one string a file: `### NAME:\\n{text}\\n\\n` a section.
+    """Return the improved text of every JSON report in a folder: one string per file, in which each section is
+    `### NAME:\\n{text}\\n\\n`.
 
-    First drafts are not improved text and give nothing.
+    First drafts are not improved text, so a file that contains only drafts is skipped.
 
     Raises:
-        CorpusError: the folder is missing, holds no JSON file, or a file in it cannot be read (all are named).
+        CorpusError: the folder is missing, contains no JSON file, or contains files that cannot be read (all of
+            them are named).
     """
     folder = Path(directory)
     rendered, problems = [], []
@@ -129,7 +135,7 @@ def load_json_files(directory: str | Path) -> list[str]:
 
 
 def chapter_of(name: str) -> str:
-    """The chapter a JSON file belongs to when its content does not say: `part/chapter_3_draft` -> `part/chapter_3`."""
+    """Return the chapter of a JSON file whose content does not state it: `part/chapter_3_draft` -> `part/chapter_3`."""
     path = Path(name)
     match = _CHAPTER_STEM.fullmatch(path.name)
     return (path.parent / (match["chapter"] if match else path.name)).as_posix()
@@ -144,21 +150,21 @@ def _load(text: str) -> Any:
         return content
 
     try:
-        return json.loads(text.removeprefix(BOM), object_pairs_hook=unique, parse_int=_whole_number)
+        return json.loads(text.removeprefix(BOM), object_pairs_hook=unique, parse_int=_parse_int)
     except json.JSONDecodeError as error:
         raise ValueError(f"it is not JSON: {error.msg}: line {error.lineno} column {error.colno}") from error
     except RecursionError as error:
         raise ValueError("it is nested too deeply to be a report") from error
 
 
-def _whole_number(digits: str) -> int:
-    if len(digits) > _MOST_DIGITS:  # time to read it grows with the square of them, and Python's own refusal is its own
+def _parse_int(digits: str) -> int:
+    if len(digits) > _MAX_DIGITS:  # parsing time is quadratic, and the message of Python's own limit names no next step
         raise ValueError(f"it holds a number of {len(digits)} digits, which no report needs; remove it")
     return int(digits)
 
 
 def _sections(content: dict[str, Any], name: str) -> JsonReport:
-    """Shapes 2a (a whole report, sections as objects) and 2b (a first draft, sections as strings)."""
+    """Parse shapes 2a (a complete report, sections as objects) and 2b (a first draft, sections as strings)."""
     report = JsonReport(chapter_of(name))
     timestamp = content.get("timestamp")
     for place, (title, value) in enumerate(content["sections"].items()):
@@ -171,7 +177,7 @@ def _sections(content: dict[str, Any], name: str) -> JsonReport:
             kind, text, original = "improved", value["improved"], _text_or_none(value.get("original"))
             for key, other in value.items():
                 if key != "improved":
-                    _leave(report, other, "original text" if key == "original" else "metadata")
+                    _leave_out(report, other, "original text" if key == "original" else "metadata")
         report.texts.append(
             JsonText(
                 title,
@@ -182,12 +188,12 @@ def _sections(content: dict[str, Any], name: str) -> JsonReport:
                 original=original,
             )
         )
-    _leave(report, {key: value for key, value in content.items() if key != "sections"}, "metadata")
+    _leave_out(report, {key: value for key, value in content.items() if key != "sections"}, "metadata")
     return report
 
 
 def _reviewed_section(content: dict[str, Any], name: str) -> JsonReport:
-    """Shape 2c: one section with its review history."""
+    """Parse shape 2c: one section with its review history."""
     metadata, result = content["metadata"], content["final_result"]
     chapter = metadata.get("chapter")
     if isinstance(chapter, bool) or not isinstance(chapter, (int, str)) or chapter == "":
@@ -211,14 +217,14 @@ def _reviewed_section(content: dict[str, Any], name: str) -> JsonReport:
             _points(iterations),
         )
     )
-    _leave(report, {key: value for key, value in metadata.items() if key != "section"}, "metadata")
-    _leave(report, iterations, "review history")
+    _leave_out(report, {key: value for key, value in metadata.items() if key != "section"}, "metadata")
+    _leave_out(report, iterations, "review history")
     for key, value in result.items():
         if key != "final_text":
-            _leave(report, value, "original text" if key == "original_text" else "metadata")
+            _leave_out(report, value, "original text" if key == "original_text" else "metadata")
     for key, value in content.items():
         if key not in ("metadata", "iterations", "final_result"):
-            _leave(report, value, "original text" if key == "original_content" else "metadata")
+            _leave_out(report, value, "original text" if key == "original_content" else "metadata")
     return report
 
 
@@ -247,7 +253,7 @@ def _points(iterations: Any) -> tuple[str, ...]:
 
 
 def _text_or_none(value: Any) -> str | None:
-    """A text beside the one that counts: where it is none, the section is used without it."""
+    """Return an accompanying text, or None if it is not valid text; the section is then used without it."""
     return value if isinstance(value, str) and not _NOT_TEXT.search(value) else None
 
 
@@ -259,13 +265,13 @@ def _text(value: Any, where: str) -> str:
     return value
 
 
-def _leave(report: JsonReport, value: Any, reason: str) -> None:
-    """Count every string in a value, keys excepted (they are syntax), under a reason."""
+def _leave_out(report: JsonReport, value: Any, reason: str) -> None:
+    """Count every string in a value under a reason, except for keys, which are syntax."""
     report.left_out[reason] += sum(byte_length(text) for text in _strings(value))
 
 
 def _strings(value: Any) -> Iterator[str]:
-    values = [value]  # not a recursion: JSON may be nested more deeply than functions may be called
+    values = [value]  # iterative, because JSON may be nested more deeply than Python's recursion limit
     while values:
         item = values.pop()
         if isinstance(item, str):

@@ -1,8 +1,8 @@
-"""Chapters in groups that stay the same while other chapters come and go: what is stored and made again together.
+"""Groups of chapters that are stored and recomputed together, and remain stable when chapters are added or removed.
 
-A chapter's place is the hash of its name. A group that grows beyond the limit is divided by the next bit of the
-hash (a binary trie), so the groups depend on the set of names only, and a chapter that is added or removed touches
-one group, or two when it divides one or joins two.
+A chapter's place is the hash of its name. A group that grows beyond the limit is divided by the next bit of the hash (a
+binary trie). The groups therefore depend only on the set of names, and adding or removing a chapter affects one group,
+or two if it divides a group or joins two.
 """
 
 import hashlib
@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 LIMIT = 256
-"""Chapters in a group, at most: small enough to be rewritten in a fraction of a second, few enough to count."""
+"""Maximum number of chapters in a group: a group can be rewritten in a fraction of a second, and groups stay few."""
 _BITS = 64
 Each = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
-"""Applies a function to things, in their order: `map`, or what spreads them over machines."""
+"""A function that applies another one to items in order: `map`, or one that distributes the work over machines."""
 
 
 def group_names(names: Iterable[str], limit: int = LIMIT) -> dict[str, list[str]]:
-    """Names by group; a group is called by the bits that its members' hashes begin with, the only one by "".
+    """Return the names by group. A group's name is the bits that its members' hashes start with; "" for a single group.
 
     >>> group_names(["a", "b", "c"], limit=2)
     {'0': ['b', 'c'], '1': ['a']}
@@ -41,5 +41,5 @@ def group_names(names: Iterable[str], limit: int = LIMIT) -> dict[str, list[str]
 
 
 def overlap(one: str, other: str) -> bool:
-    """Whether two groups, perhaps of different times, can have members in common."""
+    """Whether two groups, possibly of different times, can have members in common."""
     return one.startswith(other) or other.startswith(one)

@@ -1,1 +1,1 @@
-"""Sections -> documents -> packed blocks of tokens, train and held out, without losing one."""
+"""Turning sections into documents and packed rows of tokens, train and held out, without losing a token."""

@@ -1,4 +1,6 @@
-"""The base's chat template: exactly what a model reads when it is asked, and what it should write before it stops."""
+"""Rendering exchanges with the base model's chat template: the exact prompt that a model reads, and the answer that it
+should write before it stops.
+"""
 
 import json
 import re
@@ -13,12 +15,12 @@ import jinja2.ext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
-from ft_dagster.base.prepare import chat_template, tokenizer_config
-from ft_dagster.config.recipe import RecipeError
+from ft_dagster.base.model_folder import chat_template, tokenizer_config
+from ft_dagster.config.recipe_file import RecipeError
 from ft_dagster.dataset.tokenizer import comparable, token_text
 
 Message = Mapping[str, str]
-"""`role` and `content`."""
+"""A message with the keys `role` and `content`."""
 CONTROL = "control token in its pair"
 CHANGED = "changed by the chat template"
 NOT_IN_VOCABULARY = "not in the tokenizer's vocabulary"
@@ -29,29 +31,29 @@ class EncodedExchange:
     """A request and its answer as tokens."""
 
     prompt: list[int]
-    """What generation begins with."""
+    """The tokens that generation starts from."""
     answer: list[int]
-    """What it should go on with; the last token is one that generation stops at."""
+    """The tokens that should be generated; the last one is a token that generation stops at."""
     text: str
-    """The answer as text, without the token that ends it."""
+    """The answer as text, without its stop token."""
 
 
 class ChatTokenizer:
     """Renders and encodes exchanges as transformers does, without importing it.
 
-    Control tokens are those that the template writes: a text that spells one is refused, as is one that the template
-    or the vocabulary does not give back.
+    Only the template may write control tokens: a text that contains one is refused, and so is a text that the template
+    or the vocabulary does not reproduce.
     """
 
     def __init__(self, folder: Path, without: str = "objectives: {rewrite: 0}") -> None:
         """Read the template, `tokenizer.json`, `tokenizer_config.json` and `generation_config.json` of a model.
 
         Args:
-            folder: the model's.
-            without: what to write in a recipe to do without the template, for errors.
+            folder: the folder of the model.
+            without: the recipe setting with which no template is needed, for error messages.
 
         Raises:
-            RecipeError: it has no chat template, or one that cannot be read.
+            RecipeError: the model has no chat template, or one that cannot be parsed.
         """
         self._folder, self._without = folder, without
         source = chat_template(folder)
@@ -72,11 +74,14 @@ class ChatTokenizer:
         self._control = re.compile("|".join(re.escape(token) for token in special) or "(?!)")
 
     def encode(self, exchanges: Sequence[tuple[str | Sequence[Message], str]]) -> list[EncodedExchange | str]:
-        """Tokens of (request, or a conversation up to an answer; the answer), or the reason why it cannot be taught.
+        """Encode exchanges, each of a request (or a conversation up to an answer) and the answer.
+
+        Returns:
+            For each exchange its tokens, or the reason why it cannot be taught.
 
         Raises:
-            RecipeError: the template cannot render a request and an answer, or does not begin an answer as it begins
-                one that is to be generated.
+            RecipeError: the template cannot render a request and an answer, or it starts an answer differently from how
+                it ends the prompt for one.
         """
         rendered = [self._render(*exchange) for exchange in exchanges]
         good = [pair for pair in rendered if not isinstance(pair, str)]
@@ -86,18 +91,18 @@ class ChatTokenizer:
         return [pair if isinstance(pair, str) else next(encoded) for pair in rendered]
 
     def _render(self, request: str | Sequence[Message], answer: str) -> tuple[str, str] | str:
-        """The prompt and what follows it up to the token that ends it, as text."""
+        """Return the prompt and the answer with its stop token as text, or the reason why they cannot be taught."""
         asked = [{"role": "user", "content": request}] if isinstance(request, str) else list(request)
         if any(self._control.search(text) for text in (answer, *(message["content"] for message in asked))):
             return CONTROL
         with self._template_errors():
-            prompt = self._template.render(**self._given(asked), add_generation_prompt=True)
+            prompt = self._template.render(**self._context(asked), add_generation_prompt=True)
             answered = [*asked, {"role": "assistant", "content": answer}]
-            whole = self._template.render(**self._given(answered), add_generation_prompt=False)
+            whole = self._template.render(**self._context(answered), add_generation_prompt=False)
         if not whole.startswith(prompt):
             raise RecipeError(
-                f"The base model's chat template ({self._folder}) begins an answer otherwise than a prompt for one "
-                f"ends. Use another base model, or set `{self._without}`."
+                f"The base model's chat template ({self._folder}) starts an answer differently from how it ends the "
+                f"prompt for one. Use another base model, or set `{self._without}`."
             )
         place = whole.find(answer, len(prompt))
         if place < 0:
@@ -108,25 +113,28 @@ class ChatTokenizer:
         return prompt, whole[len(prompt) : stop] + end
 
     def _exchange(self, rendered: tuple[str, str], prompt: list[int], whole: list[int]) -> EncodedExchange | str:
-        """Of tokens of the whole, those after the prompt; where text of both is one token, the answer's own tokens."""
+        """Return the exchange whose answer is the tokens of the full text after those of the prompt.
+
+        If a token spans the end of the prompt, the answer is encoded separately.
+        """
         prompt_text, text = rendered
         same = whole[: len(prompt)] == prompt
         answer = whole[len(prompt) :] if same else self._encode([text])[0]
-        if not (self._gives_back(prompt, prompt_text) and self._gives_back(answer, text)):
+        if not (self._round_trips(prompt, prompt_text) and self._round_trips(answer, text)):
             return NOT_IN_VOCABULARY
         return EncodedExchange(prompt, answer, text.removesuffix(self._tokenizer.id_to_token(answer[-1]) or ""))
 
-    def _gives_back(self, ids: list[int], text: str) -> bool:
+    def _round_trips(self, ids: list[int], text: str) -> bool:
         return comparable(self._tokenizer.decode(ids, skip_special_tokens=False)) == comparable(text)
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
         return [found.ids for found in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
-    def _given(self, messages: Sequence[Message]) -> dict[str, Any]:
+    def _context(self, messages: Sequence[Message]) -> dict[str, Any]:
         return {**self._variables, "messages": messages, "tools": None, "documents": None}
 
     def _stop_tokens(self, config: Mapping[str, Any]) -> list[str]:
-        """The tokens that generation stops at, the tokenizer's own end first."""
+        """Return the tokens that generation stops at, the tokenizer's own end-of-sequence token first."""
         file = self._folder / "generation_config.json"
         stops = json.loads(file.read_bytes()).get("eos_token_id") if file.is_file() else None
         ids = stops if isinstance(stops, list) else [stops]
@@ -147,10 +155,10 @@ class ChatTokenizer:
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
-    """What templates are written for: the environment of transformers' `apply_chat_template` (5.23).
+    """Return the environment that templates are written for: that of transformers' `apply_chat_template` (5.23).
 
-    It has a clock there, too. A prompt that changes every day would be another dataset every day, so here it has
-    none, and templates that ask whether there is one write the date that they have for that.
+    The environment of transformers also has a clock. This one does not, because a prompt that changes every day would
+    result in another dataset every day. Templates that test for a clock write the default date that they contain.
     """
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
@@ -161,9 +169,9 @@ def _environment() -> ImmutableSandboxedEnvironment:
 
 
 class _Generation(jinja2.ext.Extension):
-    """`{% generation %}...{% endgeneration %}`, with which some templates mark an answer: its content as it is."""
+    """Renders the content of `{% generation %}...{% endgeneration %}`, with which some templates mark an answer."""
 
-    tags = {"generation"}  # noqa: RUF012 - jinja2 declares it so
+    tags = {"generation"}  # noqa: RUF012 - jinja2 declares it like this
 
     def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
         next(parser.stream)
@@ -171,7 +179,7 @@ class _Generation(jinja2.ext.Extension):
 
 
 def _to_json(value: Any, **options: Any) -> str:
-    """Without the escapes for HTML that jinja2's own filter makes."""
+    """Return JSON without the HTML escapes of jinja2's own filter."""
     return json.dumps(value, **{"ensure_ascii": False} | options)
 
 

@@ -1,7 +1,7 @@
 """The tokenized dataset: packed rows in groups of chapters, and the ledger of every byte.
 
-A group of chapters is up to four blobs: rows of each split (Arrow streams, as Hugging Face datasets reads them),
-its documents, and its stats. What an edit does not touch is not written again, and not tokenized again.
+Each group of chapters is stored as up to four blobs: the rows of each split (Arrow streams, which Hugging Face datasets
+can read), its documents, and its stats. What an edit does not affect is neither tokenized nor written again.
 """
 
 import json
@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from ft_dagster.base.prepare import chat_template
+from ft_dagster.base.model_folder import chat_template
 from ft_dagster.config.recipe import Objectives, Tokens
 from ft_dagster.corpus.files import CorpusError
 from ft_dagster.corpus.sections import KIND as SECTIONS
-from ft_dagster.corpus.sections import Shard as SectionsShard
-from ft_dagster.corpus.sections import all_chapters, chapter_sizes, stored_chapters, stored_shards
+from ft_dagster.corpus.sections import SectionShard, all_chapters, chapter_sizes, stored_chapters, stored_shards
 from ft_dagster.corpus.shards import Each, overlap
 from ft_dagster.corpus.snapshot import KIND as SNAPSHOT
 from ft_dagster.dataset.chat import ChatTokenizer
@@ -43,39 +42,40 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 CODE_VERSION = "3"
-"""Raised by hand when the same sections would give other rows."""
+"""Increased by hand when the same sections would result in other rows."""
 KIND = "tokenized_dataset"
-"""What the store calls it."""
+"""The name of this kind of artifact in the store."""
 NEEDED = (
     "A pair is an `original` beside the `improved` text of a section, or `final_result.original_text` beside "
     "`final_text`, in a JSON file under outputs/consolidated/"
 )
-"""What reports must have for objectives.rewrite."""
+"""What reports must contain for objectives.rewrite; a part of error messages."""
 TEXT = Objectives()
 _SHARDS = "shards.json"
 
 
 @dataclass(frozen=True)
 class DatasetShard:
-    """The rows of a group of chapters."""
+    """The stored rows of a group of chapters."""
 
     group: str
     key: str
-    """Hash of what it was made from."""
+    """Hash of everything that the rows were made from."""
     figures: str
-    """Blob: what the whole needs to know of the group, as JSON."""
+    """Blob with the stats of the group as JSON, as in `stats_of`."""
     documents: str
-    """Blob: a Document a line."""
+    """Blob with one Document per line."""
     rows: dict[str, str]
-    """Split -> blob; a split without text has none."""
+    """Split -> blob with its rows. A split without text is missing."""
 
     @property
     def blobs(self) -> list[str]:
+        """All blobs of the group."""
         return [self.figures, self.documents, *self.rows.values()]
 
 
 def choose_split(sections: Artifact, options: Tokens, pinned: Pinned, objectives: Objectives = TEXT) -> Split:
-    """Which chapters are held out; where only rewriting is taught, of those that have pairs.
+    """Choose which chapters are held out. If only rewriting is taught, only chapters with pairs are considered.
 
     Raises:
         CorpusError: nothing can be held out.
@@ -91,8 +91,8 @@ def choose_split(sections: Artifact, options: Tokens, pinned: Pinned, objectives
 
     if in_pairs and sections.about["pairs"] < 2:
         raise CorpusError(
-            f"objectives.rewrite is all that is taught, and the reports hold {sections.about['pairs']} pair(s); at "
-            f"least two are needed, one to train on and one to measure the adapter on. {NEEDED}."
+            f"Only objectives.rewrite is taught, and the reports contain {sections.about['pairs']} pair(s); at least "
+            f"two are needed, one to train on and one to measure the adapter on. {NEEDED}."
         )
     return choose_held_out(chapter_sizes(sections, in_pairs), every_section, options.held_out, pinned)
 
@@ -105,7 +105,7 @@ def dataset_key(
     pinned: Pinned,
     objectives: Objectives = TEXT,
 ) -> str:
-    """The key of a dataset. Sections of equal content are the same sections: their version is in it."""
+    """Return the key of a dataset. It contains the version of the sections, so equal sections give the same key."""
     pins = [sorted(pinned.held_out), sorted(pinned.train)]
     return digest([sections.about["version"], pins, _made_by(folder, tokenizer, options, objectives)])
 
@@ -119,27 +119,28 @@ def make_dataset(
     objectives: Objectives = TEXT,
     each: Each = map,
 ) -> Artifact:
-    """The dataset of these sections: from the store if it is there, else made from what is there.
+    """Return the dataset of these sections, from the store if it is in it; otherwise make and store it.
 
-    A section or a pair is tokenized only if it was not in the dataset that was stored last; a group of chapters is
-    written only if it changed.
+    A section or a pair is tokenized only if it was not in the dataset that was stored last, and a group of chapters is
+    written only if it has changed.
 
     Args:
-        sections: from the corpus room.
-        folder: the base model's, for its tokenizer and chat template.
-        tokenizer: hash of the tokenizer.
-        options: the recipe's part for tokens.
-        split: from `choose_split`.
-        objectives: the recipe's; which have a weight counts here, not how much.
-        each: applies a function to each group that is written, in their order: `map`, or what does so elsewhere.
+        sections: the sections, as `make_sections` returns them.
+        folder: the folder of the base model, for its tokenizer and chat template.
+        tokenizer: the hash of the tokenizer.
+        options: the recipe's options for tokens.
+        split: the split, as `choose_split` returns it.
+        objectives: the recipe's objectives. Only which of them have a weight matters here, not how large it is.
+        each: applies a function to each group that is written, in order: `map`, or a function that does so on other
+            machines.
 
     Returns:
-        An artifact whose `about` has `version` (hash of token ids and boundaries), `splits`, `held_out`, `usable`
+        An artifact whose `about` contains `version` (hash of token ids and boundaries), `splits`, `held_out`, `usable`
         bytes of sections, `pairs`, `ledger` and `checks`.
 
     Raises:
-        CorpusError: a side of the split has nothing that is taught.
-        RecipeError: rewriting is to be taught to a base whose chat template cannot be used.
+        CorpusError: one side of the split contains nothing that is taught.
+        RecipeError: rewriting is taught, and the chat template of the base model cannot be used.
         LedgerError: bytes or tokens do not add up.
     """
     store = sections.store
@@ -157,7 +158,7 @@ def make_dataset(
         key: shard for (_, key), shard in zip(changed, each(writer.write, changed), strict=True)
     }
     shards = [replace(shard, group=source.group) for source, key in wanted if (shard := made[key])]
-    store.bring_blobs(shard.figures for shard in shards)
+    store.fetch_blobs(shard.figures for shard in shards)
     stats = [json.loads(store.get_blob(shard.figures)) for shard in shards]
     splits = {name: count_split(name, stats, options.block_length) for name in SPLITS}
     pairs = count_pairs(stats)
@@ -180,40 +181,40 @@ def make_dataset(
     }
     with store.staging() as staging:
         (staging / _SHARDS).write_text(json.dumps([asdict(shard) for shard in shards], indent=1), "utf-8")
-        return store.take_in(KIND, key, staging, about)
+        return store.commit(KIND, key, staging, about)
 
 
 def dataset_shards(dataset: Artifact) -> list[DatasetShard]:
-    """The groups that a dataset is stored in."""
+    """Return the groups that a dataset is stored in."""
     return [DatasetShard(**row) for row in dataset.read_json(_SHARDS)]
 
 
 def shard_documents(store: Store, shard: DatasetShard) -> list[Document]:
-    """The documents of a group; its rows hold indices into this list."""
+    """Return the documents of a group. Its rows contain indices into this list."""
     lines = store.get_blob(shard.documents).decode().split("\n")
     return [Document(**json.loads(line)) for line in lines if line]
 
 
 def folder_with_rows(dataset: Artifact) -> Path:
-    """Folder of a dataset for a process that opens it there: all that it names is beside it."""
-    dataset.store.bring(dataset)
-    dataset.store.bring_blobs(blob for shard in dataset_shards(dataset) for blob in shard.blobs)
+    """Return the folder of a dataset for a process that opens it there, after fetching all blobs that it names."""
+    dataset.store.fetch(dataset)
+    dataset.store.fetch_blobs(blob for shard in dataset_shards(dataset) for blob in shard.blobs)
     return dataset.path
 
 
 def all_documents(dataset: Artifact) -> Iterator[Document]:
-    """All documents, group by group."""
+    """Yield all documents, group by group."""
     shards = dataset_shards(dataset)
-    dataset.store.bring_blobs(shard.documents for shard in shards)
+    dataset.store.fetch_blobs(shard.documents for shard in shards)
     for shard in shards:
         yield from shard_documents(dataset.store, shard)
 
 
 def held_out_version(dataset: Artifact) -> str:
-    """Hash of what adapters are measured on: it stays while only the train side changes."""
+    """Return the hash of what adapters are measured on. It stays the same while only the train side changes."""
     content = []
     shards = [shard for shard in dataset_shards(dataset) if "held_out" in shard.rows]
-    dataset.store.bring_blobs(blob for shard in shards for blob in (shard.figures, shard.documents))
+    dataset.store.fetch_blobs(blob for shard in shards for blob in (shard.figures, shard.documents))
     for shard in shards:
         version = json.loads(dataset.store.get_blob(shard.figures))["versions"][SPLITS.index("held_out")]
         documents = shard_documents(dataset.store, shard)
@@ -223,18 +224,18 @@ def held_out_version(dataset: Artifact) -> str:
 
 
 def load_rows(dataset: Artifact, split: str) -> "Dataset":
-    """All rows of a split, mapped into memory, their bytes checked."""
+    """Return all rows of a split, mapped into memory, after checking their bytes."""
     from datasets import concatenate_datasets
 
     return concatenate_datasets([rows for rows, _ in load_shards(dataset, split)])
 
 
 def load_shards(dataset: Artifact, split: str) -> Iterator[tuple["Dataset", list[Document]]]:
-    """The rows of a split, group by group, with the documents that they count. Raises StoreError if damaged."""
+    """Yield the rows of a split, group by group, with the documents that they index. Raises StoreError if damaged."""
     from datasets import Dataset
 
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a mapped file is an open file
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # each mapped file is an open file
     for shard in dataset_shards(dataset):
         if blob := shard.rows.get(split):
             dataset.store.get_blob(blob)
@@ -242,7 +243,7 @@ def load_shards(dataset: Artifact, split: str) -> Iterator[tuple["Dataset", list
 
 
 class _Writer:
-    """Writes groups of one dataset, and takes over what the dataset that was stored last has."""
+    """Writes the groups of one dataset, and reuses what the dataset that was stored last contains."""
 
     def __init__(self, store: Store, teaching: Teaching, split: Split, made_by: str) -> None:
         self.store = store
@@ -253,19 +254,19 @@ class _Writer:
         self.earlier = dataset_shards(before) if before else []
         self.by_key = {shard.key: shard for shard in self.earlier}
 
-    def key(self, source: SectionsShard) -> str:
-        """What decides the group of these sections."""
+    def key(self, source: SectionShard) -> str:
+        """Return the hash of everything that determines the group of these sections."""
         members = json.loads(self.store.get_blob(source.figures))["chapters"]
         units = sorted(self.split.units_of({name for name, *_ in members}))
         return digest([source.lines, source.duplicates, units, self.made_by])
 
-    def same(self, source: SectionsShard, key: str) -> DatasetShard | None:
-        """The group as it is, if it was made before and its blobs are there."""
+    def same(self, source: SectionShard, key: str) -> DatasetShard | None:
+        """Return the stored group if it was made before and its blobs exist; otherwise None."""
         found = self.by_key.get(key)
         return found if found and all(self.store.has_blob(blob) for blob in found.blobs) else None
 
-    def write(self, asked: tuple[SectionsShard, str]) -> DatasetShard | None:
-        """The group of these sections, with its key; None if it has no text."""
+    def write(self, asked: tuple[SectionShard, str]) -> DatasetShard | None:
+        """Write the group of these sections under its key. Return None if the group has no text."""
         source, key = asked
         chapters = [chapter for chapter in stored_chapters(self.store, source) if chapter.sections]
         if not chapters:
@@ -280,6 +281,7 @@ class _Writer:
         return DatasetShard(source.group, key, stats, listed, dict(zip(names, rows, strict=True)))
 
     def _known(self, group: str, wanted: set[str]) -> Known:
+        """Return what the earlier dataset contains of the wanted hashes of sections and pairs."""
         texts: dict[str, TokenizedText] = {}
         refused: dict[str, Refusal] = {}
         for shard in self.earlier:
@@ -301,11 +303,11 @@ def _made_by(folder: Path, tokenizer: str, options: Tokens, objectives: Objectiv
 
 def _nothing_to(purpose: str, objectives: Objectives, pairs: Mapping[str, Any]) -> str:
     if objectives.text:
-        return f"The reports hold no text to {purpose}. `left out` in the ledger says where it went."
+        return f"The reports contain no text to {purpose}. `left out` in the ledger shows where it went."
     reasons = ", ".join(f"{reason}: {count}" for reason, count in pairs["left_out"].items()) or "none"
     return (
-        f"objectives.rewrite is all that is taught, and no pair is left to {purpose}. Pairs left out by reason: "
-        f"{reasons}. {NEEDED}; one that is longer than a block needs a larger tokens.block_length."
+        f"Only objectives.rewrite is taught, and no pair is left to {purpose}. Pairs left out by reason: "
+        f"{reasons}. {NEEDED}; a pair that is longer than a block needs a larger tokens.block_length."
     )
 
 

@@ -1,4 +1,4 @@
-"""Sections as documents: the text a model reads, and the places where it may be cut."""
+"""Sections as documents: the text that a model reads, and the positions where it may be cut."""
 
 import re
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ _HEADING = re.compile(r" {0,3}#{1,6}[ \t]")
 
 @dataclass(frozen=True)
 class Breaks:
-    """Character positions where a document may be cut, best first: before headings, paragraphs, lines."""
+    """Character positions where a document may be cut, best first: before headings, before paragraphs, before lines."""
 
     headings: list[int]
     paragraphs: list[int]
@@ -20,7 +20,7 @@ class Breaks:
 
 
 def render(section: Section) -> str:
-    """The text of a section as a document: headings above it, its own heading, and its text, as Markdown.
+    """Return the text of a section as a Markdown document: the headings above it, its own heading, and its text.
 
     >>> render(Section("a", "Costs", 2, ("# Report",), "They fell.", "a.md", ""))
     '# Report\\n\\n## Costs\\n\\nThey fell.'
@@ -29,7 +29,7 @@ def render(section: Section) -> str:
 
 
 def source_spans(section: Section) -> list[tuple[int, int]]:
-    """Where, in the rendered text, the titles and the text stand: all but heading marks and the lines between.
+    """Return the spans of the titles and the text in the rendered text: all but heading marks and the lines between.
 
     >>> source_spans(Section("a", "Costs", 2, ("# Report",), "They fell.", "a.md", ""))
     [(2, 8), (13, 18), (20, 30)]
@@ -43,7 +43,7 @@ def source_spans(section: Section) -> list[tuple[int, int]]:
 
 
 def find_breaks(text: str) -> Breaks:
-    """Where a document may be cut. Inside a code fence only line starts count."""
+    """Return the positions where a document may be cut. Inside a code fence, only line starts count."""
     breaks = Breaks([], [], [])
     after_blank = False
     for start, line, fenced in _lines(text):
@@ -59,7 +59,7 @@ def find_breaks(text: str) -> Breaks:
 
 
 def _lines(text: str) -> Iterator[tuple[int, str, bool]]:
-    """Lines with their position and whether they stand inside a code fence."""
+    """Yield the position of each line, the line, and whether it is inside a code fence."""
     start = 0
     fence = ""
     for line in text.splitlines(keepends=True):

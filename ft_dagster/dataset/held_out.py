@@ -1,4 +1,4 @@
-"""Which chapters are held out for evaluation: decided by the hash of a chapter's identity, once and for all."""
+"""Choosing the chapters that are held out for evaluation: permanently, by the hash of a chapter's name."""
 
 import hashlib
 import json
@@ -13,22 +13,22 @@ from ft_dagster.store.hashing import digest
 from ft_dagster.store.local import write_atomically
 
 _HASH = "hash"
-"""Field of the file that holds the hash of the others."""
+"""Field of the file that contains the hash of the other fields."""
 
 
 @dataclass(frozen=True)
 class Pinned:
-    """Decisions the hash alone could not make, kept so that nothing changes sides as the reports grow."""
+    """Decisions that the hash alone could not make, stored so that no unit changes sides as the reports grow."""
 
     held_out: frozenset[str] = frozenset()
-    """Units held out though their hash alone would not say so."""
+    """Units that are held out although their hash alone would not hold them out."""
     train: frozenset[str] = frozenset()
-    """Units trained on though their hash alone would hold them out."""
+    """Units that are trained on although their hash alone would hold them out."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """Which units are held out, and the pinned decisions to remember."""
+    """The units that are held out, and the pinned decisions to store."""
 
     held_out: frozenset[str]
     pinned: Pinned
@@ -38,7 +38,7 @@ class Split:
         return chapter in self.held_out or section_unit(chapter, section) in self.held_out
 
     def units_of(self, chapters: Collection[str]) -> frozenset[str]:
-        """The held-out units that may be one of these chapters, or a section of one."""
+        """Return the held-out units that may be one of these chapters, or a section of one."""
         return self.held_out.intersection(chapters) | self._sections
 
     @cached_property
@@ -47,12 +47,12 @@ class Split:
 
 
 def section_unit(chapter: str, section: str) -> str:
-    """Name of one section as a unit; used only where the reports are a single chapter."""
+    """Return the name of a section as a unit, which is used only if the reports are a single chapter."""
     return f"{chapter}#{section}"
 
 
 def position(unit: str) -> float:
-    """Where a unit's name falls in 0..1: below the held-out share it is held out."""
+    """Return the position of a unit's name in 0..1. A unit whose position is below the held-out share is held out."""
     return int.from_bytes(hashlib.sha256(f"held-out:{unit}".encode()).digest()[:8]) / 2**64
 
 
@@ -61,19 +61,19 @@ def choose_held_out(
 ) -> Split:
     """Split units into train and held out.
 
-    A chapter is held out when its position is below `share`; what was decided otherwise before stays so. Should
-    that hold out nothing, the chapter whose part of the text is nearest to `share` is held out; should it hold
-    out everything, the chapter with the highest position is trained on; either is pinned. When there is one
-    chapter only, its sections are the units.
+    A chapter is held out if its position is below `share`, unless an earlier decision differs. If that would hold out
+    nothing, the chapter whose part of the text is closest to `share` is held out; if it would hold out everything, the
+    chapter with the highest position is trained on. Either decision is pinned. If there is only one chapter,
+    its sections are the units.
 
     Args:
-        sizes: bytes of every chapter that has text.
-        sections: gives (chapter, title, bytes) of every section; asked only where sections are units, or were.
-        share: of chapters to hold out, between 0 and 1.
-        pinned: earlier decisions.
+        sizes: the bytes of every chapter that has text.
+        sections: returns (chapter, title, bytes) of every section; called only if sections are units, or were units.
+        share: the fraction of chapters to hold out, between 0 and 1.
+        pinned: the earlier decisions.
 
     Raises:
-        CorpusError: a single section cannot be split.
+        CorpusError: there is only one section, which cannot be split.
     """
     chapters = set(sizes)
     by_section: Counter[str] = Counter()
@@ -98,21 +98,21 @@ def choose_held_out(
         last = max(units, key=position)
         held_out = held_out - {last}
         pinned = Pinned(pinned.held_out - {last}, pinned.train | {last})
-    if len(chapters) == 1:  # the chapter and its held-out sections stay where they are when others come
+    if len(chapters) == 1:  # keep the chapter and its held-out sections on their sides when others are added
         return Split(frozenset(held_out), Pinned(pinned.held_out | held_out, pinned.train | chapters))
     return Split(frozenset(held_out | (named & pinned.held_out)), pinned)
 
 
 def read_pinned(path: Path) -> Pinned:
-    """Earlier decisions of a workspace; none where the file is not there.
+    """Return the earlier decisions of a workspace; there are none if the file does not exist.
 
     Raises:
-        CorpusError: it is damaged. A name with another letter would be learned from although it was held out.
+        CorpusError: the file is damaged. If a single letter of a name changed, a held-out chapter would be trained on.
     """
     try:
         content = json.loads(path.read_bytes())
         recorded = content.pop(_HASH, None)
-        if recorded not in (None, digest(content)):  # none: written by an earlier version, or by hand
+        if recorded not in (None, digest(content)):  # None: the file was written by an earlier version, or by hand
             raise ValueError("its hash is not the one recorded")
         return Pinned(frozenset(content["held_out"]), frozenset(content["train"]))
     except FileNotFoundError:
@@ -125,7 +125,7 @@ def read_pinned(path: Path) -> Pinned:
 
 
 def write_pinned(path: Path, pinned: Pinned) -> None:
-    """Remember decisions; nothing is written while there are none."""
+    """Store the decisions. Nothing is written if there are none."""
     if pinned.held_out or pinned.train:
         content = {"held_out": sorted(pinned.held_out), "train": sorted(pinned.train)}
         write_atomically(path, json.dumps(content | {_HASH: digest(content)}, indent=1, ensure_ascii=False))

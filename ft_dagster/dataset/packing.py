@@ -1,14 +1,14 @@
-"""Packing pieces into rows: best-fit decreasing (Ding et al. 2024, arXiv 2404.10830), without cutting any."""
+"""Packing pieces into rows without cutting any: best-fit decreasing (Ding et al. 2024, arXiv 2404.10830)."""
 
 from collections import defaultdict
 from collections.abc import Sequence
 
 
 def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Rows of indices such that each row's lengths sum to at most `capacity` and every index is in one row.
+    """Return rows of indices such that each row's lengths sum to at most `capacity` and every index is in one row.
 
-    Pieces are taken in the order given, longest first, ties by position; each goes into the fullest row that has
-    room for it. A bit mask of the free sizes finds that row in constant time, so the whole is linear in pieces.
+    Pieces are placed longest first, ties in the order given. Each goes into the fullest row with enough free tokens. A
+    bit mask of the free sizes finds that row in constant time, so placing the pieces takes linear time.
 
     >>> pack([2, 3, 4, 1], 5)
     [[2, 3], [1, 0]]
@@ -19,15 +19,15 @@ def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     if any(not 0 < length <= capacity for length in lengths):
         raise ValueError(f"every length must be in 1..{capacity}: {[n for n in lengths if not 0 < n <= capacity][:3]}")
     rows: list[list[int]] = []
-    with_room: dict[int, list[int]] = defaultdict(list)  # free tokens -> rows
+    rows_by_free: dict[int, list[int]] = defaultdict(list)  # free tokens -> rows
     free_sizes = 0  # bit n is set when a row has n tokens free
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         length = lengths[index]
         fitting = free_sizes >> length
         if fitting:
             free = length + ((fitting & -fitting).bit_length() - 1)
-            row = with_room[free].pop()
-            if not with_room[free]:
+            row = rows_by_free[free].pop()
+            if not rows_by_free[free]:
                 free_sizes &= ~(1 << free)
         else:
             free, row = capacity, len(rows)
@@ -35,6 +35,6 @@ def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
         rows[row].append(index)
         left = free - length
         if left:
-            with_room[left].append(row)
+            rows_by_free[left].append(row)
             free_sizes |= 1 << left
     return rows

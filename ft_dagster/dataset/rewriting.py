@@ -1,4 +1,4 @@
-"""Pairs of an original and an improved text as exchanges: asked to rewrite the one, a model answers with the other."""
+"""Pairs as exchanges: a model that is asked to rewrite the original text answers with the improved text."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -19,15 +19,15 @@ _BATCH = 128
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a pair is not taught."""
+    """The reason why a pair is not taught."""
 
     reason: str
     tokens: int = 0
-    """How many it has, where it is too long."""
+    """Number of tokens, if the pair is too long."""
 
 
 def request_text(pair: Pair) -> str:
-    """What the model is asked.
+    """Return the request that a model receives for a pair.
 
     >>> print(request_text(Pair("Costs", "## Costs\\n\\nThey fell.", "", ("Say why",), "a.json", ())))
     Rewrite this section of a report so that it is ready to be published. Write in Markdown.
@@ -46,7 +46,10 @@ def request_text(pair: Pair) -> str:
 def tokenize_pairs(
     pairs: Iterable[Pair], chat: ChatTokenizer, block_length: int
 ) -> Iterator[tuple[str, TokenizedText | Refusal]]:
-    """The hash and the tokens of each pair, a single piece: a pair is never cut. Or why it is not taught."""
+    """Yield the hash of each pair, and its tokens or the reason why it is not taught.
+
+    The tokens are a single piece, because a pair is never cut.
+    """
     remaining = iter(pairs)
     while batch := list(islice(remaining, _BATCH)):
         encoded = chat.encode([(request_text(pair), pair.improved) for pair in batch])

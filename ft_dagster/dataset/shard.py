@@ -1,4 +1,4 @@
-"""Chapters of a group -> packed rows of tokens, train and held out, without losing one."""
+"""Packing the chapters of a group into rows of tokens, train and held out, without losing a token."""
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -22,25 +22,25 @@ NO_PAIR = "no original to rewrite it from"
 NOT_WHOLE = "part of its pair is an exact duplicate"
 BOTH_SIDES = "pair on both sides of the split"
 OF_THE_SPLIT = (NOT_WHOLE, BOTH_SIDES)
-"""Reasons that are not the pair's own, so that they may pass."""
+"""Reasons that do not lie in the pair itself, so they may no longer apply in the next dataset."""
 
 
 @dataclass(frozen=True)
 class Teaching:
-    """What is taught, and by which tokenizers."""
+    """What is taught, and with which tokenizers."""
 
     tokenizer: DocumentTokenizer
     block_length: int
-    """Tokens in a row, at most."""
+    """Maximum number of tokens in a row."""
     text: bool = True
     """Whether sections are taught as prose."""
     chat: ChatTokenizer | None = None
-    """Where pairs are taught: what renders them."""
+    """Renders and encodes pairs; None if no pairs are taught."""
 
 
 @dataclass(frozen=True)
 class Known:
-    """What is known from earlier, by hash, of the same tokenizer, template and block length."""
+    """Results from an earlier dataset with the same tokenizer, template and block length, by hash."""
 
     texts: Mapping[str, TokenizedText] = field(default_factory=dict)
     refused: Mapping[str, Refusal] = field(default_factory=dict)
@@ -48,23 +48,23 @@ class Known:
 
 @dataclass(frozen=True)
 class Document:
-    """One section, or one pair, as it went into the dataset."""
+    """One section, or one pair, as it is in the dataset."""
 
     chapter: str
     title: str
     section: str
-    """The section's content hash, or the pair's."""
+    """Content hash of the section or of the pair."""
     source: str
     split: str
     tokens: int
     bytes: int
     scored_bytes: int
     lost_bytes: int
-    """These four as in TokenizedText."""
+    """These four fields are as in TokenizedText."""
     objective: str = "text"
-    """Of a pair `rewrite`."""
+    """The objective that teaches it; `rewrite` for a pair."""
     prompt: int = 1
-    """As in TokenizedText."""
+    """As in TokenizedText: number of tokens that are read and not supervised."""
 
 
 @dataclass(frozen=True)
@@ -74,45 +74,45 @@ class RefusedPair:
     chapter: str
     title: str
     pair: str
-    """Its hash."""
+    """Hash of the pair."""
     reason: str
     tokens: int
-    """How many it has, where it is too long for a block."""
+    """Number of tokens, if the pair is too long for a block."""
 
 
 @dataclass
 class PackedShard:
-    """The rows of a group of chapters."""
+    """The packed rows of a group of chapters."""
 
     documents: list[Document] = field(default_factory=list)
-    """In reading order within a chapter, pairs after sections; rows hold indices into this list."""
+    """Documents in reading order within a chapter, pairs after sections. Rows contain indices into this list."""
     refused: list[RefusedPair] = field(default_factory=list)
     rows: dict[str, pa.Table] = field(default_factory=dict)
-    """Split -> rows, as in `pack_pieces`. A split without text has none."""
+    """Split -> rows, as in `pack_pieces`. A split without text is missing."""
     used: Counter[str] = field(default_factory=Counter)
-    """Split -> bytes of the reports."""
+    """Split -> number of bytes of the reports."""
     left_out: Counter[str] = field(default_factory=Counter)
-    """Reason -> bytes of sections that are not taught."""
+    """Reason -> number of bytes of sections that are not taught."""
 
 
 def pack_chapters(
     chapters: Sequence[Chapter], teaching: Teaching, split: Split, known: Known | None = None
 ) -> PackedShard:
-    """Tokenize what is not known yet, and pack all into rows.
+    """Tokenize the texts that are not known yet, and pack all texts into rows.
 
-    What the rows are does not depend on names or on the order of sections. Bytes of a section are used once, however
-    many objectives teach it: where sections are not taught as prose, those that a taught pair holds are used.
+    The rows do not depend on names or on the order of sections. The bytes of a section count as used once, however many
+    objectives teach it. If sections are not taught as prose, the sections that a taught pair covers count as used.
 
     Args:
-        chapters: one group of them.
+        chapters: the chapters of one group.
         teaching: what is taught.
         split: which chapters are held out.
-        known: from earlier.
+        known: the results from an earlier dataset.
 
     Raises:
         CorpusError: a text cannot be tokenized without loss.
-        RecipeError: the base's chat template cannot be used.
-        LedgerError: tokens do not add up.
+        RecipeError: the base model's chat template cannot be used.
+        LedgerError: the tokens do not add up.
     """
     known = known or Known()
     packer = _Packer(teaching, split)
@@ -135,7 +135,7 @@ def pack_chapters(
 
 
 class _Packer:
-    """Puts the pieces of documents together, and keeps account of bytes."""
+    """Collects the pieces of documents, and accounts for their bytes."""
 
     def __init__(self, teaching: Teaching, split: Split) -> None:
         self.teaching = teaching
@@ -144,6 +144,7 @@ class _Packer:
         self.pieces: dict[str, list[PlacedPiece]] = defaultdict(list)
 
     def teach_text(self, chapter: Chapter, texts: Mapping[str, TokenizedText]) -> None:
+        """Teach the sections of a chapter as prose."""
         for section in chapter.sections:
             text = texts[section.hash]
             side = self._side_of(section.chapter, section.title)
@@ -152,7 +153,7 @@ class _Packer:
             self.shard.left_out[NOT_IN_VOCABULARY] += text.lost_bytes
 
     def teach_pairs(self, chapter: Chapter, pairs: Mapping[str, TokenizedText | Refusal]) -> None:
-        """Teach the pairs of a chapter; where that is all that is taught of it, account for its sections."""
+        """Teach the pairs of a chapter. If only pairs are taught, also account for the bytes of its sections."""
         reasons = dict.fromkeys(range(len(chapter.sections)), NO_PAIR)
         for pair in chapter.pairs:
             side = self.side(chapter, pair)
@@ -170,11 +171,12 @@ class _Packer:
                 self.shard.left_out[reason] += chapter.sections[place].used_bytes
 
     def side(self, chapter: Chapter, pair: Pair) -> str:
-        """Where all of a pair stands; nowhere if it is not whole, or stands on both sides."""
+        """Return the split that a pair belongs to, or an empty string if it is not whole or is on both sides."""
         sides = {self._side_of(chapter.name, chapter.sections[place].title) for place in pair.sections}
         return sides.pop() if pair.whole and len(sides) == 1 else ""
 
     def finish(self) -> PackedShard:
+        """Pack the pieces into rows, check them, and return the shard."""
         shard = self.shard
         shard.used, shard.left_out = +shard.used, +shard.left_out
         for side in SPLITS:
@@ -211,7 +213,7 @@ class _Packer:
 
 
 def tokenized_texts(documents: Sequence[Document], rows: Mapping[str, pa.Table]) -> dict[str, TokenizedText]:
-    """Hash of a section or pair -> tokens, taken back out of packed rows."""
+    """Return the tokens of each section and pair, by hash, recovered from packed rows."""
     pieces: dict[int, dict[int, np.ndarray]] = defaultdict(dict)
     for table in rows.values():
         ids, lengths, owners, places = (flat(table, name) for name in ("input_ids", "lengths", "documents", "pieces"))
@@ -232,7 +234,11 @@ def tokenized_texts(documents: Sequence[Document], rows: Mapping[str, pa.Table])
 
 
 def _check_tokens(shard: PackedShard, prefix: int) -> None:
-    """Every token of every document is in a row once, and supervised once if it is not the first, or a prompt's."""
+    """Check that every token is in a row once, and is supervised once unless it is the first one or in a prompt.
+
+    Raises:
+        LedgerError: the counts differ.
+    """
     for side in SPLITS:
         expected: Counter[str] = Counter()
         for document in shard.documents:

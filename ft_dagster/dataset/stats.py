@@ -1,4 +1,4 @@
-"""What the whole needs to know of a group of chapters without reading its rows, and the sums over all groups."""
+"""The stats of a group of chapters, and the totals over all groups, which are computed without reading any rows."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,20 +12,23 @@ from ft_dagster.dataset.shard import SPLITS, PackedShard
 from ft_dagster.dataset.table import count_rows, flat, rows_version
 
 Stats = Mapping[str, Any]
-"""Of one group, as plain JSON."""
-_PRINT = 16
-"""Bytes of a section's hash that it is recognized by."""
+"""The stats of one group, as plain JSON data."""
+_FINGERPRINT_BYTES = 16
+"""Number of bytes of a section's hash by which the section is recognized."""
 _LISTED = 20
-"""Pairs that are not taught, listed by name."""
+"""Maximum number of pairs that are listed by name if they are not taught."""
 
 
 def stats_of(packed: PackedShard) -> dict[str, Any]:
-    """The stats of a group."""
+    """Return the stats of a group."""
     strayed = 0
     for name, table in packed.rows.items():
         owners = np.unique(flat(table, "documents"))
         strayed += sum(packed.documents[index].split != name for index in owners)
-    prints = {name: "".join(d.section[: 2 * _PRINT] for d in packed.documents if d.split == name) for name in SPLITS}
+    prints = {
+        name: "".join(d.section[: 2 * _FINGERPRINT_BYTES] for d in packed.documents if d.split == name)
+        for name in SPLITS
+    }
     return {
         "splits": {name: count_rows(packed.rows.get(name)) for name in SPLITS},
         "versions": [rows_version(packed.rows.get(name)) for name in SPLITS],
@@ -39,12 +42,12 @@ def stats_of(packed: PackedShard) -> dict[str, Any]:
 
 
 def has_rows(one: Stats) -> bool:
-    """Whether anything of the group is taught."""
+    """Whether anything in the group is taught."""
     return any(counts["rows"] for counts in one["splits"].values())
 
 
 def sum_of(stats: Iterable[Stats], name: str) -> Counter[str]:
-    """One kind of counts, over all groups."""
+    """Return the sum of one kind of counts over all groups."""
     total: Counter[str] = Counter()
     for one in stats:
         total.update(one[name])
@@ -52,7 +55,7 @@ def sum_of(stats: Iterable[Stats], name: str) -> Counter[str]:
 
 
 def count_pairs(stats: Sequence[Stats]) -> dict[str, Any]:
-    """How many pairs are taught, and why others are not; some of these by name."""
+    """Return how many pairs are taught, and why others are not; the first of these are listed by name."""
     taught = sum_of(stats, "pairs")
     refused = [row for one in stats for row in one["refused"]]
     reasons = Counter(row["reason"] for row in refused)
@@ -61,7 +64,7 @@ def count_pairs(stats: Sequence[Stats]) -> dict[str, Any]:
 
 
 def count_split(split: str, stats: Iterable[Stats], block_length: int) -> dict[str, Any]:
-    """What is in the rows of a split: counts as in `count_rows`, and how much of its slots are taken (`fill`)."""
+    """Return the counts of a split as in `count_rows`, and the share of its slots that are taken (`fill`)."""
     total: Counter[str] = Counter()
     for one in stats:
         total.update(one["splits"][split])
@@ -70,13 +73,15 @@ def count_split(split: str, stats: Iterable[Stats], block_length: int) -> dict[s
 
 
 def count_faults(stats: Iterable[Stats]) -> dict[str, int]:
-    """Facts that the checks of the asset are made of."""
+    """Return the counts that the checks of the asset use."""
     prints: dict[str, set[str]] = {name: set() for name in SPLITS}
     strayed = 0
     for one in stats:
         strayed += one["strayed"]
         for name, text in one["prints"].items():
-            prints[name].update(text[at : at + 2 * _PRINT] for at in range(0, len(text), 2 * _PRINT))
+            prints[name].update(
+                text[at : at + 2 * _FINGERPRINT_BYTES] for at in range(0, len(text), 2 * _FINGERPRINT_BYTES)
+            )
     return {
         "sections on both sides": len(prints["train"] & prints["held_out"]),
         "rows with documents of the other side": strayed,
@@ -84,10 +89,10 @@ def count_faults(stats: Iterable[Stats]) -> dict[str, int]:
 
 
 def balance(corpus: Mapping[str, Any], used: Mapping[str, int], left_out: Mapping[str, int]) -> dict[str, Any]:
-    """The ledger of the whole: bytes in = train + held out + left out by reason, in the corpus or here.
+    """Return the ledger of all reports: bytes in = train + held out + left out by reason, in the corpus or here.
 
     Raises:
-        LedgerError: they are not equal.
+        LedgerError: the two sides are not equal.
     """
     reasons = Counter(corpus["left_out"])
     reasons.update(left_out)

@@ -1,4 +1,4 @@
-"""Packed rows as an Arrow table: what is in a row, and what the rows are known by."""
+"""Packed rows as an Arrow table: their columns, their counts and their version."""
 
 import hashlib
 from collections.abc import Sequence
@@ -10,28 +10,28 @@ import pyarrow as pa
 from ft_dagster.dataset.packing import pack
 
 OBJECTIVES = ("text", "rewrite")
-"""A row holds the index of an objective in this tuple."""
+"""The objectives. A row contains the index of an objective in this tuple."""
 
 
 class PlacedPiece(NamedTuple):
     """Tokens of a document that stay together."""
 
     place: tuple[str, int]
-    """Hash of the text, and which of its pieces: an order that no name of a file decides."""
+    """Hash of the text, and the index of the piece: a sort key that does not depend on file names."""
     document: int
     ids: np.ndarray
-    """int32."""
+    """Token ids, int32."""
     prompt: int
-    """Tokens at the beginning that are read and not supervised."""
+    """Number of tokens at the start that are read and not supervised."""
     objective: str
 
 
 def pack_pieces(pieces: Sequence[PlacedPiece], block_length: int) -> pa.Table:
-    """Rows of at most `block_length` tokens, whatever the order of pieces.
+    """Pack pieces into rows of at most `block_length` tokens. The order of `pieces` does not matter.
 
     Returns:
-        `input_ids`, the `lengths` of the pieces packed in a row, the `documents` they belong to, which of its
-        `pieces` each is, its `prompts` and `objectives`; all lists of int32.
+        A table with the columns `input_ids`, `lengths` (of the pieces in a row), `documents` (that the pieces belong
+        to), `pieces` (the index of each piece in its document), `prompts` and `objectives`; all are lists of int32.
     """
     pieces = sorted(pieces, key=lambda piece: piece.place)
     rows = pack([len(piece.ids) for piece in pieces], block_length)
@@ -51,11 +51,11 @@ def pack_pieces(pieces: Sequence[PlacedPiece], block_length: int) -> pa.Table:
 
 
 def count_rows(table: pa.Table | None) -> dict[str, int]:
-    """What is in the rows of a split.
+    """Count the contents of the rows of a split.
 
     Returns:
-        `rows`; `pieces`; `tokens` (those of context, which stand in two pieces, once); `supervised_tokens`; `slots`
-        that are taken in rows.
+        `rows`; `pieces`; `tokens` (a context token, which is in two pieces, counts once); `supervised_tokens`; and
+        `slots`, the number of token positions that are taken in rows.
     """
     if table is None:
         return {"rows": 0, "pieces": 0, "tokens": 0, "supervised_tokens": 0, "slots": 0}
@@ -71,7 +71,7 @@ def count_rows(table: pa.Table | None) -> dict[str, int]:
 
 
 def rows_version(table: pa.Table | None) -> str:
-    """Hash of token ids, boundaries and objectives, row by row; not of the names of documents."""
+    """Return the hash of token ids, boundaries and objectives, row by row. The names of documents do not affect it."""
     version = hashlib.sha256()
     if table is not None:
         pieces_in_row = np.diff(_numpy(table["lengths"].combine_chunks().offsets))
@@ -82,12 +82,12 @@ def rows_version(table: pa.Table | None) -> str:
 
 
 def flat(table: pa.Table, column: str) -> np.ndarray:
-    """All values of a column of lists, one list after the other."""
+    """Return all values of a column of lists, one list after the other."""
     return _numpy(table[column].combine_chunks().flatten())
 
 
 def _numpy(values: pa.Int32Array) -> np.ndarray:
-    """Without `to_numpy`, which imports pandas: 0.2 s. The same goes for `_arrow` and `pa.array`."""
+    """Convert without `to_numpy`, which imports pandas (0.2 s). `_arrow` avoids `pa.array` for the same reason."""
     return np.frombuffer(values.buffers()[1], dtype=np.int32)[values.offset : values.offset + len(values)]
 
 

@@ -1,4 +1,4 @@
-"""Sections as tokens, cut into pieces that fit a block."""
+"""Tokenizing sections, and cutting them into pieces that fit a block."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -15,31 +15,33 @@ from ft_dagster.dataset.splitting import cut_positions, split_document
 from ft_dagster.dataset.tokenizer import DocumentTokenizer, EncodedText
 
 _BATCH = 512
-"""Documents tokenized together: enough that all cores are busy to the end of most batches."""
+"""Number of documents that are tokenized together: enough to keep all cores busy until the end of most batches."""
 
 
 @dataclass(frozen=True)
 class TokenizedText:
-    """A text as tokens. Sections, and pairs, with the same hash have the same."""
+    """A text as tokens. Sections or pairs with the same hash have the same tokens."""
 
     pieces: tuple[np.ndarray, ...]
-    """int32, each of at most a block; each but the first begins with a token of context, the last of the one before."""
+    """Token ids (int32) of each piece, at most a block long. Each piece except the first starts with a context token,
+    which is the last token of the piece before it."""
     tokens: int
-    """Tokens of the text, without end-of-sequence, beginning-of-sequence, context and prompt."""
+    """Number of tokens of the text, without end-of-sequence, beginning-of-sequence, context and prompt."""
     bytes: int
-    """UTF-8 bytes of the text as the model reads it, heading marks included."""
+    """Number of UTF-8 bytes of the text as the model reads it, including heading marks."""
     scored_bytes: int
-    """Of these, the bytes whose tokens can be predicted: without a beginning-of-sequence token the first cannot."""
+    """Number of these bytes whose tokens can be predicted: without a beginning-of-sequence token, the first cannot."""
     lost_bytes: int
-    """Bytes of the source that the vocabulary lacks."""
+    """Number of bytes of the source that the vocabulary lacks."""
     prompt: int = 1
-    """Tokens at the beginning of each piece that are read and not supervised: nothing predicts the first of a text."""
+    """Number of tokens at the start of each piece that are read and not supervised: at least one, because nothing
+    predicts the first token of a text."""
 
 
 def tokenize_sections(
     sections: Iterable[Section], tokenizer: DocumentTokenizer, block_length: int
 ) -> Iterator[tuple[str, TokenizedText]]:
-    """The hash and the tokens of each section.
+    """Yield the hash and the tokens of each section.
 
     Raises:
         CorpusError: a text cannot be tokenized without loss.
@@ -52,7 +54,7 @@ def tokenize_sections(
         except LedgerError as error:
             chapters = ", ".join(sorted({section.source for section in batch}))
             raise CorpusError(
-                f"{error}. It is in one of {chapters}. Take these characters out, or use another base model."
+                f"{error}. The text is in one of {chapters}. Remove these characters, or use another base model."
             ) from error
         for section, text, tokens in zip(batch, texts, encoded, strict=True):
             yield section.hash, _text(section, text, tokens, tokenizer, block_length)
@@ -77,7 +79,7 @@ def _text(
 
 
 def _lost_bytes(section: Section, text: str, encoded: EncodedText) -> int:
-    """Bytes of the source that the vocabulary lacks; heading marks it lacks are counted as marks already."""
+    """Return the number of source bytes that the vocabulary lacks, except heading marks, which are counted as marks."""
     return sum(
         byte_length(text[max(start, first) : min(end, after)])
         for start, end in encoded.lost

@@ -1,4 +1,4 @@
-"""The base model's tokenizer, used so that text stays text."""
+"""The base model's tokenizer, used so that report text is never read as a control token."""
 
 import json
 import unicodedata
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Encoding, Tokenizer
 
-from ft_dagster.base.prepare import tokenizer_config
+from ft_dagster.base.model_folder import tokenizer_config
 from ft_dagster.corpus.ledger import LedgerError
 from ft_dagster.corpus.markdown import byte_length
 from ft_dagster.dataset.byte_level import ByteLevelVocabulary
@@ -19,22 +19,22 @@ from ft_dagster.dataset.byte_level import ByteLevelVocabulary
 
 @dataclass(frozen=True)
 class EncodedText:
-    """Tokens of one text."""
+    """The tokens of one text."""
 
     ids: list[int]
     lost: list[tuple[int, int]]
-    """Spans of characters that the vocabulary does not have."""
+    """Spans of characters that the vocabulary lacks."""
     lost_bytes: int
-    """Bytes of these characters."""
+    """Number of bytes of these characters."""
     find_starts: Callable[[], np.ndarray] = field(repr=False, compare=False)
 
     @cached_property
     def starts(self) -> np.ndarray:
-        """Character position where each token begins; as long as ids. Made when asked for: most texts are not cut."""
+        """Character position where each token of `ids` starts. Computed on first use: most texts are not cut."""
         return self.find_starts()
 
     def tokens_at(self, characters: Sequence[int]) -> list[int]:
-        """The tokens that begin at these characters of the text, those that begin at none left out."""
+        """Return the tokens that start at these characters. Characters at which no token starts are skipped."""
         if not len(self.ids) or not len(characters):
             return []
         found = np.searchsorted(self.starts, characters)
@@ -43,10 +43,10 @@ class EncodedText:
 
 
 class DocumentTokenizer:
-    """Encodes documents with a model's own vocabulary; loads in tens of milliseconds and needs no torch."""
+    """Encodes documents with a model's own vocabulary. It loads in tens of milliseconds and does not need torch."""
 
     def __init__(self, folder: Path) -> None:
-        """Read `tokenizer.json` and `tokenizer_config.json` of a model's folder."""
+        """Read `tokenizer.json` and `tokenizer_config.json` from the folder of a model."""
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._tokenizer.encode_special_tokens = True  # `<|im_end|>` in a chapter is text, never a control token
         self._tokenizer.no_truncation()
@@ -59,14 +59,14 @@ class DocumentTokenizer:
         self._byte_level = ByteLevelVocabulary.of(self._tokenizer)
         sample = self._tokenizer.encode("a")
         self.prefix = sample.ids[:1] if sample.special_tokens_mask[:1] == [1] else []
-        """What the model expects before a text: its beginning-of-sequence token, or nothing."""
+        """The tokens that the model expects before a text: its beginning-of-sequence token, or none."""
 
     def encode(self, texts: Sequence[str]) -> list[EncodedText]:
-        """Tokens of texts, no control token among them.
+        """Return the tokens of texts, which contain no control tokens.
 
         Raises:
-            LedgerError: a text cannot be read back (but for blank space and what is listed as lost), or part of it
-                can only be read as a control token.
+            LedgerError: a text does not round-trip (except for white space and the spans that are listed as lost), or
+                part of it can only be read as a control token.
         """
         if self._byte_level is None:
             return self._encode_carefully(texts)
@@ -74,20 +74,20 @@ class DocumentTokenizer:
         return [self._read_back(*pair) for pair in zip(texts, encodings, strict=True)]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of tokens, special tokens written out."""
+        """Return the text of tokens, with special tokens written out."""
         return self._tokenizer.decode(list(ids), skip_special_tokens=False)
 
     def _read_back(self, text: str, encoding: Encoding) -> EncodedText:
         assert self._byte_level is not None
         ids, data = encoding.ids, text.encode()
-        if not self._byte_level.gives_back(ids, data):
+        if not self._byte_level.round_trips(ids, data):
             (found,) = self._encode_carefully([text])
             return found
         self._refuse_control(ids, text)
         return EncodedText(ids, [], 0, partial(self._byte_level.starts, ids, data))
 
     def _encode_carefully(self, texts: Sequence[str]) -> list[EncodedText]:
-        """With the tokenizer's own decoder, and with account of what its vocabulary lacks."""
+        """Encode texts, check them with the tokenizer's own decoder, and record what its vocabulary lacks."""
         encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
         ids = [encoding.ids for encoding in encodings]
         back = self._tokenizer.decode_batch(ids, skip_special_tokens=False)
@@ -103,11 +103,12 @@ class DocumentTokenizer:
         back = self.decode([token for token, _ in tokens if token != self._unknown_id])
         kept = _without(text, lost)
         if comparable(back) != comparable(kept):
-            raise LedgerError(f"The tokenizer does not give this text back: {kept[:80]!r} became {back[:80]!r}")
+            raise LedgerError(f"The tokenizer does not reproduce this text: {kept[:80]!r} became {back[:80]!r}")
         return EncodedText(ids, lost, byte_length(text) - byte_length(kept), starts)
 
     def _refuse_control(self, ids: list[int], text: str) -> None:
-        if not self._control_ids.isdisjoint(ids):  # a vocabulary of whole pieces has them as ordinary ones
+        # A vocabulary of whole pieces contains control tokens as ordinary pieces, too.
+        if not self._control_ids.isdisjoint(ids):
             control = next(token for token in ids if token in self._control_ids)
             raise LedgerError(f"The tokenizer reads {self.decode([control])!r} as a control token in {text[:80]!r}")
 
@@ -116,7 +117,7 @@ class DocumentTokenizer:
         found = self._tokenizer.token_to_id(token) if token else None
         if found is None:
             raise ValueError(
-                f"{folder / 'tokenizer_config.json'} names no {name} of the vocabulary ({json.dumps(token)})"
+                f"{folder / 'tokenizer_config.json'} names no {name} that is in the vocabulary ({json.dumps(token)})"
             )
         return found
 
@@ -126,17 +127,17 @@ def _starts(encoding: Encoding) -> np.ndarray:
 
 
 def comparable(text: str) -> str:
-    """A text for comparison: composed, without blank space. U+2581 stands for a space inside SentencePiece."""
+    """Return a text for comparison: composed (NFC), without white space. U+2581 is a space in SentencePiece."""
     return "".join(unicodedata.normalize("NFC", text.replace("\u2581", " ")).split())
 
 
 def _without(text: str, spans: list[tuple[int, int]]) -> str:
-    """A text after deletion of spans, given in order."""
+    """Return a text without the given spans, which are in order."""
     starts = [0, *(end for _, end in spans)]
     ends = [*(start for start, _ in spans), len(text)]
     return "".join(text[start:end] for start, end in zip(starts, ends, strict=True))
 
 
 def token_text(token: object) -> str:
-    """A special token's text: configurations hold it as a string or as an object."""
+    """Return the text of a special token, which a configuration contains as a string or as an object."""
     return str(token.get("content", "")) if isinstance(token, dict) else str(token or "")

@@ -1,1 +1,1 @@
-"""The Dagster shell: a thin module for each asset, and what they share."""
+"""The Dagster layer: a thin module for each asset, and the code that they share."""

@@ -1,4 +1,4 @@
-"""What need not be kept: everything in the store that no kept adapter was made from, and old runs."""
+"""Finding and removing what is not needed: artifacts from which no kept adapter was made, and old runs."""
 
 import json
 import shutil
@@ -32,25 +32,25 @@ from ft_dagster.store.local import Artifact, Store, StoreError
 from ft_dagster.training.request import RESULT
 
 _ATTEMPT_SECONDS = 86_400
-"""A training that was given up longer ago than this is not gone on with."""
+"""An unfinished training that has not changed for this long is considered abandoned."""
 KINDS = (RAW_CHAPTERS, SECTIONS, TOKENIZED_DATASET, LORA_ADAPTER, ADAPTER_EVALUATION)
 
 
 @dataclass
 class Removable:
-    """Files and folders that nothing kept refers to, and runs that nothing needs."""
+    """Files and folders that nothing kept refers to, and runs that are not needed."""
 
     paths: dict[str, list[Path]] = field(default_factory=dict)
-    """What they are -> where they are."""
+    """What the files or folders are -> their paths."""
     kept_adapters: list[str] = field(default_factory=list)
     runs: dict[str, list[Path]] = field(default_factory=dict)
-    """Id of an old run of Dagster's history -> the files that hold its events, where it is in files."""
+    """Id of an old run in Dagster's history -> the files that contain its events, if the history is kept in files."""
 
     def __bool__(self) -> bool:
         return bool(self.paths or self.runs)
 
     def sizes(self) -> dict[str, tuple[int, int]]:
-        """What they are -> how many, and their bytes; of a history that is a server's the bytes are not known."""
+        """Return what the items are -> their number and bytes. The bytes of a history on a server are unknown (0)."""
         sizes = {name: (len(paths), sum(map(_size, paths))) for name, paths in self.paths.items()}
         if self.runs:
             sizes["old runs"] = (len(self.runs), sum(_size(file) for files in self.runs.values() for file in files))
@@ -61,13 +61,17 @@ class Removable:
         return {"removable": rows, "kept_adapters": self.kept_adapters}
 
     def remove(self, instance: dg.DagsterInstance) -> None:
-        """Remove them: first what refers to others, each at once, so that an interruption leaves nothing half there."""
+        """Remove everything that was found.
+
+        What refers to other items goes first, and each item goes in one step, so that an interruption leaves nothing
+        incomplete.
+        """
         forget_runs(instance, self.runs)
         for paths in self.paths.values():
             for path in paths:
                 if path.is_dir() and not path.is_symlink():
                     aside = path.with_name(f".removed-{path.name}")
-                    shutil.rmtree(aside, ignore_errors=True)  # of a removal that was interrupted
+                    shutil.rmtree(aside, ignore_errors=True)  # left by an interrupted removal
                     path.rename(aside)
                     shutil.rmtree(aside)
                 else:
@@ -75,20 +79,20 @@ class Removable:
 
 
 def find_removable(instance: dg.DagsterInstance, workspace: Workspace) -> Removable:
-    """What no kept adapter and no current asset needs.
+    """Return what no kept adapter and no current asset needs.
 
     Kept are the adapters that were made last (FT_KEEP_ADAPTERS), those ever released (FT_KEEP_RELEASED), the released
-    one and the current one; of each the chapters, sections, dataset and evaluations; and what the assets hold now. Runs
-    are kept unless FT_KEEP_RUNS says how many.
+    one and the current one, with the chapters, sections, dataset and evaluations of each, and the current artifacts of
+    all assets. All runs are kept unless FT_KEEP_RUNS limits their number.
 
     Raises:
-        StoreError: what is kept is damaged, so that it cannot be told what belongs to it; or the store is a bucket.
+        StoreError: a kept artifact is damaged, so that what it refers to is unknown; or the store is a bucket.
     """
     store, settings = workspace.store, workspace.settings
     if store.url:
         raise StoreError(
             f"{store} is not cleaned: other machines and workspaces may use what is in it, and their history is not "
-            "here. To begin anew, name another prefix in FT_STORE, and remove the old one with the tools of your "
+            "here. To start over, name another prefix in FT_STORE, and remove the old one with the tools of your "
             "object store once nothing uses it."
         )
     keep = _Kept(store)
@@ -135,7 +139,7 @@ def find_removable(instance: dg.DagsterInstance, workspace: Workspace) -> Remova
 
 
 class _Kept:
-    """Artifacts that are kept, with all they were made from."""
+    """The kept artifacts, with everything that they were made from."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
@@ -165,7 +169,7 @@ def _made_from(artifact: Artifact) -> dict[str, str]:
 
 
 def _blobs(artifact: Artifact) -> Iterator[str]:
-    if artifact.kind == RAW_CHAPTERS.name and not is_snapshot(artifact):  # as an earlier version wrote it
+    if artifact.kind == RAW_CHAPTERS.name and not is_snapshot(artifact):  # written by an earlier version
         yield from (row["sha256"] for row in artifact.read_json("files.json")["files"])
     elif artifact.kind == RAW_CHAPTERS.name:
         for shard in snapshot_shards(artifact):
@@ -180,7 +184,7 @@ def _blobs(artifact: Artifact) -> Iterator[str]:
 
 
 def _is_given_up(attempts: Path, datasets: set[str]) -> bool:
-    """Whether a training has neither ended nor gone on for long, and is not of a dataset that is kept."""
+    """Whether a training is unfinished, has not changed for long, and does not use a kept dataset."""
     if any(attempts.glob(f"*/{RESULT}")) or time.time() - _newest_change(attempts) < _ATTEMPT_SECONDS:
         return False
     try:
@@ -206,6 +210,6 @@ def _size(path: Path) -> int:
 def _bytes(file: Path) -> int:
     try:
         status = file.lstat()
-    except FileNotFoundError:  # a run has just put it in its place
+    except FileNotFoundError:  # a run has just moved it into place
         return 0
     return status.st_size if stat.S_ISREG(status.st_mode) else 0

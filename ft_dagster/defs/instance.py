@@ -1,4 +1,4 @@
-"""The Dagster instance of a workspace: the same one for the UI, the daemon and the command line."""
+"""The Dagster instance of a workspace, which the UI, the daemon and the command line share."""
 
 import os
 import re
@@ -24,13 +24,13 @@ _REVISION = re.compile(r"^revision = [\"'](\w+)[\"']", re.MULTILINE)
 
 
 def open_instance(settings: Settings) -> dg.DagsterInstance:
-    """The instance in DAGSTER_HOME (the workspace's `.dagster/` unless set), configured on first use."""
+    """Open the instance in DAGSTER_HOME (the workspace's `.dagster/` unless set). It is configured on first use."""
     os.environ["DAGSTER_HOME"] = prepare_home(settings)
     instance = _instance()
     _require_known_schema(instance, settings)
     events = instance.event_log_storage
     if GPU_POOL not in {pool.name for pool in events.get_pool_limits()}:
-        # Dagster does so when a step first asks for a slot, and two runs that ask at once would both be given it.
+        # Dagster sets the limit when a step first asks for a slot, and two runs that ask at once would both get one.
         events.initialize_concurrency_limit_to_default(GPU_POOL)
     return instance
 
@@ -43,27 +43,29 @@ def _require_known_schema(instance: dg.DagsterInstance, settings: Settings) -> N
     if unknown:
         raise SettingsError(
             f"The history in {settings.dagster_home} was written by a newer Dagster than {dg.__version__} (revision "
-            f"{unknown[0]}). Install that version again, or restore a backup of before the upgrade."
+            f"{unknown[0]}). Install that version again, or restore a backup from before the upgrade."
         )
 
 
 def _known_revisions() -> set[str]:
-    """Those of Dagster's tables that this version of it has been through, or would bring up to date."""
+    """Return the revisions of Dagster's tables that this version knows: its own, and older ones that it can migrate."""
     scripts = resources.files("dagster._core.storage.alembic") / "versions"
     texts = (script.read_text("utf-8") for script in scripts.iterdir() if script.name.endswith(".py"))
     return {found[1] for text in texts if (found := _REVISION.search(text))}
 
 
 def has_instance(settings: Settings) -> bool:
-    """Whether Dagster was started on this workspace before; with PostgreSQL, perhaps from another machine."""
+    """Whether Dagster was started on this workspace before. With PostgreSQL, another machine may have done that."""
     home = settings.dagster_home
     return _HOST in os.environ or any((home / name).exists() for name in ("dagster.yaml", "history", "storage"))
 
 
 @contextmanager
 def instance_to_read(settings: Settings) -> Iterator[dg.DagsterInstance]:
-    """The instance as it is; an empty one where there is none yet. Makes nothing, beside the file in DAGSTER_HOME that
-    says that it is in PostgreSQL."""
+    """Open the existing instance for reading, or an empty one where there is none yet.
+
+    Nothing is created, except DAGSTER_HOME and its dagster.yaml where the history is in PostgreSQL.
+    """
     if not has_instance(settings):
         with dg.DagsterInstance.ephemeral() as empty:
             yield empty
@@ -77,14 +79,14 @@ def instance_to_read(settings: Settings) -> Iterator[dg.DagsterInstance]:
 
 
 def prepare_home(settings: Settings) -> str:
-    """Make DAGSTER_HOME, with the shipped dagster.yaml where there is none. Returns its path.
+    """Create DAGSTER_HOME, with the shipped dagster.yaml if it has none, and return its path.
 
-    The pool `gpu` gets as many slots as there are devices here now. The history is in PostgreSQL where the environment
-    names a server.
+    The pool `gpu` gets one slot for each device that this machine has now. The history is kept in PostgreSQL if the
+    environment names a server.
 
     Raises:
-        SettingsError: the environment and the dagster.yaml that is there do not agree on that.
-        StoreError: a newer version of ft_dagster wrote it.
+        SettingsError: the environment and an existing dagster.yaml disagree about PostgreSQL.
+        StoreError: a newer version of ft_dagster wrote the folder.
     """
     home = settings.dagster_home.absolute()
     home.mkdir(parents=True, exist_ok=True)
@@ -106,7 +108,7 @@ def _require_agreement(config: Path) -> None:
     if _HOST in os.environ and "postgres" not in text:
         raise SettingsError(
             f"{_HOST} is set, and {config} keeps the history in a folder. Unset it, or name another DAGSTER_HOME: the "
-            "history in PostgreSQL begins anew."
+            "history in PostgreSQL starts empty."
         )
     if missing := [name for name in _POSTGRES if name in text and name not in os.environ]:
         raise SettingsError(f"{config} keeps the history in PostgreSQL, and {', '.join(missing)} is not set.")
@@ -115,7 +117,7 @@ def _require_agreement(config: Path) -> None:
 def _instance() -> dg.DagsterInstance:
     try:
         return dg.DagsterInstance.get()
-    except Exception as error:  # PostgreSQL's client is not installed everywhere, so its errors have no names here
+    except Exception as error:  # PostgreSQL's client may not be installed, so its errors cannot be named here
         if _HOST not in os.environ:
             raise
         said = " ".join(str(_first_cause(error)).split())
@@ -131,14 +133,14 @@ def _first_cause(error: BaseException) -> BaseException:
     return error
 
 
-if __name__ == "__main__":  # `make dev`: prepare DAGSTER_HOME and print it
+if __name__ == "__main__":  # for `make dev`: prepare DAGSTER_HOME and print its path
     from ft_dagster.config.settings import load_settings
     from ft_dagster.defs.runs.orphans import end_orphans
 
     try:
         home = prepare_home(load_settings())
         if ended := end_orphans(home):
-            print(f"Ended {ended}: servers of a `make dev` that was killed.", file=sys.stderr)  # noqa: T201
+            print(f"Stopped the servers of a `make dev` that was killed: {ended}", file=sys.stderr)  # noqa: T201
         print(home)  # noqa: T201
     except UserError as error:
         sys.exit(str(error))

@@ -1,4 +1,4 @@
-"""Releases by hand, recorded in the history and in Dagster."""
+"""Releases by hand, recorded in the release history and in Dagster."""
 
 import getpass
 import os
@@ -15,7 +15,7 @@ PROMOTED, ROLLED_BACK = "promoted by hand", "rolled back"
 
 
 def override(reason: str, decision: str) -> dict[str, str]:
-    """What the history says of a person's decision. Raises ReleaseError if it has no reason."""
+    """Return the history's entry for a person's decision. Raises ReleaseError if no reason is given."""
     if not reason.strip():
         raise ReleaseError("Say why, in a few words: the history keeps it.")
     return {"decision": decision, "reason": reason.strip(), "by": _user()}
@@ -24,24 +24,24 @@ def override(reason: str, decision: str) -> dict[str, str]:
 def _user() -> str:
     try:
         return getpass.getuser()
-    except (KeyError, OSError):  # a container may run under an id without a name
+    except (KeyError, OSError):  # a container may run under a user id without a name
         return str(os.getuid())
 
 
 def roll_back(instance: dg.DagsterInstance, workspace: Workspace, beginning: str, reason: str) -> dict[str, Any]:
-    """Put an adapter that was in use before back in use.
+    """Release an adapter again that was in use before.
 
     Args:
-        instance: its log of the asset gets an observation.
-        workspace: whose release.
-        beginning: of the adapter's key; empty for the one before the one in use.
-        reason: for the history.
+        instance: the Dagster instance, in which an observation of the asset is recorded.
+        workspace: the workspace whose release changes.
+        beginning: the beginning of the adapter's key; empty for the adapter in use before the current one.
+        reason: the reason, for the history.
 
     Returns:
-        The history's new entry, and `kept_as` where a folder that stood at `fine_tuned_model` was moved to, if one did.
+        The new entry of the history. If a folder at `fine_tuned_model` was moved, `kept_as` is its new path.
 
     Raises:
-        ReleaseError: nothing to go back to, or no reason.
+        ReleaseError: there is no such adapter, or no reason is given.
     """
     releases, why = workspace.releases, override(reason, ROLLED_BACK)
     if beginning:
@@ -58,7 +58,7 @@ def roll_back(instance: dg.DagsterInstance, workspace: Workspace, beginning: str
 
 
 def promote(instance: dg.DagsterInstance, workspace: Workspace, beginning: str, reason: str) -> dict[str, Any]:
-    """Put an adapter of the store in use, whatever the gate said; as `roll_back`."""
+    """Release an adapter of the store, whatever the gate decided. Arguments and results are as in `roll_back`."""
     why = override(reason, PROMOTED)
     adapter = workspace.store.match(LORA_ADAPTER.name, beginning)
     if adapter.key == workspace.releases.current():
@@ -67,10 +67,10 @@ def promote(instance: dg.DagsterInstance, workspace: Workspace, beginning: str, 
 
 
 def _recorded(instance: dg.DagsterInstance, workspace: Workspace, aside: Path | None) -> dict[str, Any]:
-    """The history's last entry, after telling Dagster of it.
+    """Record the last entry of the history in Dagster, and return it.
 
-    An observation, not a materialization: the asset was not made anew from its parents, so that what it was made from
-    last still decides when it is stale.
+    It is recorded as an observation, not a materialization: the asset was not made again from its parents, so its last
+    materialization still decides when it is stale.
     """
     entry = workspace.releases.history()[-1]
     metadata = {"adapter": entry["adapter"], **entry["why"]}

@@ -1,4 +1,4 @@
-"""The stages of the graph, in order: what each is made from, by which code, by which part of the recipe."""
+"""The stages of the graph in order, and the inputs, code version and recipe parts that each is made from."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,25 +7,25 @@ from typing import Any, Literal
 import dagster as dg
 
 from ft_dagster.config.recipe import Recipe
-from ft_dagster.corpus import index as index_room
-from ft_dagster.corpus import sections as sections_room
-from ft_dagster.corpus import snapshot as snapshot_room
-from ft_dagster.dataset import dataset as tokens_room
+from ft_dagster.corpus import index as index_module
+from ft_dagster.corpus import sections as sections_module
+from ft_dagster.corpus import snapshot as snapshot_module
+from ft_dagster.dataset import dataset as dataset_module
 from ft_dagster.defs.workspace import Workspace
-from ft_dagster.evaluation import request as evaluation_room
-from ft_dagster.release import released as release_room
+from ft_dagster.evaluation import request as evaluation_module
+from ft_dagster.release import released as release_module
 from ft_dagster.store.hashing import digest
 from ft_dagster.store.local import Artifact, Store
-from ft_dagster.training import request as training_room
+from ft_dagster.training import request as training_module
 
 REPORT_FILES = dg.AssetKey("report_files")
 BASE_MODEL = dg.AssetKey("base_model")
 ARTIFACT = "artifact"
-"""Metadata of each materialization: the key of the artifact in the store."""
+"""Metadata label of each materialization: the key of its artifact in the store."""
 RECIPE = "recipe"
-"""Metadata of each materialization: hash of the part of the recipe it was made by."""
+"""Metadata label of each materialization: the hash of the recipe parts that its stage reads."""
 CHECKS = "blocking checks"
-"""Metadata of each materialization: `passed` or `failed`."""
+"""Metadata label of each materialization: `passed` or `failed`."""
 _DATA_VERSION_TAG = "dagster/data_version"
 _CODE_VERSION_TAG = "dagster/code_version"
 _INPUT_VERSION_TAG = "dagster/input_data_version/"
@@ -46,7 +46,7 @@ class Reason:
 
 
 BLOCKED = Reason("blocked", "a blocking check failed")
-"""Of a stage whose inputs are the same as when its check failed: only a person can fix that."""
+"""The reason of a stage whose inputs have not changed since its blocking check failed. Only a person can fix that."""
 
 
 @dataclass(frozen=True)
@@ -58,48 +58,48 @@ class Stage:
     code_version: str
     recipe_parts: tuple[str, ...] = ()
     mirrors_parent: bool = False
-    """Whether its data version is computed as its parent's is. This asset scans the reports again when it runs, so its
-    version may be newer than the observation of its parent that was recorded before the run."""
+    """Whether the stage's data version is computed like its parent's. Such a stage scans the reports again when it
+    runs, so its version may be newer than the version of the parent that was recorded before the run."""
 
     @property
     def key(self) -> dg.AssetKey:
         return dg.AssetKey(self.name)
 
     def recipe_hash(self, recipe: Recipe) -> str:
-        """Hash of what the recipe says to this stage."""
+        """Return the hash of the recipe parts that this stage reads."""
         return digest(recipe.part(*self.recipe_parts))[:16]
 
 
-RAW_CHAPTERS = Stage(snapshot_room.KIND, (REPORT_FILES,), index_room.CODE_VERSION, mirrors_parent=True)
-SECTIONS = Stage(sections_room.KIND, (RAW_CHAPTERS.key,), sections_room.CODE_VERSION, ("corpus",))
+RAW_CHAPTERS = Stage(snapshot_module.KIND, (REPORT_FILES,), index_module.CODE_VERSION, mirrors_parent=True)
+SECTIONS = Stage(sections_module.KIND, (RAW_CHAPTERS.key,), sections_module.CODE_VERSION, ("corpus",))
 TOKENIZED_DATASET = Stage(
-    tokens_room.KIND, (SECTIONS.key, BASE_MODEL), tokens_room.CODE_VERSION, ("tokens", "objectives.taught")
+    dataset_module.KIND, (SECTIONS.key, BASE_MODEL), dataset_module.CODE_VERSION, ("tokens", "objectives.taught")
 )
 LORA_ADAPTER = Stage(
-    training_room.KIND,
+    training_module.KIND,
     (TOKENIZED_DATASET.key, BASE_MODEL),
-    training_room.CODE_VERSION,
+    training_module.CODE_VERSION,
     ("base", "objectives", "lora", "training"),
 )
 ADAPTER_EVALUATION = Stage(
-    evaluation_room.KIND,
+    evaluation_module.KIND,
     (LORA_ADAPTER.key, TOKENIZED_DATASET.key),
-    evaluation_room.CODE_VERSION,
+    evaluation_module.CODE_VERSION,
     ("evaluation", "release"),
 )
-RELEASED_ADAPTER = Stage("released_adapter", (ADAPTER_EVALUATION.key,), release_room.CODE_VERSION)
+RELEASED_ADAPTER = Stage("released_adapter", (ADAPTER_EVALUATION.key,), release_module.CODE_VERSION)
 NOTHING = "none"
 """Data version of released_adapter while no adapter is released."""
 STAGES = (RAW_CHAPTERS, SECTIONS, TOKENIZED_DATASET, LORA_ADAPTER, ADAPTER_EVALUATION, RELEASED_ADAPTER)
 
 
 def artifact_kind(stage: Stage) -> str:
-    """What the store calls a stage's artifact: a release is of an evaluation's verdict."""
+    """Return the kind of a stage's artifact in the store. A release refers to the evaluation that decided it."""
     return ADAPTER_EVALUATION.name if stage == RELEASED_ADAPTER else stage.name
 
 
 def latest_materialization(instance: dg.DagsterInstance, key: dg.AssetKey) -> dg.AssetMaterialization | None:
-    """The last materialization of an asset, if there is one."""
+    """Return the latest materialization of an asset, or None if there is none."""
     event = instance.get_latest_materialization_event(key)
     return event.asset_materialization if event else None
 
@@ -108,7 +108,7 @@ Materializations = Mapping[dg.AssetKey, dg.AssetMaterialization]
 
 
 def all_materializations(instance: dg.DagsterInstance) -> Materializations:
-    """The last materialization of each asset of the graph that has one, in one query."""
+    """Return the latest materialization of each asset of the graph that has one, in a single query."""
     found = {}
     for record in instance.get_asset_records([REPORT_FILES, BASE_MODEL, *(stage.key for stage in STAGES)]):
         event = record.asset_entry.last_materialization
@@ -118,34 +118,35 @@ def all_materializations(instance: dg.DagsterInstance) -> Materializations:
 
 
 def data_version(instance: dg.DagsterInstance, key: dg.AssetKey) -> str | None:
-    """The data version of an asset's last materialization."""
+    """Return the data version of an asset's latest materialization, or None if there is none."""
     return version_of(latest_materialization(instance, key))
 
 
 def version_of(found: dg.AssetMaterialization | None) -> str | None:
-    """The data version of a materialization, if there is one."""
+    """Return the data version of a materialization, or None if there is none."""
     return (found.tags or {}).get(_DATA_VERSION_TAG) if found else None
 
 
 def input_version(materialization: dg.AssetMaterialization, parent: dg.AssetKey) -> str | None:
-    """The data version of a parent that something was made from."""
+    """Return the data version of a parent that a materialization was made from."""
     return (materialization.tags or {}).get(_INPUT_VERSION_TAG + parent.to_user_string())
 
 
 def reason_stale(
     materializations: Materializations, stage: Stage, workspace: Workspace, recipe: Recipe, external: External
 ) -> Reason | None:
-    """Why a stage must be made again, or None: what it was made from against what is there now.
+    """Return why a stage must be made again, or None if it is up to date.
 
-    This asks about levels, not about events, so that no change is lost and none counts twice. It reads only the
-    tags and metadata of last materializations, whether the store has the artifact, and what is released.
+    The stage's recorded inputs are compared with the current ones. Because states are compared, rather than events
+    followed, no change is lost and none counts twice. Only the tags and metadata of the latest materializations are
+    read, whether the store has the artifact, and which adapter is released.
 
     Args:
-        materializations: the last one of each asset.
-        stage: the stage.
-        workspace: store and releases.
-        recipe: the workspace's.
-        external: data versions of external assets as they are now, where they have not been recorded.
+        materializations: the latest one of each asset.
+        stage: the stage to check.
+        workspace: provides the store and the releases.
+        recipe: the recipe of the workspace.
+        external: the current data versions of external assets that have not been recorded yet.
     """
     last = materializations.get(stage.key)
     if last is None:
@@ -176,7 +177,7 @@ def reason_stale(
 
 
 def _is_consumed(materializations: Materializations, evaluation: dg.AssetMaterialization) -> bool:
-    """Whether the release looked at an evaluation already: what a person decides later does not question it."""
+    """Whether the release has already used an evaluation. A later decision by a person does not make it stale."""
     release = materializations.get(RELEASED_ADAPTER.key)
     return release is not None and input_version(release, ADAPTER_EVALUATION.key) == version_of(evaluation)
 
@@ -184,14 +185,14 @@ def _is_consumed(materializations: Materializations, evaluation: dg.AssetMateria
 def stale_stages(
     instance: dg.DagsterInstance, workspace: Workspace, external: External | None = None
 ) -> list[tuple[Stage, Reason]]:
-    """Stages that must be made again, each with its reason; those below the first may turn out unchanged."""
+    """Return the stages that must be made again, each with its reason. Those below the first may turn out unchanged."""
     return stale_among(all_materializations(instance), workspace, workspace.recipe, external or {})
 
 
 def stale_among(
     materializations: Materializations, workspace: Workspace, recipe: Recipe, external: External
 ) -> list[tuple[Stage, Reason]]:
-    """The same as `stale_stages`, of materializations that are at hand."""
+    """Return the same as `stale_stages`, for materializations that have been loaded already."""
     stale: list[tuple[Stage, Reason]] = []
     for stage in STAGES:
         if reason := reason_stale(materializations, stage, workspace, recipe, external):
@@ -202,24 +203,24 @@ def stale_among(
 
 
 def cause_of(instance: dg.DagsterInstance, recipe: Recipe) -> str:
-    """Hash of what decides what there should be: external contents, recipe, code. The same cause, the same outcome."""
+    """Return the hash of all that determines what a run makes: the external contents, the recipe and the code."""
     contents = [data_version(instance, key) for key in (REPORT_FILES, BASE_MODEL)]
     stages = [[stage.name, stage.code_version, stage.recipe_hash(recipe)] for stage in STAGES]
     return digest([contents, stages])[:32]
 
 
 def input_artifact(context: dg.AssetExecutionContext, parent: Stage, store: Store) -> Artifact:
-    """The artifact that an asset's parent made last, its bytes checked.
+    """Return the artifact of a parent's latest materialization, after verifying its bytes.
 
     Raises:
-        Failure: the parent has not been materialized.
+        Failure: the parent has not been materialized, or one of its blocking checks failed.
         StoreError: the artifact is missing from the store, or damaged.
     """
     found = latest_materialization(context.instance, parent.key)
     if found is None or ARTIFACT not in found.metadata:
         raise dg.Failure(f"{parent.name} has not been materialized. Materialize it first, or run `ft-dagster run`.")
     if _is_blocked(found):
-        raise dg.Failure(f"A blocking check of {parent.name} failed; see its checks, fix the cause, materialize it.")
+        raise dg.Failure(f"A blocking check of {parent.name} failed. See its checks, fix the cause and materialize it.")
     return store.get(parent.name, str(found.metadata[ARTIFACT].value))
 
 
@@ -233,7 +234,7 @@ def _failed(check: dg.AssetCheckResult) -> bool:
 
 
 def as_shown(value: Any) -> Any:
-    """A number with the digits that a person reads; the artifact has the others."""
+    """Round a float to six significant digits for display. The artifact keeps the full precision."""
     return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
@@ -245,8 +246,9 @@ def describe(
     metadata: dict[str, dg.MetadataValue | str | int | float | bool],
     checks: Sequence[dg.AssetCheckResult] = (),
 ) -> dg.MaterializeResult:
-    """What an asset returns: its data version, and the metadata that later stages and `reason_stale` read."""
-    # Dagster notes what a parent was when the step began. A stage that looks for itself knows what it has read.
+    """Return the result of an asset: its data version, and the metadata that later stages and `reason_stale` read."""
+    # Dagster records the parent's version at the start of the step. A stage that scans the reports itself records the
+    # version that it read.
     read = {_INPUT_VERSION_TAG + parent.to_user_string(): version for parent in stage.parents}
     return dg.MaterializeResult(
         asset_key=stage.key,

@@ -5,7 +5,8 @@ from contextlib import contextmanager
 
 import dagster as dg
 
-from ft_dagster.config.recipe import Recipe, load_recipe
+from ft_dagster.config.recipe import Recipe
+from ft_dagster.config.recipe_file import load_recipe
 from ft_dagster.config.settings import Settings, load_settings
 from ft_dagster.defs.runs.run_host import record_host
 from ft_dagster.release.released import Releases
@@ -14,19 +15,19 @@ from ft_dagster.store.local import Store
 from ft_dagster.store.shared import open_store
 
 GROUP = "ft_dagster"
-"""One group for all assets: the UI draws several groups collapsed."""
+"""One group for all assets, because the UI shows several groups collapsed."""
 OWNERS = ["team:reports"]
 GPU_POOL = "gpu"
-"""Of the steps that train and measure."""
+"""The pool of the steps that train and evaluate."""
 
 
 class Workspace(dg.ConfigurableResource):
-    """Where one body of reports is, and what is made of it. Read anew by each step: FT_WORKSPACE and `.env`."""
+    """The folder of one body of reports, and what is made of them. Each step reads FT_WORKSPACE and `.env` again."""
 
     @contextmanager
     def yield_for_execution(self, context: dg.InitResourceContext) -> Iterator["Workspace"]:
-        """For the time of a run's steps, nobody cleans the store."""
-        if context.instance and context.run and self.settings.executor == "local":  # else steps are at other places
+        """Keep the store from being cleaned while the steps of a run execute."""
+        if context.instance and context.run and self.settings.executor == "local":  # else steps run elsewhere
             record_host(context.instance, context.run)
         settings, store = self.settings, self.store
         formats.mark(settings.state, formats.STATE)

@@ -10,14 +10,14 @@ from ft_dagster.runtime.quick_start import compile_nothing, import_quickly
 
 
 def main(request_path: Path) -> int:
-    """Measure, and give the exit code."""
+    """Measure, and return the exit code."""
     return exit_code(lambda: _measure(EvaluationRequest.read(request_path)), request_path.parent)
 
 
 def _measure(request: EvaluationRequest) -> int:
     spin_briefly()
     keep_freed_memory()
-    with leased(Path(request.locks)):  # before anything looks at the GPUs, as bitsandbytes does when it is imported
+    with leased(Path(request.locks)):  # before anything looks for GPUs, as bitsandbytes does when it is imported
         compile_nothing(request.resolved_recipe())
         import_quickly("ft_dagster.evaluation.evaluate")
         from ft_dagster.evaluation.evaluate import evaluate

@@ -1,4 +1,4 @@
-"""How sure a difference between two models is, given how few chapters there are to measure it on."""
+"""Confidence intervals for the difference between two models, which is measured on only a few chapters."""
 
 import math
 from collections.abc import Mapping
@@ -7,14 +7,14 @@ from dataclasses import dataclass
 import numpy as np
 
 Scored = Mapping[str, Mapping[str, tuple[float, int]]]
-"""Chapter -> section -> nats and bytes of its text."""
+"""Chapter -> section -> nats and number of bytes of its text."""
 _RESAMPLES = 2000
 _SEED = 17
 
 
 @dataclass(frozen=True)
 class Gain:
-    """Bits per byte that one model needs less than another on the same text; negative if it needs more."""
+    """Bits per byte that one model saves compared with another on the same text; negative if it needs more."""
 
     measured: float
     low: float
@@ -23,20 +23,20 @@ class Gain:
 
 
 def paired_gain(before: Scored, after: Scored, confidence: float) -> Gain:
-    """What `after` gains over `before`, section by section, with a percentile bootstrap interval.
+    """Return what `after` gains over `before`, section by section, with a percentile bootstrap interval.
 
-    Sections of a chapter are alike, so whole chapters are drawn anew, and then sections within each (a two-stage
-    cluster bootstrap; Davison & Hinkley, Bootstrap Methods and their Application, 3.8): with one or two chapters,
-    where chapters alone would say nothing or feign certainty, the sections still do. The interval is rather too wide
-    than too narrow. Drawn with a fixed seed: the same measurements give the same interval.
+    Sections of a chapter are similar, so whole chapters are resampled, and then the sections within each (a two-stage
+    cluster bootstrap; Davison & Hinkley, Bootstrap Methods and their Application, 3.8). With one or two chapters,
+    resampling chapters alone would show nothing or false certainty, but the sections still vary. The interval tends to
+    be too wide rather than too narrow. The seed is fixed, so that the same measurements give the same interval.
 
     Args:
         before: measurements of one model.
-        after: of the other, on the same sections.
-        confidence: share of such intervals that hold the true gain, say 0.95.
+        after: measurements of the other model, on the same sections.
+        confidence: share of such intervals that contain the true gain, such as 0.95.
 
     Raises:
-        ValueError: the two did not measure the same sections, or none.
+        ValueError: the models were measured on different sections, or on none.
 
     >>> paired_gain({"a": {"x": (8.0, 4)}}, {"a": {"x": (4.0, 4)}}, 0.95).measured * math.log(2)
     1.0

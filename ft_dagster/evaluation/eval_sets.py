@@ -1,7 +1,7 @@
-"""Texts beside the reports that a new adapter is measured on: general prose, and conversations.
+"""Eval sets: texts other than the reports on which a new adapter is measured, general prose and conversations.
 
-An adapter may learn the reports and forget the rest. Both sets are small, ship with the project, and can be replaced
-by a folder. Imports no torch.
+An adapter may learn the reports and forget other things. Both sets are small, ship with the project, and can be
+replaced by a folder. Imports no torch.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ft_dagster.config.recipe import Evaluation, RecipeError
+from ft_dagster.config.recipe import Evaluation
+from ft_dagster.config.recipe_file import RecipeError
 from ft_dagster.corpus.chapter import Section
 from ft_dagster.corpus.markdown import byte_length
 from ft_dagster.dataset.chat import ChatTokenizer, Message
@@ -42,7 +43,7 @@ class _Conversation(BaseModel):
 
 @dataclass(frozen=True)
 class EvalSet:
-    """The files of one set."""
+    """The files of one eval set."""
 
     kind: str
     """`general` or `chat`."""
@@ -52,25 +53,25 @@ class EvalSet:
 
     @property
     def ships(self) -> bool:
-        """Whether these are the project's own texts."""
+        """Whether this is the eval set that ships with the project."""
         return self.folder == _shipped(self.kind)
 
     @property
     def version(self) -> str:
-        """Hash of the texts and of their names."""
+        """Hash of the texts and of their file names."""
         return digest([self.kind, dict(sorted(self.files.items()))])
 
 
 def load_eval_sets(options: Evaluation, workspace: Path, instruct: bool) -> dict[str, EvalSet]:
-    """The sets that the recipe names, by kind.
+    """Return the eval sets that the recipe names, by kind.
 
     Args:
-        options: where they are.
-        workspace: folders are relative to it.
-        instruct: whether the base has a chat template. One without is not asked the conversations that ship.
+        options: part of the recipe that names the folders.
+        workspace: folder to which paths are relative.
+        instruct: whether the base has a chat template. Without one, the conversations that ship are left out.
 
     Raises:
-        RecipeError: a folder does not exist, holds no file of the kind, or one that is not UTF-8.
+        RecipeError: a folder does not exist or contains no text of the kind, or a file is not UTF-8.
     """
     folders = {"general": options.general, "chat": options.chat}
     if not instruct and options.chat == SHIPPED:
@@ -94,24 +95,24 @@ def _load(kind: str, named: str, workspace: Path) -> EvalSet:
     except UnicodeDecodeError as error:
         raise RecipeError(f"evaluation.{kind}: a file in {folder} is not UTF-8 text: {error}.") from error
     if not any(text.strip() for text in files.values()):
-        raise RecipeError(f"evaluation.{kind}: {folder} holds no text in {' or '.join(_SUFFIXES[kind])} files.")
+        raise RecipeError(f"evaluation.{kind}: {folder} contains no text in {' or '.join(_SUFFIXES[kind])} files.")
     return EvalSet(kind, files, folder)
 
 
 def tokenize_eval_set(found: EvalSet, base: Path, block_length: int) -> tuple["Dataset", list[Document]]:
-    """Rows and the documents that they count, as those of a dataset.
+    """Return the rows of an eval set and the documents in them, in the form of a dataset's.
 
-    Of a conversation each of the assistant's messages is a document, given all that stands before it. One that is
-    longer than a block is left out.
+    In a conversation each of the assistant's messages is a document, whose prompt is everything before it. A document
+    of a conversation that is longer than a block is left out.
 
     Args:
-        found: the texts.
-        base: folder of the base model, for its tokenizer and chat template.
-        block_length: tokens in a row.
+        found: the eval set.
+        base: folder of the base model, which contains its tokenizer and chat template.
+        block_length: number of tokens in a row.
 
     Raises:
         CorpusError: a text cannot be tokenized without loss.
-        RecipeError: a conversation cannot be read, or the base's template cannot render it; or nothing is left.
+        RecipeError: a conversation cannot be read, the base's template cannot render it, or no text fits into a block.
     """
     from datasets import Dataset
 
@@ -150,7 +151,7 @@ def _answer_pieces(found: EvalSet, base: Path, block_length: int) -> _Pieces:
             turns = _Conversation.model_validate_json(text).messages
         except ValidationError as error:
             raise RecipeError(
-                f"evaluation.chat: {found.folder / name} is not a conversation, "
+                f"evaluation.chat: {found.folder / name} is not a conversation of the form "
                 '{"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}: '
                 f"{error.errors()[0]['msg']}."
             ) from error

@@ -1,4 +1,4 @@
-"""Measure a base model and adapters on it, loading the base once."""
+"""Measure a base model and its adapters, and load the base only once."""
 
 import json
 import logging
@@ -12,7 +12,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoTokenizer
 
-from ft_dagster.config.recipe import RecipeError
+from ft_dagster.config.recipe_file import RecipeError
 from ft_dagster.dataset.dataset import load_shards
 from ft_dagster.evaluation.eval_sets import tokenize_eval_set
 from ft_dagster.evaluation.memorization import measure_on_train, sample_rows
@@ -30,11 +30,12 @@ HELD_OUT = "held_out"
 
 
 def evaluate(request: EvaluationRequest) -> dict[str, Any]:
-    """Measure the base and each adapter: held-out chapters, texts beside the reports, text trained on; and samples.
+    """Measure the base and each adapter on held-out chapters, eval sets and text trained on, and generate samples.
 
-    Writes `<output>/evaluation.json` last, and returns what it holds: `models` by name, `seconds`, and
-    `seconds_by_part`. Of a model: what `summarize` says of held-out chapters; under `general` and `chat` the same of
-    these texts; under `train`, of the base and of the new adapter, what `measure_on_train` says; and `samples`.
+    Writes `<output>/evaluation.json` last, and returns its content: `models` by name, `seconds`, and
+    `seconds_by_part`. A model has what `summarize` returns for held-out chapters; under `general` and `chat` the same
+    for these eval sets; under `train`, for the base and the new adapter, what `measure_on_train` returns; and
+    `samples`.
     """
     if request.threads:
         torch.set_num_threads(request.threads)
@@ -49,7 +50,8 @@ def evaluate(request: EvaluationRequest) -> dict[str, Any]:
         except RecipeError as error:
             if not found.ships:
                 raise
-            log.warning("%s", error)  # nobody asked for these texts, and they do not fit every base and block
+            # The texts that ship are only the default, and they do not fit every base and block.
+            log.warning("%s", error)
     taught = sample_rows(load_shards(dataset, "train"), recipe.evaluation.train_tokens)
     tokenizer = AutoTokenizer.from_pretrained(base.folder, trust_remote_code=False)
     model: Any = load_base(base, recipe, Path(request.offload))
@@ -63,16 +65,16 @@ def evaluate(request: EvaluationRequest) -> dict[str, Any]:
     for name in unknown:
         models[name] = {}
         for kind, shards in texts.items():
-            with _as(model, name), _timed(seconds, kind):
+            with _switched_to(model, name), _timed(seconds, kind):
                 scored = score(packed, shards, tokenizer.eos_token_id)
             models[name] |= scored if kind == HELD_OUT else {kind: scored}
     for name in (BASE, NEW):
-        with _as(model, name), _timed(seconds, "train"):
+        with _switched_to(model, name), _timed(seconds, "train"):
             models[name] = models[name] | {"train": measure_on_train(packed, taught, tokenizer)}
     if recipe.base.quantization == "none" and not torch.cuda.is_available():
         model.float()  # decoding one token at a time is several times slower in bfloat16 on a CPU
     for name in unknown:
-        with _as(model, name), _timed(seconds, "samples"):
+        with _switched_to(model, name), _timed(seconds, "samples"):
             models[name]["samples"] = [
                 {
                     "prompt": prompt,
@@ -92,8 +94,8 @@ def _timed(seconds: dict[str, float], part: str) -> Iterator[None]:
     seconds[part] = seconds.get(part, 0.0) + time.monotonic() - began
 
 
-def _as(model: PeftModel, name: str) -> AbstractContextManager[Any]:
-    """The model as the base, or with one of its adapters."""
+def _switched_to(model: PeftModel, name: str) -> AbstractContextManager[Any]:
+    """Return a context in which the model is the base, or has one of its adapters switched on."""
     if name == BASE:
         return model.disable_adapter()
     model.set_adapter(name)

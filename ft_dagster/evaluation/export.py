@@ -1,9 +1,9 @@
-"""`python -m ft_dagster.evaluation.export REQUEST.json`: an adapter and its base as one model without adapters.
+"""`python -m ft_dagster.evaluation.export REQUEST.json`: merge an adapter and its base into a model without adapters.
 
-A quantized base can be merged in two ways: its weights dequantized, so that the adapter corrects the very weights it
-was trained on; or its weights as they were before, of higher precision, which the adapter never saw. Both are made and
-measured on held-out text, and the better one is kept (QLoRA's authors merge into dequantized weights; which is better
-depends on model and data). Exit codes: 0 done, 1 failed.
+The adapter of a quantized base can be merged in two ways: into the dequantized weights, which are exactly those it was
+trained on; or into the original weights, which have a higher precision but were not used in the training. Both merges
+are made and measured on held-out text, and the better one is kept (QLoRA's authors merge into dequantized weights;
+which is better depends on model and data). Exit codes: 0 done, 1 failed.
 """
 
 import gc
@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, PreTrainedModel
 
-from ft_dagster.base.prepare import PreparedBase, model_config
-from ft_dagster.config.recipe import Recipe, resolve_recipe
+from ft_dagster.base.model_folder import PreparedBase, model_config
+from ft_dagster.config.recipe import Recipe
+from ft_dagster.config.recipe_file import resolve_recipe
 from ft_dagster.dataset.dataset import load_shards
 from ft_dagster.evaluation.request import ExportRequest
 from ft_dagster.model.adapter import load_adapter
@@ -32,7 +33,7 @@ from ft_dagster.runtime.machine import memory_for_process
 from ft_dagster.store.local import Artifact, with_usual_rights, write_atomically
 
 MERGED = "merged.json"
-"""Beside the merged model: how it was made, and what was measured."""
+"""File beside the merged model that records how it was made and what was measured."""
 OWN, DEQUANTIZED = "the base's own weights", "dequantized weights"
 
 
@@ -40,8 +41,8 @@ def export(request: ExportRequest) -> dict[str, Any]:
     """Merge, measure, and write the better model with its tokenizer, the adapter's manifest and `merged.json`.
 
     Returns:
-        What `merged.json` holds: `merged_into`, and `bits_per_byte` of the adapter on its base and of each merge; empty
-        where there is no held-out text to measure on.
+        The content of `merged.json`: `merged_into`, and `bits_per_byte` of the adapter on its base and of each merge,
+        which is empty if there is no held-out text to measure on.
     """
     if request.threads:
         torch.set_num_threads(request.threads)
@@ -61,7 +62,7 @@ def export(request: ExportRequest) -> dict[str, Any]:
     for way in ways:
         model = _merged(request, recipe, way)
         model.save_pretrained(output / way.replace(" ", "-"))
-        model = _in(model, getattr(torch, plain.base.dtype))  # measured as it was saved, in what is fast here
+        model = _converted(model, getattr(torch, plain.base.dtype))  # the saved weights, in a format that is fast here
         measure(way, model, plain)
         del model
     best = min(ways, key=lambda way: measured.get(way, 0.0))
@@ -84,10 +85,12 @@ def _with_adapter(request: ExportRequest, recipe: Recipe) -> Any:
 
 
 def _merged(request: ExportRequest, recipe: Recipe, way: str) -> PreTrainedModel:
-    """In the dtype in which the base is stored; on a CPU added in float32 where that fits into memory, so that it is
-    rounded once."""
+    """Return the merged model in the dtype in which the base is stored.
+
+    On a CPU the weights are added in float32 if that fits into memory, so that they are rounded only once.
+    """
     base = request.prepared_base()
-    _free()
+    _free_memory()
     if way == DEQUANTIZED:
         loaded: Any = load_base(base, recipe, Path(request.offload)).dequantize()
     else:
@@ -97,11 +100,11 @@ def _merged(request: ExportRequest, recipe: Recipe, way: str) -> PreTrainedModel
         loaded.float()
     model: Any = load_adapter(loaded, Path(request.adapter), base).merge_and_unload(safe_merge=True)
     model.config.use_cache = True
-    return _in(model, stored)
+    return _converted(model, stored)
 
 
-def _in(model: Any, dtype: torch.dtype) -> Any:
-    """The model in a dtype; as it is where layers lie on the disk, which accelerate refuses to convert."""
+def _converted(model: Any, dtype: torch.dtype) -> Any:
+    """Return the model in a dtype; unchanged if layers are offloaded to disk, which accelerate refuses to convert."""
     offloaded = any(parameter.is_meta for parameter in model.parameters())
     return model if model.dtype == dtype or offloaded else model.to(dtype)
 
@@ -112,8 +115,8 @@ def _stored_dtype(base: PreparedBase, otherwise: torch.dtype) -> torch.dtype:
     return found if isinstance(found, torch.dtype) else otherwise
 
 
-def _free() -> None:
-    """What the model before took: `load_base` asks what is free."""
+def _free_memory() -> None:
+    """Free the memory of the previous model, because `load_base` looks at how much is free."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -126,7 +129,7 @@ def _unquantized(recipe: Recipe) -> Recipe:
 
 
 def main(request_path: Path) -> int:
-    """Merge, and give the exit code."""
+    """Merge, and return the exit code."""
     logging.getLogger().setLevel(logging.WARNING)
 
     def merge() -> int:

@@ -1,5 +1,7 @@
-"""The evaluation of an adapter: one that was made before in the same way, or one that a process makes now. Imports no
-torch."""
+"""Find the evaluation of an adapter that was made before in the same way, or have a process make it.
+
+Imports no torch.
+"""
 
 import json
 from collections.abc import Callable, Generator, Iterator, Mapping
@@ -7,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ft_dagster.base.prepare import PreparedBase
+from ft_dagster.base.model_folder import PreparedBase
 from ft_dagster.config.recipe import Recipe
 from ft_dagster.config.settings import Settings
 from ft_dagster.dataset.dataset import folder_with_rows, held_out_version
@@ -35,40 +37,40 @@ class InUse:
     """The released adapter that a new one would replace."""
 
     folder: Path | None
-    """None where there is none, or where it is the new one itself."""
+    """Folder of the adapter; None if no adapter is released, or if the new adapter is."""
     new_was_proven: bool = False
-    """Whether the new adapter was in use before, after a measurement."""
+    """Whether the new adapter was in use before, as the result of a measurement."""
     new_was_withdrawn: bool = False
-    """Whether a person took the new adapter back."""
+    """Whether a person took the new adapter out of use."""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What is measured, and how."""
+    """What is evaluated, and how."""
 
     adapter: Artifact
     dataset: Artifact
     base: PreparedBase
     recipe: Recipe
-    """As the workspace has it."""
+    """The recipe of the workspace."""
     here: Recipe
-    """With the number format of this machine."""
+    """The recipe with the number format of this machine."""
     eval_sets: Mapping[str, EvalSet]
-    """Texts beside the reports."""
+    """The eval sets, by kind."""
     in_use: InUse
 
 
 def find_or_evaluate(
     asked: Asked, settings: Settings, measure: Callable[[EvaluationRequest, str], Iterator[Said]]
 ) -> Generator[Said, None, Artifact]:
-    """Find the evaluation in the store, or have it measured, judge the adapter by it, and commit it.
+    """Find the evaluation in the store, or measure, judge the adapter by the measurements, and commit the evaluation.
 
-    What an earlier evaluation measured in the same way, of the base or the adapter in use, is not measured again.
+    If an earlier evaluation measured the base or the adapter in use in the same way, they are not measured again.
 
     Args:
-        asked: what is measured.
-        settings: where logs, locks and offloaded layers are.
-        measure: does what a request says, in a process; the second argument is the evaluation's key.
+        asked: what is evaluated.
+        settings: settings that say where logs, locks and offloaded layers are.
+        measure: carries out a request in a process; its second argument is the evaluation's key.
 
     Raises:
         AdapterError: the manifest of the adapter in use is missing or damaged.
@@ -95,7 +97,7 @@ def find_or_evaluate(
 
 
 def _measured_before(store: Store, measured: str, released: Path | None) -> dict[str, Any]:
-    """Measurements of the base, and of the adapter in use, that an earlier evaluation made in the same way."""
+    """Return measurements of the base, and of the adapter in use, that an earlier evaluation made in the same way."""
     known = {}
     if base := store.newest(KIND, measured=measured):
         known[BASE] = _models(base)[BASE]
@@ -129,15 +131,15 @@ def _request(
 
 
 def commit(key: str, folder: Path, adapter: Artifact, in_use: InUse, recipe: Recipe, measured: str) -> Artifact:
-    """Judge an adapter by measurements, and put them into its store with the verdict.
+    """Judge an adapter by its measurements, and commit them with the verdict to its store.
 
     Args:
-        key: of the evaluation.
-        folder: with RESULT.
-        adapter: the new one.
-        in_use: what it would replace.
-        recipe: with the number format that was computed in.
-        measured: what decided the measurements, from `measured_by`.
+        key: key of the evaluation.
+        folder: folder that contains RESULT.
+        adapter: the new adapter.
+        in_use: the adapter that it would replace.
+        recipe: recipe with the number format in which the models were measured.
+        measured: hash of what decided the measurements, from `measured_by`.
     """
     result = json.loads((folder / RESULT).read_bytes())
     models, release = result["models"], recipe.release
@@ -151,11 +153,11 @@ def commit(key: str, folder: Path, adapter: Artifact, in_use: InUse, recipe: Rec
         "measured": measured,
         "number_format": recipe.compute_dtype,
     }
-    return adapter.store.take_in(KIND, key, folder, about)
+    return adapter.store.commit(KIND, key, folder, about)
 
 
 def _without_sections(measured: Mapping[str, Any]) -> dict[str, Any]:
-    """What is looked at often; the measurements of each section stay in the artifact's file."""
+    """Return measurements without those of each section, which are rarely needed and stay in the artifact's file."""
     return {
         name: _without_sections(value) if name in ("general", "chat") else value
         for name, value in measured.items()

@@ -1,4 +1,4 @@
-"""Whether a new adapter is released: rules over what was measured. The verdict is data."""
+"""The gate: rules on what was measured decide whether a new adapter is released. The verdict is plain data."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -14,27 +14,30 @@ _BITS = "bits per byte"
 
 @dataclass(frozen=True)
 class Rule:
-    """One comparison of something measured with a threshold of the recipe."""
+    """The comparison of a measured value with a threshold of the recipe."""
 
     name: str
-    """What is compared, as a person reads it."""
+    """What is compared, in words."""
     field: str
-    """The recipe's field that holds the threshold."""
+    """The field of the recipe that contains the threshold."""
     measured: float
     low: float | None
-    """The ends of its confidence interval; None where there is none."""
+    """The ends of the confidence interval; None if there is none."""
     high: float | None
     compared: Literal["measured", "low"]
-    """Which of these is compared with the threshold."""
+    """Which of these values is compared with the threshold."""
     sense: Literal["more than", "at most"]
     threshold: float
     unit: str
     passed: bool
     excused: bool = False
-    """Whether it passes whatever was measured."""
+    """Whether the rule passes whatever was measured."""
 
     def __str__(self) -> str:
-        """As in "gain over the base 0.1200 bits per byte (0.1000 to 0.1400), more than 0 is asked at its lower end"."""
+        """Return the comparison in words.
+
+        For example "gain over the base 0.1200 bits per byte (0.1000 to 0.1400), more than 0 is asked at its lower end".
+        """
         between = "" if self.low is None else f" ({self.low:.4f} to {self.high:.4f})"
         where = " at its lower end" if self.compared == "low" else ""
         return f"{self.name} {self.measured:.4f} {self.unit}{between}, {self.sense} {self.threshold:g} is asked{where}"
@@ -42,7 +45,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Release or keep, and why."""
+    """The decision to release the new adapter or to keep the one in use, and the reason."""
 
     decision: Literal["release", "keep"]
     reason: str
@@ -64,19 +67,19 @@ def judge(
     other_base_in_use: bool = False,
     withdrawn: bool = False,
 ) -> Verdict:
-    """Release if the new adapter passes every rule.
+    """Decide whether to release the new adapter, which has to pass every rule.
 
-    On held-out chapters it must beat the base, surely, and the released adapter where there is one; it must not have
-    forgotten general text or how to answer; and it must not recite what it was trained on.
+    On held-out chapters it must be better than the base, with confidence, and better than the released adapter if there
+    is one; it must not have forgotten general text or how to answer; and it must not recite what it was trained on.
 
     Args:
-        models: name -> measurements, from `evaluate`; of `base` and `new`, and of `released` where one is in use.
+        models: name -> measurements, from `evaluate`; of `base` and `new`, and of `released` if an adapter is in use.
         options: the thresholds.
-        released_before: it has been in use already, and the reports are again what it was made from (an edit was
-            taken back): it proved itself then, so it need not beat the adapter of the text that was taken back.
-        other_base_in_use: the adapter in use belongs to another base model, so that it was not measured here, and
-            the recipe does not allow to replace it (`release.other_base`).
-        withdrawn: a person took the new adapter out of use earlier; only a person puts it back.
+        released_before: whether the new adapter was in use before, and the reports are again those it was made from (an
+            edit was undone). It proved itself then, so it need not be better than the adapter of the undone edit.
+        other_base_in_use: whether the adapter in use belongs to another base model, so that it was not measured here,
+            and the recipe does not allow replacing it (`release.other_base`).
+        withdrawn: whether a person took the new adapter out of use earlier; then only a person puts it back.
     """
     rules = _held_out_rules(models, options, released_before)
     rules += _rules_of_texts(models, options)

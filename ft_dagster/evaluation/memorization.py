@@ -1,9 +1,9 @@
-"""What a model makes of text it was trained on: how well it predicts it, and whether it recites it word for word.
+"""Measure how well a model predicts text that it was trained on, and whether it recites the text word for word.
 
 A passage counts as recited if greedy decoding, given the text before it in its piece (at least 50 tokens), would write
-its 50 tokens exactly: "discoverable memorization" (Carlini et al., arXiv 2202.07646). No decoding is needed to know:
-it would write them if each of them is the most probable one given the true text before it. So one forward pass over
-packed rows says it of every passage in them.
+its 50 tokens exactly: "discoverable memorization" (Carlini et al., arXiv 2202.07646). This can be found out without
+decoding: the model would write the passage if each of its tokens is the most probable one given the true text before
+it. One forward pass over packed rows therefore decides it for every passage in them.
 """
 
 import math
@@ -21,17 +21,17 @@ from ft_dagster.model.packed_model import PackedModel
 from ft_dagster.model.scoring import score_rows
 
 CONTEXT = 50
-"""Tokens that stand before a passage, at least."""
+"""Smallest number of tokens before a passage."""
 PASSAGE = 50
-"""Tokens of a passage."""
+"""Number of tokens in a passage."""
 
 
 def sample_rows(shards: Iterable[tuple[Dataset, list[Document]]], tokens: int) -> Dataset:
-    """Rows with about as many tokens, chosen by a hash of their content: mostly the same ones after a small change.
+    """Return rows chosen by a hash of their content, so that most of them stay the same after a small change.
 
     Args:
-        shards: from `load_shards`.
-        tokens: how many; a row more at most, all if there are fewer.
+        shards: shards from `load_shards`.
+        tokens: number of tokens, which the rows exceed by less than a row; all rows if they have fewer.
     """
     rows = concatenate_datasets([rows for rows, _ in shards])
     every = rows["input_ids"]
@@ -45,11 +45,11 @@ def sample_rows(shards: Iterable[tuple[Dataset, list[Document]]], tokens: int) -
 
 
 def measure_on_train(model: PackedModel, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """How a model predicts rows that an adapter was trained on, and what it recites of them.
+    """Measure how well a model predicts rows that an adapter was trained on, and what it recites from them.
 
     Returns:
         `nats_per_token`; `tokens`; `passages`, and how many of them are `recited`; `longest`: the longest run of tokens
-        that it would write as they are, with its `tokens` and `text`.
+        that the model would write exactly, with its `tokens` and `text`.
     """
     nats, count, passages, recited = 0.0, 0, 0, 0
     longest: tuple[int, list[int]] = (0, [])
@@ -77,12 +77,12 @@ def measure_on_train(model: PackedModel, rows: Dataset, tokenizer: PreTrainedTok
 
 
 def _longest_run(hits: torch.Tensor) -> tuple[int, int]:
-    """Where the longest run of True begins, and its length.
+    """Return where the longest run of True starts, and its length.
 
     >>> _longest_run(torch.tensor([True, False, True, True]))
     (2, 2)
     """
-    edges = np.flatnonzero(np.diff(hits.numpy().astype(np.int8), prepend=0, append=0))  # begin, end, begin, end ...
+    edges = np.flatnonzero(np.diff(hits.numpy().astype(np.int8), prepend=0, append=0))  # start, end, start, end, ...
     if not len(edges):
         return 0, 0
     runs = edges[1::2] - edges[::2]

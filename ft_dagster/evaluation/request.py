@@ -1,4 +1,4 @@
-"""What an evaluation process is asked to measure, as one JSON file, and what it measured."""
+"""Requests to evaluation processes, each a JSON file, and the keys of their results."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,12 +11,12 @@ from ft_dagster.store.hashing import digest
 from ft_dagster.training.request import ModelRequest
 
 KIND = "adapter_evaluation"
-"""What the store calls an evaluation."""
+"""Kind of evaluations in the store."""
 CODE_VERSION = "4"
-"""Raised by hand when the same request would give other numbers."""
+"""Increased by hand when the same request would give other numbers."""
 RESULT = "evaluation.json"
 BASE, NEW, RELEASED = "base", "new", "released"
-"""Names of models in an evaluation."""
+"""Names of the models in an evaluation."""
 
 
 def evaluation_key(
@@ -29,10 +29,11 @@ def evaluation_key(
     released_before: bool = False,
     withdrawn: bool = False,
 ) -> str:
-    """The key of an evaluation: what was compared, on what, how.
+    """Return the key of an evaluation: a hash of what was compared, on which texts and how.
 
-    Numbers that were computed in different formats are never taken for each other. A recipe that names its format has
-    it in the adapter's key; where that is left to the machine, bfloat16 counts as it did before.
+    Numbers that were computed in different formats never have the same key. If the recipe names the format, it is in
+    the adapter's key. If the format is left to the machine, only formats other than bfloat16 are in this key, so that
+    keys from before there was a choice stay valid.
     """
     computed_in = {} if recipe.base.dtype != AUTO or number_format == "bfloat16" else {"computed_in": number_format}
     return digest(
@@ -50,7 +51,7 @@ def evaluation_key(
 
 
 def _options(recipe: Recipe, eval_sets: Mapping[str, EvalSet]) -> list[Any]:
-    """How is measured; of texts beside the reports what they say, not where they are."""
+    """Return the options of the measurements. Eval sets count by their content, not by their folder."""
     options = recipe.evaluation.for_keys(exclude=("general", "chat"))
     return [options, {kind: found.version for kind, found in eval_sets.items()}]
 
@@ -58,38 +59,38 @@ def _options(recipe: Recipe, eval_sets: Mapping[str, EvalSet]) -> list[Any]:
 def measured_by(
     held_out_version: str, base: Mapping[str, str], recipe: Recipe, eval_sets: Mapping[str, EvalSet]
 ) -> str:
-    """What decides the measurements of a model: two evaluations that agree in this need not measure it twice.
+    """Return a hash of what decides the measurements of a model, so that equal evaluations do not measure it twice.
 
     Args:
-        held_out_version: of the dataset.
-        base: its identity.
-        recipe: with its number format decided.
-        eval_sets: texts beside the reports.
+        held_out_version: version of the dataset's held-out side.
+        base: identity of the base model.
+        recipe: recipe with its number format decided.
+        eval_sets: eval sets by kind.
     """
     part = recipe.base.for_keys(include=("quantization", "dtype"))
     options = recipe.training.for_keys(include=("attention", "fused", "mixed_precision"))
-    length = recipe.tokens.block_length  # texts beside the reports are cut to it, too
+    length = recipe.tokens.block_length  # eval sets are cut to it, too
     return digest([held_out_version, dict(base), part, options, length, _options(recipe, eval_sets), CODE_VERSION])
 
 
 @dataclass(frozen=True)
 class EvaluationRequest(ModelRequest):
-    """Models to compare: the base, and adapters on it. The recipe's number format is decided."""
+    """A request to measure a base model and its adapters. The recipe's number format is decided."""
 
     dataset: str
-    """Folder of the dataset's artifact."""
+    """Folder of the dataset artifact."""
     adapters: dict[str, str]
-    """Name -> folder of those to measure; `new`, and `released` where there is one on the same base."""
+    """Name -> folder of the adapters to measure: `new`, and `released` if there is one on the same base."""
     known: dict[str, Any]
-    """Name -> measurements of models that were measured before in the same way; the base is measured if not here."""
+    """Name -> measurements of models that were measured before in the same way. A missing base is measured."""
     output: str
-    """Folder for evaluation.json."""
+    """Folder to which evaluation.json is written."""
     offload: str
     locks: str
-    """Folder for the lock that keeps one process a device."""
+    """Folder of the locks through which only one process uses a device."""
     threads: int | None = None
     texts: dict[str, Any] = field(default_factory=dict)
-    """Kind -> `files` and `folder` of a EvalSet: texts beside the reports."""
+    """Kind -> `files` and `folder` of an EvalSet."""
 
     def eval_sets(self) -> dict[str, EvalSet]:
         return {kind: EvalSet(kind, found["files"], Path(found["folder"])) for kind, found in self.texts.items()}
@@ -97,19 +98,19 @@ class EvaluationRequest(ModelRequest):
 
 @dataclass(frozen=True)
 class TalkRequest(ModelRequest):
-    """An adapter to talk to, and how. The recipe is the adapter's."""
+    """A request to generate text with an adapter. The recipe is the adapter's."""
 
     adapter: str
-    """Its folder."""
+    """Folder of the adapter."""
     offload: str
     prompt: str | None
-    """What base and adapter go on with, or answer; None to hold a conversation."""
+    """Text that base and adapter continue or answer; None for a conversation."""
     as_chat: bool = False
-    """Whether the prompt is a user's message rather than the beginning of a text."""
+    """Whether the prompt is a user's message instead of the beginning of a text."""
     as_json: bool = False
     new_tokens: int = 256
     temperature: float = 0.0
-    """0: the most probable token, every time."""
+    """0 means greedy decoding: always the most probable token."""
     top_p: float = 0.95
     repetition_penalty: float = 1.1
     seed: int | None = None
@@ -117,13 +118,13 @@ class TalkRequest(ModelRequest):
 
 @dataclass(frozen=True)
 class ExportRequest(ModelRequest):
-    """An adapter to be merged into its base. The recipe is the adapter's, its number format decided."""
+    """A request to merge an adapter into its base. The recipe is the adapter's, with its number format decided."""
 
     adapter: str
-    """Its folder."""
+    """Folder of the adapter."""
     dataset: str | None
-    """Folder of the dataset whose held-out side measures what the merge does; None where it is not there any more."""
+    """Folder of the dataset on whose held-out side the merge is measured; None if it no longer exists."""
     output: str
-    """Folder of the merged model; made here."""
+    """Folder to which the merged model is written."""
     offload: str
     threads: int | None = None

@@ -1,4 +1,4 @@
-"""What models write when they continue a prompt: the same prompts, the same greedy choice, every time."""
+"""Samples of how models continue prompts. The prompts are always the same, and decoding is greedy."""
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -6,12 +6,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ft_dagster.model.device import device
 
 _REPETITION_PENALTY = 1.1
-"""Greedy decoding of a small model falls into loops without one (CTRL, arXiv 1909.05858)."""
+"""Without a penalty, greedy decoding of a small model falls into loops (CTRL, arXiv 1909.05858)."""
 
 
 @torch.no_grad()
 def continue_prompt(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, new_tokens: int) -> str:
-    """The text a model adds to a prompt, at most `new_tokens` tokens of it."""
+    """Return the text that a model adds to a prompt, at most `new_tokens` tokens."""
     if new_tokens == 0:
         return ""
     model.eval()

@@ -1,9 +1,9 @@
-"""`python -m ft_dagster.evaluation.serving`: the released adapter behind OpenAI's protocol, by transformers' server.
+"""`python -m ft_dagster.evaluation.serving`: serve the released adapter through OpenAI's API.
 
 Exit codes: 0 ended by a signal, 1 cannot be served, 130 interrupted.
 
-The server of `transformers serve` loads whatever model a request names. This one has one model, the released adapter of
-a workspace, and takes up a new release by itself.
+The server is that of `transformers serve`, which loads any model that a request names. Here, it has a single model, the
+released adapter of a workspace, and switches to a new release automatically.
 """
 
 import argparse
@@ -33,25 +33,25 @@ from ft_dagster.errors import UserError
 from ft_dagster.model.adapter import load_released
 
 NAME = "released"
-"""What a request calls the model."""
-_LOOK_SECONDS = 1.0
-"""Between two looks at which adapter is released: one `readlink` each."""
+"""Name of the model in requests."""
+_POLL_SECONDS = 1.0
+"""Seconds between checks for a new release, each of which is one `readlink`."""
 log = logging.getLogger("ft_dagster")
 
 
 @dataclass(frozen=True)
 class Served:
-    """A release that is in memory."""
+    """A release that is loaded into memory."""
 
     key: str
     model: GenerationMixin
     tokenizer: PreTrainedTokenizerBase
     since: int
-    """When it was released, seconds since 1970."""
+    """When it was released, in seconds since 1970."""
 
 
 class ReleasedModel(ModelManager):
-    """The one model that there is, for transformers' handlers."""
+    """A model manager for transformers' handlers whose only model is the released adapter."""
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(model_timeout=-1)
@@ -59,43 +59,45 @@ class ReleasedModel(ModelManager):
         self.served = _load(settings)
 
     async def follow(self) -> None:
-        """Take up each new release once it is loaded; until then, the one before answers.
+        """Switch to each new release once it is loaded; until then, the previous release answers.
 
-        A request that is being answered keeps the model that it began with. The model is exchanged here, in the thread
-        in which requests begin, so that none begins in between.
+        A request that is being answered keeps the model with which it started. The model is switched in the thread in
+        which requests start, so that no request starts in between.
         """
         refused = ""
         while True:
-            await asyncio.sleep(_LOOK_SECONDS)
+            await asyncio.sleep(_POLL_SECONDS)
             key = _released(self.settings).name
             if key in (self.served.key, refused):
                 continue
             try:
                 self.served = await asyncio.to_thread(_load, self.settings)
-                log.info("answers with %s from now on", self.served.key)
-            except Exception as error:  # whatever it is, the one before goes on answering
+                log.info("answering with %s from now on", self.served.key)
+            except Exception as error:  # whatever it is, the previous release keeps answering
                 refused = key
-                log.error("%s was released, but cannot be loaded; %s goes on: %s", key, self.served.key, error)
+                log.error(
+                    "%s was released, but cannot be loaded; still answering with %s: %s", key, self.served.key, error
+                )
 
     def process_model_name(self, model_id: str) -> str:
-        """The key of the adapter that answers; the answer says it as its `model`."""
+        """Return the key of the adapter that answers, which the response contains as its `model`."""
         if model_id not in (NAME, self.served.key):
             raise HTTPException(404, f"There is no model {model_id!r} here. Ask for {NAME!r}.")
         return self.served.key
 
     def load_model_and_processor(self, model_id_and_revision: str, *_: Any, **__: Any) -> tuple[Any, Any]:
-        """It is loaded already."""
+        """Return the model and tokenizer, which are loaded already."""
         return self.served.model, self.served.tokenizer
 
     def get_gen_models(self, cache_dir: str | None = None) -> list[dict[str, Any]]:
-        """The released adapter, under the name that requests use and under its key."""
+        """Return the released adapter, under the name that requests use and under its key."""
         return [
             {"id": name, "object": "model", "created": self.served.since, "owned_by": "ft_dagster"}
             for name in (NAME, self.served.key)
         ]
 
     def shutdown(self) -> None:
-        """Nothing: a request to unload all models leaves the only one."""
+        """Do nothing: a request to unload all models keeps the only one."""
 
 
 def _released(settings: Settings) -> Path:
@@ -105,39 +107,39 @@ def _released(settings: Settings) -> Path:
 def _load(settings: Settings) -> Served:
     folder = _released(settings)
     adapted, tokenizer = load_released(settings, folder)
-    model: Any = adapted.get_base_model()  # its layers have the adapter's weights beside them
+    model: Any = adapted.get_base_model()  # its layers contain the adapter's weights
     model.generation_config.use_cache = model.config.use_cache = True
     return Served(folder.name, model, tokenizer, int(folder.stat().st_mtime))
 
 
-async def _as_openai_says_it(_: Request, error: HTTPException) -> JSONResponse:
-    """Where OpenAI's clients look for the reason of a refusal."""
+async def _openai_error(_: Request, error: HTTPException) -> JSONResponse:
+    """Return an error in the form in which OpenAI's clients expect it."""
     return JSONResponse({"error": {"message": error.detail, "code": error.status_code}}, error.status_code)
 
 
 class ServeError(UserError):
-    """It cannot be served there; the message says what to do."""
+    """The adapter cannot be served at this address; the message says what to do."""
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens; made before the model is loaded, so that a port that is taken is told at once.
+    """Return a listening socket. It is made before the model is loaded, so that a port in use is reported at once.
 
     Raises:
-        ServeError: the address is not of this machine, or the port is taken.
+        ServeError: the address does not belong to this machine, or the port is in use.
     """
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
         raise ServeError(
-            f"Port {port} of {host} cannot be listened on ({error.strerror}). Name another with --port or --host."
+            f"Cannot listen on port {port} of {host} ({error.strerror}). Name another one with --port or --host."
         ) from error
 
 
 async def serve(settings: Settings, listener: socket.socket) -> None:
-    """Answer until SIGINT or SIGTERM; what is being answered then is finished first.
+    """Answer requests until SIGINT or SIGTERM. Requests that are being answered then are finished first.
 
     Raises:
-        AdapterError, BaseModelError: what is released cannot be loaded.
+        AdapterError, BaseModelError: the released adapter cannot be loaded.
     """
     manager, state = ReleasedModel(settings), GenerationState()
     app = build_server(
@@ -149,7 +151,7 @@ async def serve(settings: Settings, listener: socket.socket) -> None:
         systemone_handler=SystemOneHandler(manager, state),
         generation_state=state,
     )
-    app.exception_handler(HTTPException)(_as_openai_says_it)
+    app.exception_handler(HTTPException)(_openai_error)
     following = asyncio.create_task(manager.follow())
     try:
         await uvicorn.Server(uvicorn.Config(app, log_level="info")).serve([listener])
@@ -169,7 +171,7 @@ def main() -> int:
     except UserError as error:
         print(error, file=sys.stderr)  # noqa: T201
         return 1
-    except KeyboardInterrupt:  # uvicorn has ended in order, and passes it on
+    except KeyboardInterrupt:  # uvicorn has shut down cleanly, and passes it on
         return 130
     return 0
 

@@ -1,4 +1,4 @@
-"""Base and adapter go on with a text side by side, or answer a message, or hold a conversation."""
+"""Let base and adapter continue a text or answer a message side by side, or hold a conversation with one of them."""
 
 import json
 from collections.abc import Iterable
@@ -23,16 +23,16 @@ from ft_dagster.model.adapter import load_for_use
 
 NAMES = ("base", "adapter")
 _ADAPTERS = ["__base__", "default"]
-"""What peft calls them."""
-_HELP = "/reset forgets the conversation, /base and /adapter switch between the two, /exit or Ctrl-D ends."
+"""Names of the base and the adapter in peft."""
+_HELP = "/reset starts a new conversation, /base and /adapter switch between the two models, /exit or Ctrl-D quits."
 
 
 def talk(request: TalkRequest, console: Console) -> None:
-    """Load the models, and let them write as the request says.
+    """Load the models and let them write what the request asks for.
 
     Raises:
-        TalkError: the model has no chat template.
-        AdapterError, BaseModelError: it cannot be loaded.
+        TalkError: the base model has no chat template, but the request needs one.
+        AdapterError, BaseModelError: the adapter or its base cannot be loaded.
     """
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -51,14 +51,14 @@ def talk(request: TalkRequest, console: Console) -> None:
 
 
 class TalkError(UserError):
-    """The model cannot be talked to in this way; the message says why."""
+    """The model cannot be used in this way; the message gives the reason."""
 
 
 def generate(model: PeftModel, tokenizer: PreTrainedTokenizerBase, request: TalkRequest) -> dict[str, str]:
-    """What base and adapter write after a prompt, side by side while they write it.
+    """Return what base and adapter write after a prompt, and show it side by side while they write.
 
-    Both go in one batch, the base's row with the adapter switched off (peft's `adapter_names`), so that the weights
-    are read once a token for both.
+    Both are in one batch, in which the base's row has the adapter switched off (peft's `adapter_names`), so that the
+    weights are read only once per token for both.
 
     Returns:
         The texts, by name.
@@ -87,7 +87,7 @@ def _write_both(
     request: TalkRequest,
     writing: "_SideBySide",
 ) -> None:
-    if request.resolved_recipe().lora.dora:  # peft has no batches of several adapters for it
+    if request.resolved_recipe().lora.dora:  # peft does not support batches of several adapters for it
         for row, name in enumerate(_ADAPTERS):
             writing.begin([row])
             with model.disable_adapter() if name == _ADAPTERS[0] else nullcontext():
@@ -98,7 +98,7 @@ def _write_both(
 
 
 def chat(model: PeftModel, tokenizer: PreTrainedTokenizerBase, request: TalkRequest, console: Console) -> None:
-    """Hold a conversation with the adapter, or the base, on standard input and output, until it ends."""
+    """Hold a conversation with the adapter or the base on standard input and output, until the user ends it."""
     if not tokenizer.chat_template:
         raise TalkError("The base model has no chat template. `ft-dagster generate` continues a text with it.")
     console.print(_HELP, style="dim")
@@ -163,7 +163,7 @@ def _write(
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, prompt: str, as_chat: bool) -> torch.Tensor:
-    """(1, T). Special tokens spelled in the prompt stay text."""
+    """Return the tokens of a prompt, (1, T). Special tokens that are spelled out in the prompt stay text."""
     if as_chat:
         if not tokenizer.chat_template:
             raise TalkError("The base model has no chat template; leave out --chat.")
@@ -179,7 +179,7 @@ def _template(tokenizer: PreTrainedTokenizerBase, messages: Iterable[dict[str, s
 
 
 class _SideBySide(BaseStreamer):
-    """Texts as they grow, each up to its end-of-sequence token."""
+    """Collect the texts of several rows while they grow, each up to its end-of-sequence token."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
@@ -187,7 +187,7 @@ class _SideBySide(BaseStreamer):
         self.show: Any = None
 
     def begin(self, rows: list[int]) -> None:
-        """What is written next, in a batch, belongs to these texts; the prompt comes first."""
+        """Assign the rows of the next batch to texts. The first tokens of a batch are its prompt."""
         self.rows, self.prompt_is_next = rows, True
 
     @property
@@ -209,7 +209,7 @@ class _SideBySide(BaseStreamer):
             self.show(self.texts)
 
     def end(self) -> None:
-        """Nothing is held back."""
+        """Do nothing, because no text is held back."""
 
 
 def _panels(texts: dict[str, str], width: int) -> Columns:

@@ -1,4 +1,4 @@
-"""`python -m ft_dagster.evaluation.terminal REQUEST.json`: talk to an adapter, with the terminal of whoever started it.
+"""`python -m ft_dagster.evaluation.terminal REQUEST.json`: talk to an adapter in the terminal that started the process.
 
 Exit codes: 0 done, 1 failed, 130 interrupted.
 """
@@ -15,8 +15,8 @@ from ft_dagster.runtime.child import TRAINING_MAY_USE_IT, exit_code, run_child
 
 
 def main(request_path: Path) -> int:
-    """Talk, and give the exit code."""
-    warnings.simplefilter("ignore")  # what libraries say to developers would stand among the answers
+    """Talk, and return the exit code."""
+    warnings.simplefilter("ignore")  # warnings for developers would appear among the answers
     logging.disable(logging.WARNING)
 
     def answer() -> int:

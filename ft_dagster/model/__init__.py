@@ -1,1 +1,1 @@
-"""Base and adapter in memory: the packed forward pass, the loss, and what an adapter says of its making."""
+"""The model in memory: base and adapter, the packed forward pass, the loss, and the adapter's manifest."""

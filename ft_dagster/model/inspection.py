@@ -1,4 +1,4 @@
-"""`python -m ft_dagster.model.inspection`: what torch finds on this machine, and what works there, as JSON."""
+"""Print as JSON what torch finds on this machine, and what works there: `python -m ft_dagster.model.inspection`."""
 
 import json
 import sys
@@ -15,12 +15,12 @@ _LIBRARIES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes")
 
 
 def inspect() -> dict[str, Any]:
-    """Libraries, devices with their memory in bytes, and which numbers can be computed with.
+    """Return versions of libraries, the devices with their memory in bytes, and the number formats that work.
 
     Returns:
-        `libraries`: name -> version; `cuda`: the CUDA version that torch was built for, or None; `devices`: name,
-        `memory` and `free`; `products`: a ProductRates of the first device; `nf4` and `int8`: None where a product with
-        weights quantized so comes out on the first device, or else why not.
+        `libraries`: name -> version; `cuda`: the CUDA version that torch was built for, or None; `devices`: the `name`,
+        `gpu` (whether it is one), `memory` and `free` of each; `products`: the ProductRates of the first device; `nf4`
+        and `int8`: None if products with weights in that format work on the first device, otherwise the reason.
     """
     return {
         "libraries": {name: version(name) for name in _LIBRARIES},
@@ -41,14 +41,14 @@ def _gpu(number: int) -> dict[str, Any]:
 
 def _cpu() -> dict[str, Any]:
     flags = torch.backends.cpu.get_cpu_capability()
-    room = memory_for_process()
-    return {"name": f"{processor()}, {flags}", "gpu": False, "memory": room, "free": room}
+    memory = memory_for_process()
+    return {"name": f"{processor()}, {flags}", "gpu": False, "memory": memory, "free": memory}
 
 
 def _problem(attempt: Any) -> str | None:
     try:
         attempt("cuda" if torch.cuda.is_available() else "cpu")
-    except Exception as error:  # whatever a library without its kernels raises: it is what is asked for here
+    except Exception as error:  # a library without its kernels raises anything; that is the answer here
         return f"{type(error).__name__}: {error}"
     return None
 
@@ -68,7 +68,7 @@ def _eight_bit(device: str) -> None:
 def _use(layer: torch.nn.Module, device: str) -> None:
     found = layer.to(device)(torch.ones(2, 64, dtype=torch.bfloat16, device=device))
     if not torch.isfinite(found).all():
-        raise ValueError("the product is not a number")
+        raise ValueError("the product is infinite or not a number")
 
 
 if __name__ == "__main__":

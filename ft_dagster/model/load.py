@@ -1,4 +1,4 @@
-"""The base model with frozen weights, and the adapter on it."""
+"""Load the base model with frozen weights, and add a new adapter to it."""
 
 import difflib
 import logging
@@ -10,7 +10,8 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, set_seed
 
-from ft_dagster.base.prepare import PreparedBase, verify_base
+from ft_dagster.base.model_folder import PreparedBase
+from ft_dagster.base.prepare import verify_base
 from ft_dagster.config.recipe import Lora, Recipe
 from ft_dagster.errors import TrainingError
 from ft_dagster.model import ranks
@@ -19,33 +20,36 @@ from ft_dagster.model.products import decided
 
 
 def quantization_config(recipe: Recipe) -> BitsAndBytesConfig | None:
-    """How bitsandbytes holds the frozen weights; None where they stay as they are."""
+    """Return how bitsandbytes stores the frozen weights, or None if they are not quantized."""
     if recipe.base.quantization == "nf4":
         return BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=getattr(torch, recipe.compute_dtype),
-            # FSDP shares out only numbers of one type.
+            # FSDP shards only parameters of one dtype.
             bnb_4bit_quant_storage=getattr(torch, recipe.base.dtype if recipe.training.strategy == "fsdp" else "uint8"),
         )
     if recipe.base.quantization == "int8":
-        # Its products are computed in float16 whatever they are given, and it says so at every layer of every step.
+        # It computes products in float16 whatever the input is, and logs that at every layer of every step.
         logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
         return BitsAndBytesConfig(load_in_8bit=True)
     return None
 
 
 def load_base(base: PreparedBase, recipe: Recipe, offload: Path | None) -> PreTrainedModel:
-    """The base model of an adapter, prepared as in training, its weights checked against their hash.
+    """Load the base model of an adapter, prepared as in training, after checking its weights against their hash.
 
     Training and evaluation both load it here: a k-bit model that is prepared differently computes differently.
 
     Args:
-        base: the model.
-        recipe: what it is loaded for.
-        offload: folder for layers that fit neither on the GPU nor in memory. None for a training: layers that are
-            elsewhere have no weights (torch's meta device) that an adapter could be trained on.
+        base: the base model.
+        recipe: the recipe that the model is loaded for.
+        offload: folder for layers that fit neither on the GPU nor in memory. None for training: offloaded layers are on
+            torch's meta device, without weights that an adapter could be trained on.
+
+    Raises:
+        TrainingError: the recipe computes in float16, and there is no GPU.
     """
     recipe = decided(recipe)
     if recipe.compute_dtype == "float16" and not torch.cuda.is_available():
@@ -55,25 +59,25 @@ def load_base(base: PreparedBase, recipe: Recipe, offload: Path | None) -> PreTr
         verify_base(base)
     quantized = recipe.base.quantization != "none"
     placement: dict[str, Any] = {"device_map": {"": "cpu"}}
-    if torch.cuda.is_available() and ranks.count() > 1:  # a whole one for each process; FSDP shares it out itself
+    if torch.cuda.is_available() and ranks.count() > 1:  # each process loads all of it; FSDP then shards it
         placement = {"device_map": {"": device() if recipe.training.strategy == "ddp" else "cpu"}}
     elif torch.cuda.is_available() and offload is None:
         placement = {"device_map": {"": device()}}
     elif torch.cuda.is_available() and offload is not None:
         offload.mkdir(parents=True, exist_ok=True)
         free, _ = torch.cuda.mem_get_info(0)
-        room = {0: int(free * 0.95), "cpu": psutil.virtual_memory().available}  # what fits in neither goes to disk
-        placement = {"device_map": "auto", "max_memory": room, "offload_folder": str(offload)}
+        capacity = {0: int(free * 0.95), "cpu": psutil.virtual_memory().available}  # the rest goes to disk
+        placement = {"device_map": "auto", "max_memory": capacity, "offload_folder": str(offload)}
     model = AutoModelForCausalLM.from_pretrained(
         base.folder,
         dtype=getattr(torch, recipe.base.dtype),
         quantization_config=quantization_config(recipe),
         attn_implementation=recipe.training.attention,
-        use_safetensors=True,  # else it would fall back to pickles
+        use_safetensors=True,  # otherwise it would fall back to pickles
         trust_remote_code=False,
         **placement,
     )
-    model.config.use_cache = False  # with a cache, packed documents would see each other
+    model.config.use_cache = False  # with a cache, packed documents would attend to each other
     if quantized:
         prepare_model_for_kbit_training(
             model,
@@ -84,18 +88,18 @@ def load_base(base: PreparedBase, recipe: Recipe, offload: Path | None) -> PreTr
 
 
 def add_adapter(model: PreTrainedModel, base: PreparedBase, recipe: Recipe) -> PeftModel:
-    """A fresh LoRA adapter on the model. Seeded here: TrainingArguments.seed comes too late for its first weights."""
+    """Add a new LoRA adapter to the model, seeded here: TrainingArguments.seed comes too late for initial weights."""
     set_seed(recipe.training.seed)
     config = lora_config(recipe.lora, _check_targets(model, base, recipe.lora.targets))
     tuned = get_peft_model(model, config)
-    # What loads it elsewhere: a hub's name is known everywhere, the folder that peft put here only on this machine.
+    # The base for loading it elsewhere: a name on the hub works everywhere, the folder that peft wrote only here.
     config.base_model_name_or_path = recipe.base.model if recipe.base.source == "hub" else base.folder
     config.revision = recipe.base.revision
     return tuned
 
 
 def lora_config(lora: Lora, targets: str | list[str]) -> LoraConfig:
-    """peft's configuration of the adapter."""
+    """Return peft's configuration of the adapter."""
     return LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
@@ -108,7 +112,7 @@ def lora_config(lora: Lora, targets: str | list[str]) -> LoraConfig:
 
 
 def _check_targets(model: PreTrainedModel, base: PreparedBase, targets: str | list[str]) -> str | list[str]:
-    """Raise TrainingError for a layer that the base does not have: peft looks only for one that it has."""
+    """Raise TrainingError if the base lacks any of the target layers. peft accepts targets if it finds one of them."""
     if targets == "all-linear":
         return targets
     head = model.get_output_embeddings()

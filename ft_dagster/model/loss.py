@@ -1,4 +1,4 @@
-"""The loss over a large vocabulary, without holding the logits of all tokens at once."""
+"""The loss over a large vocabulary, computed without keeping the logits of all tokens in memory."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,18 +7,18 @@ import torch
 from torch import Tensor
 
 CHUNK = 512
-"""Tokens whose logits are held at once: 100 MB in float32 over a vocabulary of 49,152. The head's weights are brought
-into the processor's order anew for each chunk: of 128 tokens a product takes a fifth more time than of 512."""
+"""Tokens whose logits are in memory at once: 100 MB in float32 for a vocabulary of 49,152. The head's weights are
+reordered for the processor for each chunk, so that a product takes a fifth more time with 128 tokens than with 512."""
 
 
 def nats_and_hits(hidden: Tensor, head: Tensor, targets: Tensor, chunk: int = CHUNK) -> tuple[Tensor, Tensor]:
-    """Negative log-likelihood of each target, in nats, and whether it is the most probable token.
+    """Return the negative log-likelihood of each target, in nats, and whether it is the most probable token.
 
     Args:
-        hidden: (M, hidden), what the output head reads at the tokens that predict.
-        head: (vocabulary, hidden), the output head's weights.
-        targets: (M), the tokens that come next.
-        chunk: tokens whose logits are held at once.
+        hidden: the output head's input at the tokens that predict the targets, (M, hidden).
+        head: the output head's weights, (vocabulary, hidden).
+        targets: the tokens that come next, (M).
+        chunk: the number of tokens whose logits are in memory at once.
 
     Returns:
         (M) float32 and (M) bool.
@@ -31,13 +31,13 @@ def nats_and_hits(hidden: Tensor, head: Tensor, targets: Tensor, chunk: int = CH
 
 
 def summed_nats(hidden: Tensor, head: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Sum of the (weighted) negative log-likelihoods, differentiable in `hidden`; the head is frozen.
+    """Return the sum of the (weighted) negative log-likelihoods, differentiable in `hidden`; the head is frozen.
 
     Args:
-        hidden: (M, hidden).
-        head: (vocabulary, hidden), without gradient.
-        targets: (M).
-        weights: (M), what each token counts; 1 if not given.
+        hidden: the output head's input, (M, hidden).
+        head: the output head's weights, (vocabulary, hidden), which get no gradient.
+        targets: the tokens that come next, (M).
+        weights: the weight of each token, (M); 1 by default.
     """
     return _SummedNats.apply(hidden, head, targets, weights)
 
@@ -56,16 +56,16 @@ class _SummedNats(torch.autograd.Function):
 def nats_and_gradient(
     hidden: Tensor, head: Tensor, targets: Tensor, weights: Tensor | None, chunk: int = CHUNK
 ) -> tuple[Tensor, Tensor]:
-    """The sum of `summed_nats` in float64, and its gradient, (M, hidden).
+    """Return the sum of `summed_nats` in float64, and its gradient with respect to `hidden`, (M, hidden).
 
-    The gradient of the logits is their softmax less 1 at the target, so it is taken to `hidden` at once, chunk by
-    chunk, and no logits are kept (the idea of Liger Kernel's fused linear cross-entropy, arXiv 2410.10989).
+    The gradient of the logits is their softmax minus 1 at the target. It is propagated to `hidden` immediately, chunk
+    by chunk, so no logits are kept (the idea of Liger Kernel's fused linear cross-entropy, arXiv 2410.10989).
     """
     total = torch.zeros((), dtype=torch.float64, device=hidden.device)
     of_hidden = torch.empty_like(hidden)
     for chances, wanted, here in _log_chances(hidden, head, targets, chunk):
         nats = _nats(chances, wanted)
-        gradient = chances.exp_()  # the log-probabilities are not needed any more
+        gradient = chances.exp_()  # the log-probabilities are no longer needed
         gradient.scatter_add_(1, wanted[:, None], gradient.new_full((len(wanted), 1), -1.0))
         if weights is not None:
             nats = nats * weights[here]
@@ -76,7 +76,7 @@ def nats_and_gradient(
 
 
 def _log_chances(hidden: Tensor, head: Tensor, targets: Tensor, chunk: int) -> Iterator[tuple[Tensor, Tensor, slice]]:
-    """Log-probabilities (chunk, vocabulary) in float32, targets, and which tokens they are of."""
+    """Yield log-probabilities (chunk, vocabulary) in float32 with their targets and their slice of the tokens."""
     for start in range(0, len(hidden), chunk):
         here = slice(start, min(start + chunk, len(hidden)))
         logits = torch.mm(hidden[here], head.t())

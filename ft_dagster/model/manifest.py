@@ -1,4 +1,4 @@
-"""What an adapter is bound to and was made from: `manifest.json` in its folder. Imports no torch."""
+"""The manifest of an adapter, `manifest.json`: its base model, and what it was made from. Imports no torch."""
 
 import json
 import platform
@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from ft_dagster import __version__
-from ft_dagster.base.prepare import PreparedBase, base_version, prepare_base
-from ft_dagster.config.recipe import Base, Recipe, recipe_of_adapter
+from ft_dagster.base.model_folder import PreparedBase
+from ft_dagster.base.prepare import base_version, prepare_base
+from ft_dagster.config.recipe import Base, Recipe
+from ft_dagster.config.recipe_file import recipe_of_adapter
 from ft_dagster.config.settings import Settings
 from ft_dagster.errors import UserError
 from ft_dagster.store.hashing import file_digest
@@ -22,48 +24,48 @@ _BOUND_TO = {"weights": "other weights", "tokenizer": "another tokenizer", "temp
 
 
 class AdapterError(UserError):
-    """An adapter that cannot be used here; the message says why and what to do."""
+    """An adapter cannot be used here; the message says why, and what to do."""
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything an adapter is bound to and was made from."""
+    """The base model that an adapter belongs to, and everything that it was made from."""
 
     key: str
-    """Hash of what decides the weights."""
+    """Hash of everything that determines the weights."""
     base: Mapping[str, str]
-    """`name`, and the hashes of its `weights`, `tokenizer` and chat `template`: a PreparedBase without its folder."""
+    """The base's `name` and hashes of its `weights`, `tokenizer` and chat `template`: a PreparedBase without folder."""
     recipe: Mapping[str, Any]
     """The resolved recipe."""
     code: str
-    """Version of the training code: another one gives other weights."""
+    """Version of the training code: a different one may produce different weights."""
     libraries: Mapping[str, str]
-    """Name -> version, Python itself included."""
+    """Name -> version of each library, including Python."""
     revision: str = ""
-    """Of the base: the commit on a hub, the SHA-256 of the embedded file, the hash of a folder's files."""
+    """Revision of the base: the commit on a hub, the SHA-256 of the embedded file, or the hash of a folder's files."""
     package: str = ""
     """Version of ft_dagster."""
     step: int = 0
-    """Optimizer step whose weights these are."""
+    """The optimizer step after which these weights were kept."""
     number_format: str = ""
-    """What matrix products were computed in: what the recipe names, or what `auto` was on the machine that trained."""
+    """Number format of matrix products: the recipe's, or what `auto` resolved to on the machine that trained."""
     started_from: str = ""
-    """Key of the adapter whose weights training began with; empty where it began with fresh ones."""
+    """Key of the adapter whose weights training started from; empty if it started from new ones."""
     dataset: str = ""
-    """Version of the tokenized dataset."""
+    """Data version of the tokenized dataset."""
     made_from: Mapping[str, str] = field(default_factory=dict)
     """Stage -> key of its artifact in the store."""
     chapters: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    """Chapter -> file -> SHA-256 of its bytes; held-out chapters included."""
+    """Chapter -> file -> SHA-256 of its bytes, including held-out chapters."""
     held_out: Sequence[str] = ()
-    """Chapters or sections that were kept for evaluation."""
+    """Chapters or sections that were held out for evaluation."""
     trained_on: Sequence[Mapping[str, str]] = ()
-    """`chapter`, `title`, `source` file and hash of each `section` that was trained on."""
+    """For each section that was trained on, its `chapter`, `title`, `source` file and hash (`section`)."""
     files: Mapping[str, str] = field(default_factory=dict)
-    """Name -> SHA-256 of the other files in the adapter's folder."""
+    """Name -> SHA-256 of each other file in the adapter's folder."""
 
     def write(self, folder: Path) -> None:
-        """Write it into the adapter's folder."""
+        """Write the manifest into the adapter's folder."""
         write_atomically(folder / MANIFEST, json.dumps(asdict(self), indent=1, ensure_ascii=False, sort_keys=True))
 
 
@@ -76,15 +78,15 @@ def write_manifest(
     step: int,
     lineage: Mapping[str, Any],
 ) -> Manifest:
-    """Say in an adapter's folder, once everything else is in it, what it is bound to and was made from.
+    """Write the manifest into an adapter's folder, once all other files are in it.
 
     Args:
-        folder: holds the adapter's other files, which are hashed.
-        key: the adapter's.
-        base: what it was trained on.
+        folder: the adapter's folder; its other files are hashed.
+        key: the adapter's key.
+        base: the base model that it was trained on.
         recipe: the resolved recipe.
-        code: version of the training code.
-        step: the optimizer step that was kept.
+        code: the version of the training code.
+        step: the optimizer step after which the weights were kept.
         lineage: `number_format`, `started_from`, `dataset`, `made_from`, `chapters`, `held_out`, `trained_on`, as far
             as they are known.
     """
@@ -106,10 +108,10 @@ def write_manifest(
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of the adapter in a folder.
+    """Read the manifest of the adapter in a folder.
 
     Raises:
-        AdapterError: there is none, or it is damaged.
+        AdapterError: the manifest is missing or damaged.
     """
     path = folder / MANIFEST
     try:
@@ -121,12 +123,12 @@ def read_manifest(folder: Path) -> Manifest:
         ) from error
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise AdapterError(
-            f"{path} is damaged ({error}). Take the adapter from the store or release it anew."
+            f"{path} is damaged ({error}). Take the adapter from the store or release it again."
         ) from error
 
 
 def stored_manifest(adapter: Artifact) -> Manifest:
-    """The manifest of an adapter of the store, whose weights need not be here. Raises StoreError if it is damaged."""
+    """Read the manifest of an adapter in the store without fetching its weights. Raises StoreError if it is damaged."""
     return _manifest(adapter.read_json(MANIFEST))
 
 
@@ -138,13 +140,13 @@ def _manifest(content: Mapping[str, Any]) -> Manifest:
 
 
 def made_on(manifest: Manifest, settings: Settings) -> tuple[Recipe, PreparedBase]:
-    """The recipe that an adapter was made by, and its base, brought here. Raises BaseModelError if it cannot be had."""
+    """Return the recipe of an adapter, and its base, fetched if needed. Raises BaseModelError if that is impossible."""
     recipe = recipe_of_adapter(manifest.recipe)
     return recipe, prepare_base(recipe.base, settings.cache, token=settings.token)
 
 
 def differences(manifest: Manifest, base: PreparedBase) -> list[str]:
-    """What keeps an adapter from a base model, each as a phrase; empty where it fits. Names do not count."""
+    """Return how a base model differs from the adapter's, as phrases; empty if the adapter fits. Names are ignored."""
     return [
         f"{phrase} ({manifest.base[name][:12]}, not {found[:12] or 'known'})"
         for name, phrase in _BOUND_TO.items()
@@ -153,11 +155,11 @@ def differences(manifest: Manifest, base: PreparedBase) -> list[str]:
 
 
 def check_adapter(folder: Path, base: PreparedBase) -> Manifest:
-    """The manifest of an adapter that fits a base model and whose files are whole.
+    """Check that an adapter fits a base model and that its files are undamaged, and return its manifest.
 
     Raises:
-        AdapterError: it was trained on another base, tokenizer or chat template; a file is missing or not what was
-            saved; or there is no manifest.
+        AdapterError: the adapter was trained on another base, tokenizer or chat template; one of its files is missing
+            or differs from the one that was saved; or it has no manifest.
     """
     manifest = read_manifest(folder)
     if found := differences(manifest, base):
@@ -170,12 +172,12 @@ def check_adapter(folder: Path, base: PreparedBase) -> Manifest:
 
 
 def check_files(folder: Path, manifest: Manifest) -> None:
-    """Raise AdapterError if a file of an adapter is missing or not what was saved."""
+    """Raise AdapterError if a file of an adapter is missing or differs from the one that was saved."""
     for name, expected in manifest.files.items():
         path = folder / name
         if not path.is_file():
-            raise AdapterError(f"{path} is missing. Take the adapter from the store or release it anew.")
+            raise AdapterError(f"{path} is missing. Take the adapter from the store or release it again.")
         if file_digest(path) != expected:
             raise AdapterError(
-                f"{path} is not the file that was saved. Take the adapter from the store or release it anew."
+                f"{path} is not the file that was saved. Take the adapter from the store or release it again."
             )

@@ -1,4 +1,4 @@
-"""A causal language model as training and evaluation use it: packed rows in, negative log-likelihoods out."""
+"""A causal language model for training and evaluation, which maps packed rows to negative log-likelihoods."""
 
 import logging
 from collections.abc import Mapping
@@ -11,27 +11,27 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from ft_dagster.config.recipe import Recipe
-from ft_dagster.model.fused_layer import cannot_fuse
-from ft_dagster.model.fused_model import FusedModel, Share, count_shares
+from ft_dagster.model.fused.layer import cannot_fuse
+from ft_dagster.model.fused.model import FusedModel, Share, count_shares
+from ft_dagster.model.fused.packed_attention import Pieces
 from ft_dagster.model.loss import nats_and_hits, summed_nats
-from ft_dagster.model.packed_attention import Pieces
 from ft_dagster.model.products import decided
 from ft_dagster.model.rows import IGNORED
 
 log = logging.getLogger(__name__)
 _PLAIN_HEADS = ("llama", "mistral")
-"""Architectures whose logits are the output head's product and nothing else."""
+"""Architectures whose logits are exactly the product with the output head."""
 
 
 class PackedModel:
-    """Hidden states of packed rows and their losses, by the fastest of our ways that the model allows."""
+    """Computes losses of packed rows with the fastest implementation that the model allows."""
 
     def __init__(self, model: PeftModel | PreTrainedModel, recipe: Recipe) -> None:
-        """Look at the model, with its adapters on it, and choose.
+        """Choose the implementation for a model with its adapters.
 
         Args:
-            model: base and adapters, or a model alone; it stays usable as it is, and sees the same weights.
-            recipe: says what matrix products are computed in, and whether fused layers are wanted.
+            model: a base model, with or without adapters. It stays usable on its own, and shares its weights.
+            recipe: the recipe, which sets the number format of matrix products, and whether to use fused layers.
         """
         recipe = decided(recipe)
         self.model = model
@@ -41,23 +41,23 @@ class PackedModel:
         plain = type(head) is nn.Linear and head.bias is None and not head.weight.requires_grad
         self._head_is_plain = plain and self.base.config.model_type in _PLAIN_HEADS
         self.not_fused = self._reason(recipe)
-        """Why the layers are not the fused ones; None if they are."""
+        """Why fused layers are not used; None if they are."""
         self._fused: FusedModel | None = None
         if self.not_fused is None:
             recompute = recipe.training.gradient_checkpointing
             self._fused = FusedModel(self.base.model.layers, self.base.model.norm, recompute)
-        log.info("Layers: %s", f"as transformers has them ({self.not_fused})" if self.not_fused else "fused")
+        log.info("Layers: %s", f"those of transformers ({self.not_fused})" if self.not_fused else "fused")
 
     @property
     def _head(self) -> Tensor | None:
-        """The output head's weights, where logits are the product with them; looked up, because FSDP exchanges them."""
+        """The output head's weights if logits are the product with them. Not cached, because FSDP replaces them."""
         return self.base.get_output_embeddings().weight if self._head_is_plain else None
 
     def summed_nats(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """The (weighted) sum of the negative log-likelihoods of a batch's supervised tokens, differentiable.
+        """Return the (weighted) sum of the negative log-likelihoods of a batch's supervised tokens, differentiable.
 
         Args:
-            batch: from `collate`.
+            batch: a batch from `collate`.
         """
         targets = _targets(batch)
         chosen = targets != IGNORED  # (B, T)
@@ -74,15 +74,15 @@ class PackedModel:
 
     @torch.no_grad()
     def nats_and_hits(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Negative log-likelihood of each supervised token, and whether it is the most probable one, at the token.
+        """Return each supervised token's negative log-likelihood, and whether the token is the most probable one.
 
-        A run of tokens that are is what greedy decoding would write, given the text before it.
+        A sequence of most probable tokens is what greedy decoding would write after the text before it.
 
         Args:
-            batch: from `collate`.
+            batch: a batch from `collate`.
 
         Returns:
-            (B, T) float32 and bool; 0 and False where nothing is supervised.
+            The values at each token, (B, T), float32 and bool; 0 and False where nothing is supervised.
         """
         targets = _targets(batch)
         chosen = targets != IGNORED
@@ -99,7 +99,7 @@ class PackedModel:
         return _at_tokens(nats, chosen), _at_tokens(hits, chosen)
 
     def _predictions(self, batch: Mapping[str, Tensor], chosen: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """(M, hidden) of the chosen tokens, or their logits (M, vocabulary) where the head is not a plain product."""
+        """Return the hidden states (M, hidden) of chosen tokens, or logits (M, vocabulary) if the head is not plain."""
         inputs = {name: batch[name] for name in ("input_ids", "position_ids")}
         with torch.autocast(batch["input_ids"].device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
             if self._head is None:
@@ -108,10 +108,10 @@ class PackedModel:
         return hidden.to(self._head.dtype), None
 
     def _shares(self, batch: Mapping[str, Tensor], targets: Tensor, weights: Tensor | None = None) -> list[Share]:
-        """The rows of a batch, dealt out to threads. Without padding: a row's last piece ends where the row does."""
+        """Divide the rows of a batch into shares for threads, without padding: a row's last piece ends with the row."""
         ids, positions = batch["input_ids"], batch["position_ids"]
         filled = torch.arange(ids.shape[1]) < batch["row_lengths"][:, None]  # (B, T)
-        embedded = self.base.model.embed_tokens(ids)  # (B, T, hidden); NEFTune's noise goes by the row's length
+        embedded = self.base.model.embed_tokens(ids)  # (B, T, hidden); NEFTune scales its noise by the row's length
         shares = []
         for rows in torch.arange(len(ids)).tensor_split(count_shares(len(ids), torch.get_num_threads())):
             here = filled[rows]
@@ -141,24 +141,24 @@ class PackedModel:
         if not recipe.training.fused:
             return "training.fused is false"
         if self.base.device.type != "cpu":
-            return "they are written for a CPU"
+            return "fused layers are written for a CPU"
         if self._head is None:
             return f"the output head of {type(self.base).__name__} is not a plain product"
         if recipe.base.quantization != "none":
             return "the base is quantized"
         if recipe.compute_dtype != recipe.base.dtype:
-            return "they compute in what the weights are held in"
+            return "fused layers compute in the number format of the weights"
         return cannot_fuse(self.base.model.layers, recipe.tokens.block_length)
 
 
 def _targets(batch: Mapping[str, Tensor]) -> Tensor:
-    """What each token predicts: the label of the next one; nothing after the last of a row. (B, T)"""
+    """Return the token that each position predicts, (B, T): the label of the next one, and none at a row's end."""
     targets = batch["labels"].roll(-1, 1)
     targets[:, -1] = IGNORED
     return targets
 
 
 def _at_tokens(values: Tensor, chosen: Tensor) -> Tensor:
-    """Values of the positions that predict, (M), at the tokens that they predict: (B, T), 0 elsewhere."""
+    """Move the values (M) of the predicting positions to the tokens that they predict, (B, T); 0 elsewhere."""
     everywhere = torch.zeros(chosen.shape, dtype=values.dtype, device=values.device)
     return everywhere.masked_scatter_(chosen, values).roll(1, 1)

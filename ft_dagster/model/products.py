@@ -1,4 +1,4 @@
-"""`python -m ft_dagster.model.products CACHE`: how fast this machine multiplies matrices in each number format."""
+"""Measure how fast this machine multiplies matrices by number format: `python -m ft_dagster.model.products CACHE`."""
 
 import json
 import sys
@@ -14,13 +14,13 @@ from ft_dagster.config.recipe import AUTO, Recipe
 from ft_dagster.runtime.number_format import FORMATS, ProductRates, known_rates, remember_rates
 
 _SHAPES = {"cpu": (256, 768, 768), "cuda": (4096, 4096, 4096)}
-"""Rows, inputs, outputs. On a CPU as in a layer of a small model; 0.3 s in the slowest format that was seen."""
+"""Rows, inputs and outputs. On a CPU those of a layer of a small model, 0.3 s in the slowest format ever measured."""
 _SECONDS = 0.25
-"""How long each format is measured, at least twice."""
+"""How long each format is measured, with at least two products."""
 
 
 def rates_here(cache: Path | None) -> ProductRates:
-    """What is known of this machine, or is measured now; without FT_CACHE once for each process."""
+    """Return this machine's rates from FT_CACHE, or measure them. Without FT_CACHE, each process measures once."""
     if cache is None:
         return _of_this_process()
     if known := known_rates(cache):
@@ -31,7 +31,7 @@ def rates_here(cache: Path | None) -> ProductRates:
 
 
 def decided(recipe: Recipe, cache: Path | None = None) -> Recipe:
-    """The recipe with its number format decided for this machine, where that is not done."""
+    """Return the recipe with its number format decided for this machine, if the recipe leaves it open."""
     return recipe if recipe.base.dtype != AUTO else recipe.computing_in(rates_here(cache).best)
 
 
@@ -41,13 +41,13 @@ def _of_this_process() -> ProductRates:
 
 
 def time_products() -> ProductRates:
-    """Multiply matrices in each format that the device has: on a GPU, or on one core of the CPU."""
+    """Measure matrix products in each number format that the device supports: on a GPU, or on one core of the CPU."""
     if torch.cuda.is_available():
         native = torch.cuda.is_bf16_supported(including_emulation=False)
         formats = [name for name in FORMATS if native or name != "bfloat16"]
         return ProductRates(torch.cuda.get_device_name(), {name: _rate(name, "cuda") for name in formats})
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # whatever else the machine does: a thread's own time is counted
+    torch.set_num_threads(1)  # only the thread's own CPU time counts, whatever else the machine does
     try:
         return ProductRates("cpu", {name: _rate(name, "cpu") for name in FORMATS if name != "float16"})
     finally:
@@ -55,14 +55,14 @@ def time_products() -> ProductRates:
 
 
 def _rate(name: str, device: str) -> float:
-    """Operations a second, at the best of several products."""
+    """Return the operations per second of the fastest of several products."""
     rows, inputs, outputs = _SHAPES[device]
     dtype = getattr(torch, name)
-    generator = torch.Generator(device).manual_seed(0)  # the random numbers of a training are left alone
+    generator = torch.Generator(device).manual_seed(0)  # does not advance the random numbers of a training
     first = torch.randn(rows, inputs, device=device, generator=generator).to(dtype)
     second = torch.randn(inputs, outputs, device=device, generator=generator).to(dtype)
     clock = time.perf_counter if device == "cuda" else time.thread_time
-    _timed(first, second, clock)  # kernels are chosen and loaded
+    _timed(first, second, clock)  # a warm-up, in which kernels are chosen and loaded
     taken = [_timed(first, second, clock) for _ in range(2)]
     while sum(taken) < _SECONDS:
         taken.append(_timed(first, second, clock))

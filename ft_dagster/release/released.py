@@ -1,7 +1,7 @@
 """`./fine_tuned_model/`: a symbolic link to one complete released adapter, replaced in one step.
 
-Each release is a folder of its own under `.ft/released/`, complete before the link points to it and never changed
-afterwards, so that a reader finds a whole adapter at every instant and may keep reading one that was replaced.
+Each release has its own folder under `.ft/released/`, which is complete before the link points to it and never changes
+afterwards. A reader therefore finds a complete adapter at any time, and can keep reading one that has been replaced.
 """
 
 import json
@@ -25,50 +25,50 @@ from ft_dagster.store.shared import open_store
 from ft_dagster.training.request import KIND as ADAPTER
 
 _HASH = "hash"
-"""Field of an entry of the history that holds the hash of the others."""
+"""Field of a history entry that contains the hash of the other fields."""
 
 CODE_VERSION = "1"
-"""Raised by hand when the same verdict would leave another released adapter."""
+"""Increased by hand when the same verdict would result in another released adapter."""
 
 
 class ReleaseError(UserError):
-    """The released adapter cannot be switched; the message says what to do."""
+    """A release cannot be read, switched, exported or published; the message says what to do."""
 
 
 class Releases:
-    """What is released in one workspace, and what was before."""
+    """The released adapter of a workspace, and the history of its releases."""
 
     def __init__(self, link: Path, state: Path) -> None:
-        """`link`: `fine_tuned_model` of the workspace. `state`: its `.ft/` folder."""
+        """`link` is `fine_tuned_model` of the workspace, and `state` is its `.ft/` folder."""
         self.link = link
         self.folder = state / "released"
         self._history = self.folder / "history.jsonl"
 
     def current(self) -> str | None:
-        """Key of the released adapter; None when there is none, or what is there is not a release of ours."""
+        """Return the key of the released adapter; None if there is none, or the link does not point to a release."""
         if not self.link.is_symlink():
             return None
         target = self.link.resolve()
         return target.name if target.parent == self.folder.resolve() and target.is_dir() else None
 
     def current_folder(self) -> Path | None:
-        """Folder of the released adapter."""
+        """Return the folder of the released adapter, or None."""
         key = self.current()
         return self.folder / key if key else None
 
     def release(self, adapter: Artifact, why: Mapping[str, Any]) -> Path | None:
-        """Make an adapter the released one. Releasing what is released changes nothing.
+        """Make an adapter the released one. If it is released already, nothing changes.
 
         Args:
-            adapter: verified here before anything is switched.
+            adapter: adapter to release, whose files are checked before anything is switched.
             why: the verdict, for the history.
 
         Returns:
-            Where a folder that stood at `fine_tuned_model` was moved to, if one did (the original script's output).
+            The path to which a folder at `fine_tuned_model` (such as the original script's output) was moved, or None.
 
         Raises:
-            StoreError: a byte of the adapter, or of the copy that was released before, is not what was stored.
-            ReleaseError: the workspace's file system has no symbolic links.
+            StoreError: a file of the adapter, or of its copy from an earlier release, is missing or damaged.
+            ReleaseError: the workspace's file system does not support symbolic links.
         """
         if self.current() == adapter.key:
             return None
@@ -77,17 +77,18 @@ class Releases:
             return self._release(adapter, why)
 
     def roll_back(self, key: str, why: Mapping[str, Any]) -> Path | None:
-        """Put an adapter that was in use before back in use: its folder is still here.
+        """Release an adapter again that was in use before, from its existing folder.
 
         Args:
-            key: of the adapter.
-            why: for the history.
+            key: key of the adapter.
+            why: the decision, for the history.
 
         Returns:
-            As `release`.
+            The same as `release`.
 
         Raises:
-            ReleaseError: it was never in use here, its folder was removed, or a file of it is damaged.
+            ReleaseError: the adapter was never in use here or is in use now, its folder was removed, or one of its
+                files is damaged.
         """
         if key not in {entry["adapter"] for entry in self.history()}:
             raise ReleaseError(
@@ -110,10 +111,12 @@ class Releases:
         return aside
 
     def before(self) -> str:
-        """Key of the adapter that was in use before the current one; going back again goes further back.
+        """Return the key of the adapter that was in use before the current one.
+
+        After a rollback, this is the adapter before the one that was rolled back to.
 
         Raises:
-            ReleaseError: there was none.
+            ReleaseError: no other adapter was in use before.
         """
         line: list[str] = []
         for entry in self.history():
@@ -128,16 +131,16 @@ class Releases:
         return earlier[-1]
 
     def chosen_by_hand(self) -> bool:
-        """Whether a person put the adapter in use there: only a changed report, recipe or base undoes it."""
+        """Whether a person released the adapter in use. Then only a changed report, recipe or base replaces it."""
         history = self.history()
         return bool(history) and history[-1]["adapter"] == self.current() and "by" in history[-1]["why"]
 
     def proven(self) -> set[str]:
-        """Keys of adapters that were in use, without those that a person took out of use."""
+        """Return the keys of adapters that were in use, except those that a person took out of use."""
         return {entry["adapter"] for entry in self.history()} - self.withdrawn()
 
     def withdrawn(self) -> set[str]:
-        """Keys of adapters that a person took out of use, and did not put back since."""
+        """Return the keys of adapters that a person took out of use and has not put back since."""
         withdrawn: set[str] = set()
         for before, after in pairwise(self.history()):
             if "by" in after["why"]:
@@ -163,7 +166,9 @@ class Releases:
         return aside
 
     def history(self) -> list[dict[str, Any]]:
-        """Every release, oldest first: `adapter`, `at` (UTC), `why` (at least `decision` and `reason`), `back`.
+        """Return every release, oldest first: `adapter`, `at` (UTC), `why` (with `decision` and `reason`) and `back`.
+
+        `back` is present only for rollbacks.
 
         Raises:
             ReleaseError: a line is damaged.
@@ -175,19 +180,19 @@ class Releases:
     def _entry(self, number: int, line: bytes) -> dict[str, Any]:
         try:
             entry: dict[str, Any] = json.loads(line)
-            if entry.pop(_HASH, None) not in (None, digest(entry)):  # none: written by an earlier version
+            if entry.pop(_HASH, None) not in (None, digest(entry)):  # None: an earlier version wrote the line
                 raise ValueError("its hash is not the one recorded")
             if not (isinstance(entry["adapter"], str) and "why" in entry):
                 raise ValueError("it names no adapter")
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ReleaseError(
-                f"Line {number} of {self._history} is damaged ({error}). Restore it, or delete the line: what was in "
-                "use then is forgotten, and nothing else."
+                f"Line {number} of {self._history} is damaged ({error}). Restore it, or delete the line: then only "
+                "the record of that release is lost."
             ) from None
         return entry
 
-    def _make_way(self) -> Path | None:
-        """A real folder or a foreign link at our place is kept under another name, never written over."""
+    def _move_aside(self) -> Path | None:
+        """Rename a folder or foreign link at the path of our link, so that it is kept. Returns its new path, if any."""
         if self.link.is_symlink() and self.link.readlink().parts[:2] == (self.folder.parent.name, self.folder.name):
             return None
         if not os.path.lexists(self.link):
@@ -201,8 +206,8 @@ class Releases:
     def _switch(self, target: Path) -> Path | None:
         """Point the link at `target` by renaming a new link over it: the one atomic step of a release.
 
-        The new link is made first, so that where there can be none nothing else is touched. Returns where what
-        stood in the way was moved to.
+        The new link is made first, so that nothing else changes if the file system does not support links. Returns the
+        path to which anything else at the link's path was moved, if any.
         """
         fresh = self.link.with_name(f".{self.link.name}.{os.getpid()}")
         fresh.unlink(missing_ok=True)
@@ -210,10 +215,10 @@ class Releases:
             fresh.symlink_to(os.path.relpath(target, self.link.parent), target_is_directory=True)
         except OSError as error:
             raise ReleaseError(
-                f"{self.link.parent} cannot hold symbolic links ({error.strerror}), which an atomic release needs. "
-                "Put the workspace on another file system."
+                f"{self.link.parent} does not support symbolic links ({error.strerror}), which an atomic release "
+                "needs. Put the workspace on another file system."
             ) from error
-        aside = self._make_way()
+        aside = self._move_aside()
         fresh.replace(self.link)
         return aside
 
@@ -226,11 +231,15 @@ class Releases:
 
 
 def adapter_folder(settings: Settings, beginning: str) -> Path:
-    """Folder of an adapter of the store, by the beginning of its key, or of the released one.
+    """Return the folder of an adapter in the store, by the beginning of its key, or of the released adapter.
+
+    Args:
+        settings: settings of the workspace.
+        beginning: beginning of the key; empty for the released adapter.
 
     Raises:
-        ReleaseError: nothing is released.
-        StoreError: there is not one adapter of that name.
+        ReleaseError: no adapter is released.
+        StoreError: there is not exactly one adapter whose key begins in this way.
     """
     if beginning:
         return open_store(settings).match(ADAPTER, beginning).path
@@ -240,7 +249,7 @@ def adapter_folder(settings: Settings, beginning: str) -> Path:
 
 
 def _sync(folder: Path) -> None:
-    """Have the folder's files on disk before anything points to them."""
+    """Flush the folder's files to disk, before anything points to them."""
     for path in folder.rglob("*"):
         if path.is_file():
             with path.open("rb") as file:

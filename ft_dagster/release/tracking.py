@@ -1,8 +1,8 @@
-"""What was trained, measured and released, told to an MLflow server: one run for each adapter.
+"""Report what was trained, measured and released to an MLflow server, with one run for each adapter.
 
-MLflow is told afterwards, from the store, so that no training waits for a server or fails with one. Whatever the server
-was not told, because it was away or was named only later, it is told the next time: what it has already says what is
-missing.
+MLflow is updated afterwards, from the store, so that no training waits for a server or fails with it. Anything that was
+not reported, because the server was unavailable or configured only later, is reported the next time: comparing the
+store with what the server has shows what is missing.
 """
 
 import os
@@ -25,49 +25,49 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 ALIAS = "released"
-"""Of the registered model: the version in use. `models:/<name>@released` is its address."""
+"""Alias of the registered model's version that is in use, whose address is `models:/<name>@released`."""
 _ADAPTER, _EVALUATION, _VERSION = (f"ft_dagster.{name}" for name in ("adapter", "evaluation", "version"))
 _FOLDER = "adapter"
-_LONGEST = 6000
-"""Characters of a parameter's value, which MLflow limits."""
+_VALUE_LENGTH = 6000
+"""Largest number of characters in a parameter's value, which MLflow limits."""
 _BATCH = 1000
-"""Metrics in one request, which MLflow limits."""
-_PATIENCE = {
+"""Largest number of metrics in one request, which MLflow limits."""
+_CLIENT_DEFAULTS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
-"""Of MLflow's client, unless the environment says otherwise: its own waits for minutes."""
+"""Settings of MLflow's client, unless the environment sets them. With its own defaults, it waits for minutes."""
 
 
 class TrackingError(UserError):
-    """The MLflow server could not be told; the message says why. Nothing else depends on it."""
+    """The MLflow server could not be updated; the message gives the reason. Nothing else depends on it."""
 
 
 @dataclass(frozen=True)
-class Told:
-    """What the server was told now."""
+class Tracked:
+    """What was reported to the server in one update."""
 
     adapters: tuple[str, ...]
-    """Keys of adapters that it did not know, or of which it did not know the last evaluation."""
+    """Keys of adapters that the server did not have, or whose last evaluation it did not have."""
     versions: tuple[str, ...]
     """Keys of adapters that were registered as versions of the model."""
 
 
-def track(settings: Settings, store: Store, releases: Releases) -> Told | None:
-    """Tell the MLflow server of the settings what it does not know yet; None where no server is set.
+def track(settings: Settings, store: Store, releases: Releases) -> Tracked | None:
+    """Report to the MLflow server of the settings what it does not have yet; returns None if no server is set.
 
-    A run has the recipe as parameters, the curves of the training, what the last evaluation measured, and the verdict.
-    An adapter that was ever in use is registered as a version, with its files; the alias `released` is at the one in
-    use now.
+    A run has the recipe as parameters, the curves of the training, the measurements of the last evaluation, and the
+    verdict. An adapter that was ever in use is registered as a version, with its files; the alias `released` points to
+    the version in use.
 
     Raises:
-        TrackingError: the server cannot be reached or refused, or the client is not installed.
+        TrackingError: the server cannot be reached or refuses the update, or the client is not installed.
     """
     if settings.mlflow_tracking_uri is None:
         return None
-    for name, value in _PATIENCE.items():
+    for name, value in _CLIENT_DEFAULTS.items():
         os.environ.setdefault(name, value)
     try:
         from mlflow import MlflowClient
@@ -80,12 +80,12 @@ def track(settings: Settings, store: Store, releases: Releases) -> Told | None:
     address = settings.mlflow_tracking_uri.get_secret_value()
     name = settings.mlflow_experiment_name or settings.workspace.name
     try:
-        return _Server(MlflowClient(address, address), name).tell(store, releases)
+        return _Server(MlflowClient(address, address), name).update(store, releases)
     except (MlflowException, RequestException, OSError) as error:
         raise TrackingError(
-            f"MLflow was not told: {redacted(str(error))} It is told after the next release or refusal, or by "
+            f"MLflow was not updated: {redacted(str(error))} The next release or refusal updates it, and so does "
             "`ft-dagster track`."
-        ) from None  # the cause has the address, password included
+        ) from None  # the cause contains the address with its password
 
 
 class _Server:
@@ -93,23 +93,23 @@ class _Server:
         self.client = client
         self.name = name
 
-    def tell(self, store: Store, releases: Releases) -> Told:
+    def update(self, store: Store, releases: Releases) -> Tracked:
         known = self._runs()
         evaluations = last_evaluations(store)
         used = {entry["adapter"] for entry in releases.history()}
-        told, versions = [], []
+        logged, versions = [], []
         for adapter in reversed(list(store.all(ADAPTER))):
-            run = known.get(adapter.key) or self._begin(adapter)
+            run = known.get(adapter.key) or self._create_run(adapter)
             evaluation = evaluations.get(adapter.key)
             new = run.info.status != "FINISHED"
             if new:
-                self._tell_training(run, adapter)
+                self._log_training(run, adapter)
             if evaluation and run.data.tags.get(_EVALUATION) != evaluation.key:
-                self._tell_evaluation(run, evaluation)
+                self._log_evaluation(run, evaluation)
                 new = True
             if new:
-                told.append(adapter.key)
-                self.client.set_terminated(run.info.run_id, "FINISHED", end_time=_moment(adapter))
+                logged.append(adapter.key)
+                self.client.set_terminated(run.info.run_id, "FINISHED", end_time=_milliseconds(adapter))
             if adapter.key in used:
                 version = run.data.tags.get(_VERSION)
                 if version is None:
@@ -117,14 +117,14 @@ class _Server:
                     versions.append(adapter.key)
                 if adapter.key == releases.current():
                     self.client.set_registered_model_alias(self.name, ALIAS, version)
-        return Told(tuple(told), tuple(versions))
+        return Tracked(tuple(logged), tuple(versions))
 
     def _experiment(self) -> str:
         found = self.client.get_experiment_by_name(self.name)
         return str(found.experiment_id if found else self.client.create_experiment(self.name))
 
     def _runs(self) -> dict[str, "Run"]:
-        """Adapter -> its run."""
+        """Return adapter -> its run."""
         self.experiment = self._experiment()
         runs: dict[str, Run] = {}
         page = None
@@ -134,13 +134,13 @@ class _Server:
             if not (page := found.token):
                 return runs
 
-    def _begin(self, adapter: Artifact) -> "Run":
-        began = _moment(adapter) - int(1000 * adapter.about["seconds_since_resume"])
+    def _create_run(self, adapter: Artifact) -> "Run":
+        began = _milliseconds(adapter) - int(1000 * adapter.about["seconds_since_resume"])
         return self.client.create_run(
             self.experiment, start_time=began, tags={_ADAPTER: adapter.key}, run_name=adapter.key[:12]
         )
 
-    def _tell_training(self, run: "Run", adapter: Artifact) -> None:
+    def _log_training(self, run: "Run", adapter: Artifact) -> None:
         manifest, about = stored_manifest(adapter), adapter.about
         by_step = [(row["step"], row) for row in (*about["history"], *about["held_out"])]
         once = ("final_loss", "peak_memory_bytes", "seconds_since_resume", "trainable_parameters", "supervised_tokens")
@@ -149,7 +149,7 @@ class _Server:
         ] + [(name, about[name], about["steps"]) for name in once]
         self._log(run, adapter, numbers, _parameters(manifest), _origin(manifest))
 
-    def _tell_evaluation(self, run: "Run", evaluation: Artifact) -> None:
+    def _log_evaluation(self, run: "Run", evaluation: Artifact) -> None:
         numbers = [
             (f"{model}.{name}", value, 0)
             for model, found in evaluation.about["models"].items()
@@ -159,7 +159,7 @@ class _Server:
         verdict = evaluation.about["verdict"]
         tags = {"ft_dagster.decision": verdict["decision"], "ft_dagster.reason": verdict["reason"]}
         self._log(run, evaluation, numbers, {}, tags)
-        self.client.set_tag(run.info.run_id, _EVALUATION, evaluation.key)  # last: all before it has arrived
+        self.client.set_tag(run.info.run_id, _EVALUATION, evaluation.key)  # last, after everything else has been logged
 
     def _log(
         self,
@@ -169,21 +169,21 @@ class _Server:
         parameters: Mapping[str, Any],
         tags: Mapping[str, str],
     ) -> None:
-        """Log to a run. What it was told before is told again without harm: the moment is that of the artifact."""
+        """Log to a run. Logging again does no harm, because the time of each value is that of the artifact."""
         from mlflow.entities import Metric, Param, RunTag
 
-        at = _moment(artifact)
+        at = _milliseconds(artifact)
         metrics = [Metric(_name(name), float(value), at, step) for name, value, step in numbers]
         self.client.log_batch(
             run.info.run_id,
-            params=[Param(name, str(value)[:_LONGEST]) for name, value in parameters.items()],
+            params=[Param(name, str(value)[:_VALUE_LENGTH]) for name, value in parameters.items()],
             tags=[RunTag(name, value) for name, value in tags.items()],
         )
         for first in range(0, len(metrics), _BATCH):
             self.client.log_batch(run.info.run_id, metrics=metrics[first : first + _BATCH])
 
     def _register(self, run: "Run", adapter: Artifact) -> str:
-        """Upload an adapter's files; returns the version's number."""
+        """Upload an adapter's files, register them as a version, and return its number."""
         from mlflow.exceptions import MlflowException
 
         try:
@@ -207,7 +207,7 @@ def _parameters(manifest: Manifest) -> dict[str, Any]:
 def _origin(manifest: Manifest) -> dict[str, str]:
     return {
         "ft_dagster.dataset": manifest.dataset,
-        "ft_dagster.base.prepare": manifest.base["name"],
+        "ft_dagster.base": manifest.base["name"],
         "ft_dagster.started_from": manifest.started_from,
         "ft_dagster.chapters": str(len(manifest.chapters)),
     }
@@ -218,10 +218,10 @@ def _is_number(name: str, value: Any) -> bool:
 
 
 def _name(name: str) -> str:
-    """With the characters alone that MLflow allows in a name."""
+    """Return a name without the characters that MLflow does not allow."""
     return re.sub(r"[^\w\-. /:]", "_", name)
 
 
-def _moment(artifact: Artifact) -> int:
-    """When it was taken in, milliseconds since 1970."""
-    return int(artifact.store.taken_in(artifact) * 1000)
+def _milliseconds(artifact: Artifact) -> int:
+    """Return when an artifact was committed, in milliseconds since 1970."""
+    return int(artifact.store.committed_at(artifact) * 1000)

@@ -1,1 +1,4 @@
-"""Processes on this machine: how they are started and how they end. Imports no torch."""
+"""Processes on this machine: how they start and end, and what they use of its devices, memory and disks.
+
+Imports no torch.
+"""

@@ -1,4 +1,4 @@
-"""What the child processes that train, measure, merge and generate have in common: their start, and how they end."""
+"""The start, exit codes and error messages that the processes that train, measure, merge and generate share."""
 
 import logging
 import sys
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from ft_dagster.errors import UserError
+from ft_dagster.runtime.disk import reports_full_disk
 
 FAILED, INTERRUPTED = 1, 130
 """Exit codes."""
@@ -15,14 +16,14 @@ LESS_MEMORY = (
     "Lower training.rows_per_device or tokens.block_length, set training.gradient_checkpointing: true or "
     "base.quantization: nf4, or close other programs."
 )
-"""What to change where memory was too little. `training.fitting.advice` says more where it is known how little."""
-TRAINING_MAY_USE_IT = "A training may be using it; try again when it has ended."
+"""What to change if there was too little memory. If the missing amount is known, `training.sizing.fitting.advice` is
+more specific."""
+TRAINING_MAY_USE_IT = "A training may be using it; try again when that has finished."
 _NO_MEMORY = ("allocate memory", "out of memory")
-_NO_SPACE = ("no space left on device", "disk quota exceeded", "pytorchstreamwriter failed writing", "unexpected pos")
 
 
 def run_child(module: str, main: Callable[[Path], int]) -> NoReturn:
-    """End this process, `python -m MODULE REQUEST.json`, with the exit code of `main`."""
+    """Run `main` as `python -m MODULE REQUEST.json`, and exit with the code that it returns."""
     if len(sys.argv) != 2:
         sys.exit(f"usage: python -m {module} REQUEST.json")
     logging.basicConfig(level=logging.INFO, format=LOG_FORMAT)
@@ -30,12 +31,12 @@ def run_child(module: str, main: Callable[[Path], int]) -> NoReturn:
 
 
 def exit_code(work: Callable[[], int], folder: Path, advice: str = LESS_MEMORY) -> int:
-    """Do the work, and give its exit code; what a person can fix is one message on standard error, without a traceback.
+    """Run `work` and return its exit code. Errors that a user can fix are printed as one message, without a traceback.
 
     Args:
-        work: gives its own exit code.
-        folder: that it writes to, named where its disk is full.
-        advice: what to change where memory was too little.
+        work: returns its own exit code.
+        folder: folder that `work` writes to; the message names it if its disk is full.
+        advice: what to change if there was too little memory.
     """
     try:
         return work()
@@ -52,15 +53,15 @@ def exit_code(work: Callable[[], int], folder: Path, advice: str = LESS_MEMORY) 
 
 
 def exhausted(error: BaseException, folder: Path, advice: str = LESS_MEMORY) -> str | None:
-    """What to do about an error that says that memory, or the disk of a folder, is full; None for any other.
+    """Return what to do about an error caused by full memory or a full disk of `folder`; None for any other error.
 
-    Libraries wrap the system's error in classes of their own, so only its words tell.
+    Libraries wrap the system's error in classes of their own, so only the words of an error show what it is about.
     """
     said = str(error).lower()
     if isinstance(error, MemoryError) or any(part in said for part in _NO_MEMORY):
         return f"There is not enough memory. {advice}"
-    if any(part in said for part in _NO_SPACE):
-        return f"The disk that holds {folder} is full. Make space and run again: it goes on with what was finished."
+    if reports_full_disk(said):
+        return f"The disk that holds {folder} is full. Make space and run again: finished work is kept."
     return None
 
 

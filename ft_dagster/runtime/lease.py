@@ -1,7 +1,8 @@
-"""Devices for one process: it takes as many as it needs, sees those, and nobody else takes them. Imports no torch.
+"""Leases of devices: a process leases as many as it needs, sees only those, and keeps other processes from using them.
 
-A lease is a file lock, so it ends with the process, however that ends. It counts across runs, workspaces and
-terminals of a machine; the pool `gpu` of an instance only keeps runs from being started to wait.
+A lease is a file lock, so it is released when the process ends, for whatever reason. It is valid across all runs,
+workspaces and terminals of a machine; the pool `gpu` of a Dagster instance only avoids starting runs that would wait.
+Imports no torch.
 """
 
 import logging
@@ -23,13 +24,13 @@ from ft_dagster.errors import UserError
 log = logging.getLogger(__name__)
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 _POLL_SECONDS = 0.25
-_LISTED = re.compile(
+_GPU_LINE = re.compile(
     r"^(?P<inside> *)(?:GPU \d+: (?P<gpu>.*)|(?P<part>MIG \S+).*)\(UUID: (?P<uuid>(?:GPU|MIG)-[\w/-]+)\)", re.MULTILINE
 )
 
 
 class LeaseError(UserError):
-    """There are not as many devices as were asked for."""
+    """Fewer devices are visible than were asked for."""
 
 
 @dataclass(frozen=True)
@@ -37,22 +38,23 @@ class Device:
     """A GPU, or the CPU."""
 
     name: str
-    """Of its lock: the same for every process of the machine."""
+    """Name of the device's lock, which is the same for every process of the machine."""
     visible: str | None
-    """How CUDA_VISIBLE_DEVICES names it to this process; None for the CPU."""
+    """The name of the device in CUDA_VISIBLE_DEVICES of this process; None for the CPU."""
     model: str | None = None
-    """Such as `NVIDIA H100 80GB HBM3`, or `MIG 3g.20gb` for a part of one; None for the CPU."""
+    """The model, such as `NVIDIA H100 80GB HBM3`, or `MIG 3g.20gb` for a part of a GPU; None for the CPU."""
 
 
 _MACHINE = socket.gethostname()
 CPU = Device(f"cpu-{_MACHINE}", None)
-"""Holds the name of this machine: others may share the folder of locks. Names of GPUs are unique anyway."""
+"""The CPU. Its name contains that of the machine, because other machines may share the folder of locks. The names of
+GPUs are unique anyway."""
 
 
 def visible_devices() -> list[Device]:
-    """The GPUs that this process may use, in its order; the CPU where there is none.
+    """Return the GPUs that this process may use, in the order in which it sees them, or the CPU if there are none.
 
-    What CUDA_VISIBLE_DEVICES lists (an outer scheduler's choice) is only ever narrowed.
+    The list in CUDA_VISIBLE_DEVICES (the choice of an outer scheduler) is only ever narrowed.
     """
     models = _models()
     uuids = list(models)
@@ -62,13 +64,13 @@ def visible_devices() -> list[Device]:
     found = []
     for word in (word.strip() for word in chosen.split(",")):
         if (name := _named(word, uuids)) is None:
-            break  # as CUDA reads it: what comes after a name that it does not know is not seen
+            break  # as in CUDA, no device after an unknown name is visible
         found.append(Device(name, word, models[name]))
     return found or [CPU]
 
 
 def _models() -> dict[str, str]:
-    """UUID -> model of GPUs; of their parts where one is divided (MIG), since only those can be used then."""
+    """Return UUID -> model of each GPU. A divided GPU (MIG) is replaced by its parts, since only they can be used."""
     if (tool := shutil.which("nvidia-smi")) is None:
         return {}
     listed = subprocess.run([tool, "-L"], capture_output=True, text=True, check=False)
@@ -76,9 +78,9 @@ def _models() -> dict[str, str]:
         log.warning("nvidia-smi -L failed, so no GPU is used: %s", (listed.stderr or listed.stdout).strip())
         return {}
     found: dict[str, str] = {}
-    for match in _LISTED.finditer(listed.stdout):
+    for match in _GPU_LINE.finditer(listed.stdout):
         if match["inside"] and found and next(reversed(found)).startswith("GPU-"):
-            found.popitem()  # the GPU that it is a part of
+            found.popitem()  # the GPU that contains this part
         found[match["uuid"]] = (match["gpu"] or match["part"]).strip()
     return found
 
@@ -91,17 +93,17 @@ def _named(word: str, uuids: Sequence[str]) -> str | None:
 
 @contextmanager
 def leased(locks: Path, count: int = 1) -> Iterator[list[Device]]:
-    """Hold as many devices; other processes do not get them, and this one and its children see no others.
+    """Lease devices. Other processes do not get them, and this process and its children see no other devices.
 
-    Whoever waits first is served first, and takes devices as they become free, so that one who needs many is not
-    passed by those who need one.
+    The process that waits first is served first, and leases devices as they become free, so that a process that needs
+    many devices is not overtaken by others that need one.
 
     Args:
         locks: folder of the locks, the same for all processes of the machine.
-        count: GPUs; on a CPU one lease is all there is.
+        count: number of GPUs; on a CPU there is only one lease.
 
     Raises:
-        LeaseError: this process can see fewer.
+        LeaseError: fewer GPUs are visible to this process.
     """
     devices = visible_devices()
     needed = 1 if devices == [CPU] else count
@@ -126,7 +128,7 @@ def _in_turn(locks: Path) -> Iterator[None]:
     try:
         turn.acquire(timeout=0)
     except Timeout:
-        log.warning("Others wait for a device; waiting for our turn.")
+        log.warning("Other processes are waiting for a device; waiting for our turn.")
         turn.acquire()
     try:
         yield
@@ -136,21 +138,21 @@ def _in_turn(locks: Path) -> Iterator[None]:
 
 def _take(devices: Sequence[Device], needed: int, locks: Path, held: ExitStack) -> list[Device]:
     taken: list[Device] = []
-    told = False
+    logged = False
     while True:
         for device in devices:
-            if len(taken) < needed and device not in taken and _taken(locks / f"{device.name}.lock", held):
+            if len(taken) < needed and device not in taken and _try_lock(locks / f"{device.name}.lock", held):
                 taken.append(device)
         if len(taken) == needed:
             return [device for device in devices if device in taken]
-        if not told:
+        if not logged:
             names = ", ".join(device.name for device in devices)
-            log.warning("Another training or evaluation holds %s; waiting for it to end.", names)
-            told = True
+            log.warning("Another training or evaluation is using %s; waiting for it to finish.", names)
+            logged = True
         time.sleep(_POLL_SECONDS)
 
 
-def _taken(path: Path, held: ExitStack) -> bool:
+def _try_lock(path: Path, held: ExitStack) -> bool:
     lock = FileLock(path)
     try:
         lock.acquire(timeout=0)

@@ -1,4 +1,4 @@
-"""What this machine has for a training, as the operating system says it. Imports no torch, touches no GPU."""
+"""What this machine offers a training, according to the operating system. Imports no torch and touches no GPU."""
 
 import math
 import os
@@ -12,13 +12,13 @@ _CGROUPS = Path("/sys/fs/cgroup")
 
 
 def has_gpu() -> bool:
-    """Whether a training is likely to run on a GPU: its driver is here, and none is hidden. Only torch knows."""
+    """Whether a training is likely to run on a GPU: the driver is installed and no GPU is hidden. Only torch knows."""
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
     return shutil.which("nvidia-smi") is not None and not hidden
 
 
 def processor() -> str:
-    """The processor's model and how many threads it runs: with the recipe, what decides speed on a CPU."""
+    """Return the processor's model and number of threads. Together with the recipe, they decide the speed on a CPU."""
     name = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -29,17 +29,17 @@ def processor() -> str:
 
 
 def instructions() -> list[str]:
-    """The processor's instruction sets. Virtual machines of one model name may have different ones."""
+    """Return the processor's instruction sets, which may differ between virtual machines with the same model name."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        return []  # not Linux: there the model's name says it
+        return []  # not Linux; there, the model's name determines them
     flags = next((line.partition(":")[2] for line in lines if line.startswith(("flags", "Features"))), "")
     return sorted(flags.split())
 
 
 def cores() -> int:
-    """Processor cores that a process gets: those there are, less what its affinity or a control group withholds."""
+    """Return the processor cores that this process can use, within the limits of its affinity and control groups."""
     found = [psutil.cpu_count(logical=False) or os.cpu_count() or 1, *filter(None, map(_cores_in, _cgroups()))]
     if hasattr(os, "sched_getaffinity"):
         found.append(len(os.sched_getaffinity(0)))
@@ -47,7 +47,7 @@ def cores() -> int:
 
 
 def _cores_in(folder: Path) -> int | None:
-    """What a control group allows, rounded up; None without a limit."""
+    """Return the cores that a control group allows, rounded up; None if it has no limit."""
     try:
         quota, period = (folder / "cpu.max").read_text().split()
         return math.ceil(int(quota) / int(period))
@@ -56,14 +56,14 @@ def _cores_in(folder: Path) -> int | None:
 
 
 def memory_for_process() -> int:
-    """Bytes that this process could take in all, what it has already included; swap does not count."""
+    """Return the bytes of memory that this process can use in total, including what it uses already, without swap."""
     here = psutil.Process().memory_info().rss
-    rooms = [psutil.virtual_memory().available, *(_room_in(folder) for folder in _cgroups())]
-    return here + min(room for room in rooms if room is not None)
+    limits = [psutil.virtual_memory().available, *(_available_in(folder) for folder in _cgroups())]
+    return here + min(limit for limit in limits if limit is not None)
 
 
 def _cgroups() -> list[Path]:
-    """Folders of the control groups this process is in, from its own up; version 1 and 2."""
+    """Return the folders of the control groups that this process is in, from its own upwards; versions 1 and 2."""
     folders = []
     try:
         for line in Path("/proc/self/cgroup").read_text().splitlines():
@@ -76,8 +76,11 @@ def _cgroups() -> list[Path]:
     return folders
 
 
-def _room_in(folder: Path) -> int | None:
-    """What a control group may still take; None without a limit. Cached files give way, so they do not count."""
+def _available_in(folder: Path) -> int | None:
+    """Return the bytes that a control group can still use; None if it has no limit.
+
+    Cached files do not count as used, because the kernel frees their memory when it is needed.
+    """
     for limit, used in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
         try:
             most, now = int((folder / limit).read_text()), int((folder / used).read_text())

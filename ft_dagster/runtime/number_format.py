@@ -1,7 +1,7 @@
-"""The number format that a machine computes in: chosen by how fast its matrix products are. Imports no torch.
+"""The number format in which a machine computes, chosen by the speed of its matrix products. Imports no torch.
 
-A process of its own (model/products.py) times products once for each processor, GPU and version of torch; the
-answer is kept in FT_CACHE. Nothing that is stale, and no key of an adapter, depends on it.
+A separate process (model/products.py) times matrix products once for each processor, GPU and version of torch, and the
+result is kept in FT_CACHE. Neither what counts as stale nor the key of an adapter depends on it.
 """
 
 import json
@@ -25,19 +25,20 @@ from ft_dagster.store.local import write_atomically
 
 FORMATS = ("float32", "bfloat16", "float16")
 SLOW = 2.0
-"""A format is called slow where products take this many times as long as in the machine's own choice."""
-_HOPELESS = 10.0
-"""An attempt that began in another format goes on in it unless products take more than this many times as long:
-beyond that, to start over is sooner done."""
-_AS_FAST = 0.8
-"""bfloat16 is chosen where its products are at least this share as fast as in float32: weights take half the memory."""
+"""A format is slow if products take at least this many times as long as in the format that the machine would choose."""
+_TOO_SLOW_TO_CONTINUE = 10.0
+"""An attempt that started in another format continues in it unless products take more than this many times as long.
+Beyond that, starting over takes less time."""
+_FAST_ENOUGH = 0.8
+"""bfloat16 is chosen if its products reach at least this share of the speed in float32, because weights take half the
+memory."""
 _PATIENCE_SECONDS = 300
-_FORCED = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")
-"""Variables that make the libraries use fewer of a processor's instructions than it has."""
+_OVERRIDES = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")
+"""Environment variables that make the libraries use fewer of a processor's instructions than it has."""
 
 
 class UnknownRatesError(UserError):
-    """The machine's products could not be timed; the message says why."""
+    """The matrix products of this machine could not be timed; the message gives the reason."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,8 @@ class ProductRates:
     device: str
     """The GPU's name, or `cpu`."""
     rates: Mapping[str, float]
-    """Format -> operations a second of the GPU, or of one core; formats that the device does not have are missing."""
+    """Format -> operations per second of the GPU, or of one CPU core. Formats that the device does not support are
+    missing."""
 
     @property
     def on_gpu(self) -> bool:
@@ -59,20 +61,20 @@ class ProductRates:
         bfloat16 = self.rates.get("bfloat16", 0.0)
         if self.on_gpu:
             return "bfloat16" if bfloat16 else "float16"
-        return "bfloat16" if bfloat16 >= _AS_FAST * self.rates["float32"] else "float32"
+        return "bfloat16" if bfloat16 >= _FAST_ENOUGH * self.rates["float32"] else "float32"
 
     def slowdown(self, number_format: str) -> float:
-        """How many times as long products take as in `best`; infinite where the device does not have the format."""
+        """Return how many times as long products take as in `best`; infinity if the device lacks the format."""
         rate = self.rates.get(number_format, 0.0)
         return self.rates[self.best] / rate if rate else float("inf")
 
     def can_go_on_in(self, number_format: str) -> bool:
-        """Whether a training that began in this format elsewhere is better continued here than started over."""
-        return self.slowdown(number_format) <= _HOPELESS
+        """Whether a training that started elsewhere in this format should be continued here instead of started over."""
+        return self.slowdown(number_format) <= _TOO_SLOW_TO_CONTINUE
 
 
 def known_rates(cache: Path) -> ProductRates | None:
-    """What was measured on this machine before; None where nothing was, or it cannot be read."""
+    """Return what was measured on this machine before, or None if there is no measurement that can be read."""
     try:
         return ProductRates(**json.loads(_file(cache).read_bytes()))
     except (OSError, ValueError, TypeError):
@@ -80,16 +82,18 @@ def known_rates(cache: Path) -> ProductRates | None:
 
 
 def remember_rates(cache: Path, rates: ProductRates) -> None:
-    """Keep what was measured on this machine, where FT_CACHE can be written to."""
-    with suppress(OSError):  # it is measured again
+    """Save what was measured on this machine, if FT_CACHE can be written to."""
+    with suppress(OSError):  # otherwise it is measured again
         write_atomically(_file(cache), json.dumps(asdict(rates)))
 
 
 def machine_rates(cache: Path) -> ProductRates:
-    """How fast this machine multiplies, measured in a process of its own where that is not known (some seconds).
+    """Return how fast this machine multiplies matrices.
+
+    If that is not known yet, a separate process measures it, which takes some seconds.
 
     Raises:
-        UnknownRatesError: the process failed; most likely torch cannot be imported.
+        UnknownRatesError: the process failed, most likely because torch cannot be imported.
     """
     if known := known_rates(cache):
         return known
@@ -108,10 +112,10 @@ def machine_rates(cache: Path) -> ProductRates:
 
 
 def resolved_here(recipe: Recipe, settings: Settings) -> Recipe:
-    """The recipe with its number format decided for this machine.
+    """Return the recipe with its number format decided for this machine.
 
     Raises:
-        UnknownRatesError: the recipe leaves it to the machine, and the machine cannot be measured.
+        UnknownRatesError: the recipe leaves the format to the machine, and the machine cannot be measured.
     """
     if recipe.base.dtype != AUTO:
         return recipe
@@ -119,7 +123,7 @@ def resolved_here(recipe: Recipe, settings: Settings) -> Recipe:
 
 
 def slowness(recipe: Recipe, rates: ProductRates) -> str | None:
-    """What to change where a recipe names a format in which this machine is slow; None where it is not.
+    """Return what to change if a recipe names a format in which this machine is slow; None if it does not.
 
     >>> rates = ProductRates("cpu", {"float32": 80e9, "bfloat16": 1e9})
     >>> recipe = Recipe(name="mine", base={"source": "embedded", "model": "m", "dtype": "bfloat16"})
@@ -133,7 +137,7 @@ float32. Write base.dtype: auto, or float32.'
     line = f"training.mixed_precision: {mixed}" if mixed else f"base.dtype: {recipe.base.dtype}"
     change = "training.mixed_precision: null" if mixed else f"base.dtype: auto, or {rates.best}"
     if factor == float("inf"):
-        return f"{line} in the recipe is a format that this machine does not compute in. Write {change}."
+        return f"{line} in the recipe is a format that this machine cannot compute in. Write {change}."
     return (
         f"{line} in the recipe is slow on this machine: its matrix products take about {factor:.0f} times as long as "
         f"in {rates.best}. Write {change}."
@@ -145,6 +149,6 @@ def _file(cache: Path) -> Path:
         "processor": [processor(), instructions()],
         "devices": sorted({device.model for device in visible_devices() if device.model}),
         "torch": version("torch"),
-        "forced": {name: os.environ.get(name) for name in _FORCED},
+        "forced": {name: os.environ.get(name) for name in _OVERRIDES},
     }
     return cache / "machines" / f"{digest(here)[:32]}.json"

@@ -9,17 +9,17 @@ _PR_SET_PDEATHSIG = 1
 
 
 def die_with_parent() -> None:
-    """From now on this process is killed when the one that started it is gone. Only Linux can do that."""
+    """Have this process killed as soon as the process that started it has ended. This works only on Linux."""
     library = ctypes.CDLL(None, use_errno=True)
     if hasattr(library, "prctl"):
         library.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def dying_with(parent: int) -> Callable[[], None]:
-    """For `preexec_fn`: the child dies with its parent and handles signals, whatever its parent does with them.
+    """Return a `preexec_fn`: the child dies with its parent and reacts to signals, even if the parent ignores them.
 
     Args:
-        parent: process id of the one that starts the child.
+        parent: id of the process that starts the child.
     """
 
     def set_up() -> None:

@@ -1,6 +1,6 @@
-"""Several processes for one training, through torchrun; none of them outlives the one that started them.
+"""Run one training in several processes, through torchrun. None of them outlives the process that started them.
 
-Imports no torch: the process that starts them only waits.
+Imports no torch, because the process that starts them only waits.
 """
 
 import os
@@ -20,14 +20,15 @@ from ft_dagster.runtime.child import FAILED, INTERRUPTED
 from ft_dagster.runtime.parent import dying_with
 
 RENDEZVOUS = "FT_RENDEZVOUS"
-"""Variable of the environment: the file through which the processes of one training on one machine find each other."""
+"""Environment variable that names the file through which the processes of one training on one machine find each
+other."""
 
 
 def leave(code: int) -> NoReturn:
-    """End this process, one of several, without the interpreter's tidying up.
+    """Exit from this process, one of several, without the interpreter's cleanup.
 
-    Threads of gloo may still hold tensors, and abort a process that tidies up around them
-    (pytorch/pytorch#179291): a training that is done would count as failed.
+    Threads of gloo may still hold tensors, and they abort a process that cleans up before they release them
+    (pytorch/pytorch#179291). A finished training would then count as failed.
     """
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
@@ -37,39 +38,39 @@ def leave(code: int) -> NoReturn:
 def run_together(module: str, request: Path, count: int, threads: int) -> int:
     """Run a module on a request in several processes on this machine, and wait for all of them.
 
-    A signal to stop is handed on to each of them; torchrun itself would give them 30 s to end.
+    A signal to stop is forwarded to each process; torchrun itself would kill them after 30 s.
 
     Args:
-        module: one that calls `die_with_parent` and joins the others (model/ranks.py).
-        request: its argument.
-        count: of processes.
-        threads: of the CPU for each of them.
+        module: module that calls `die_with_parent` and joins the other processes (model/ranks.py).
+        request: path of the request, which is the argument of the module.
+        count: number of processes.
+        threads: number of CPU threads for each process.
 
     Returns:
-        0 if each of them ended with 0; 130 if they were asked to stop before that; else 1.
+        0 if every process exited with 0; 130 if they were asked to stop before that; otherwise 1.
     """
     asked_to_stop = False
     with tempfile.TemporaryDirectory(prefix="ft-rendezvous-") as folder:
         torchrun = [
             *(sys.executable, "-m", "torch.distributed.run"),
             *("--nnodes", "1", "--nproc-per-node", str(count), "--max-restarts", "0", "--local-addr", "127.0.0.1"),
-            *("--signals-to-handle", "SIGHUP"),  # those that ask to stop are handed on here
-            # The processes find each other through files: nothing listens on a port.
+            *("--signals-to-handle", "SIGHUP"),  # signals to stop are forwarded below
+            # The processes find each other through files, so nothing listens on a port.
             *("--rdzv-backend", "c10d", "--rdzv-endpoint", f"{folder}/torchrun", "--rdzv-conf", "store_type=file"),
             *("--log-dir", f"{folder}/log"),
             *("-m", module, str(request)),
         ]
         here = {RENDEZVOUS: f"{folder}/processes", "OMP_NUM_THREADS": str(threads), "GLOO_SOCKET_IFNAME": _LOOPBACK}
-        process = subprocess.Popen(torchrun, env=os.environ | here, preexec_fn=_agent_of(os.getpid()))
+        process = subprocess.Popen(torchrun, env=os.environ | here, preexec_fn=_torchrun_set_up(os.getpid()))
 
-        def hand_on(number: int, frame: FrameType | None) -> None:
+        def forward(number: int, frame: FrameType | None) -> None:
             nonlocal asked_to_stop
             asked_to_stop = True
             for worker in psutil.Process(process.pid).children():
                 with suppress(psutil.NoSuchProcess):
                     worker.send_signal(number)
 
-        before = {number: signal.signal(number, hand_on) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             failed = process.wait() != 0
         finally:
@@ -81,12 +82,12 @@ def run_together(module: str, request: Path, count: int, threads: int) -> int:
 _LOOPBACK = "lo" if sys.platform == "linux" else "lo0"
 
 
-def _agent_of(parent: int) -> Callable[[], None]:
-    """torchrun ignores the signals that end its processes, and ends when they have ended."""
-    heed = dying_with(parent)
+def _torchrun_set_up(parent: int) -> Callable[[], None]:
+    """Return a `preexec_fn` for torchrun, which then ignores the signals to its processes and exits after them."""
+    set_up_child = dying_with(parent)
 
     def set_up() -> None:
-        heed()
+        set_up_child()
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
 

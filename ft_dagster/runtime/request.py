@@ -1,4 +1,4 @@
-"""What a child process is asked to do: plain data, handed over as a JSON file."""
+"""Requests to child processes: plain data that is passed as a JSON file."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -10,14 +10,14 @@ from ft_dagster.store.local import write_atomically
 
 @dataclass(frozen=True)
 class Request:
-    """Fields of plain data; each kind of child process has a subclass."""
+    """A request with fields of plain data. Each kind of child process has a subclass."""
 
     def write(self, path: Path) -> Path:
-        """Write it as JSON where the child process will read it; returns the path."""
+        """Write the request as JSON to a path from which the child process reads it, and return the path."""
         write_atomically(path, json.dumps(asdict(self), indent=1, ensure_ascii=False))
         return path
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """The request in a file."""
+        """Return the request in a file."""
         return cls(**json.loads(path.read_bytes()))

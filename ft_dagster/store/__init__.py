@@ -1,1 +1,1 @@
-"""Artifacts by the hash of their content, in a folder or a bucket."""
+"""The store of artifacts and blobs, which are named by hashes, in a local folder or a bucket."""

@@ -1,7 +1,7 @@
-"""Objects below a URL such as `s3://bucket/prefix`, through fsspec: written whole, checked when they are read.
+"""Read and write objects below a URL such as `s3://bucket/prefix`, through fsspec.
 
-Credentials and the server's address come from the environment (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, ...) or from
-`~/.aws`, and never stand in a URL.
+Each object is written in one step and checked when it is downloaded. Credentials and the server's address come from the
+environment (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, ...) or from `~/.aws`, never from the URL.
 """
 
 import errno
@@ -21,34 +21,34 @@ if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
 ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
-"""Variables that name another server than Amazon's."""
-_AT_ONCE = 32
-"""Requests under way at a time."""
-_REFUSALS = (errno.ENOSYS, errno.EINVAL)
-"""How a server says that it knows no conditional write."""
+"""Environment variables that name a server other than Amazon's."""
+_CONCURRENT_REQUESTS = 32
+"""The number of requests that are made at the same time."""
+_NO_CONDITIONAL_WRITE = (errno.ENOSYS, errno.EINVAL)
+"""Error numbers with which a server reports that it does not support conditional writes."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """An object in a listing."""
+    """An object as it appears in a listing."""
 
     size: int
     version: str
-    """Another one for other content."""
+    """Version of the object, which changes when its content changes."""
     at: float
-    """When it was written, by the server's clock."""
+    """When the object was written, in seconds since 1970 by the server's clock."""
 
 
 class Bucket:
-    """Objects with names below a URL."""
+    """The named objects below a URL."""
 
     def __init__(self, url: str) -> None:
-        """Raises StoreError if the URL cannot be used; connects to nothing."""
+        """Set up access to the URL without connecting. Raises StoreError if the URL cannot be used."""
         self.url = url.rstrip("/")
         options: dict[str, Any] = {}
         if self.url.startswith("s3://"):
             options = {"use_listings_cache": False}
-            # fsspec hands out an earlier client of the same options, which must not be that of another server.
+            # fsspec reuses a client with the same options; without the endpoint, it could be that of another server.
             if endpoint := endpoint_url():
                 options["endpoint_url"] = endpoint
         try:
@@ -66,41 +66,44 @@ class Bucket:
         self._root = str(found[1]).rstrip("/")
 
     def read(self, name: str) -> bytes | None:
-        """The bytes of an object, or None."""
-        with self._spoken():
+        """Return the bytes of an object, or None if it does not exist."""
+        with self._store_errors():
             try:
                 return bytes(self._files.cat_file(self._path(name)))
             except FileNotFoundError:
                 return None
 
     def read_many(self, names: Iterable[str]) -> dict[str, bytes]:
-        """The bytes of objects, without those that are not there."""
+        """Return name -> bytes of the objects that exist."""
         paths = {self._path(name): name for name in names}
         if not paths:
             return {}
-        with self._spoken():
-            found = self._files.cat(list(paths), on_error="return", batch_size=_AT_ONCE)
+        with self._store_errors():
+            found = self._files.cat(list(paths), on_error="return", batch_size=_CONCURRENT_REQUESTS)
             for error in found.values():
                 if isinstance(error, Exception) and not isinstance(error, FileNotFoundError):
                     raise error
         return {paths[path]: bytes(data) for path, data in found.items() if not isinstance(data, Exception)}
 
     def write(self, name: str, data: bytes) -> None:
-        """Put an object in its place, in one step."""
+        """Write an object in one step."""
         self.write_many({name: data})
 
     def write_many(self, contents: Mapping[str, bytes]) -> None:
-        """Put objects in their places, each in one step."""
-        with self._spoken():
-            self._files.pipe({self._path(name): data for name, data in contents.items()}, batch_size=_AT_ONCE)
+        """Write objects, each of them in one step."""
+        with self._store_errors():
+            self._files.pipe(
+                {self._path(name): data for name, data in contents.items()}, batch_size=_CONCURRENT_REQUESTS
+            )
 
     def write_first(self, name: str, data: bytes) -> bytes:
-        """Put an object in its place if nothing is there; gives what is there afterwards.
+        """Write an object unless it exists, and return the content that it has afterwards.
 
-        Where the server knows no conditional write, the last of several writers wins: a reader sees one or the other.
+        If the server does not support conditional writes, the last of several writers wins. A reader then sees the
+        content of one of them.
         """
         path = self._path(name)
-        with self._spoken():
+        with self._store_errors():
             try:
                 self._files.pipe_file(path, data, mode="create")
                 return data
@@ -108,22 +111,22 @@ class Bucket:
                 there = self.read(name)
                 if there is not None:
                     return there
-                if error.errno not in _REFUSALS:
+                if error.errno not in _NO_CONDITIONAL_WRITE:
                     raise
             self._files.pipe_file(path, data)
             return data
 
     def put(self, files: Mapping[str, Path]) -> None:
-        """Upload files, without those that are there in their full length: a name stands for one content here."""
+        """Upload files, except those whose object has the same size: a name always means the same content here."""
         there = self.entries(files)
         missing = {name: path for name, path in files.items() if not _has(there[name], path.stat().st_size)}
         if missing:
-            with self._spoken():
+            with self._store_errors():
                 paths, sources = [self._path(name) for name in missing], [str(path) for path in missing.values()]
-                self._files.put(sources, paths, batch_size=_AT_ONCE)
+                self._files.put(sources, paths, batch_size=_CONCURRENT_REQUESTS)
 
     def entries(self, names: Iterable[str]) -> dict[str, Entry | None]:
-        """What a listing says of each object; None where it is not there."""
+        """Return name -> entry of each object; None for an object that does not exist."""
         names = list(names)
 
         def entry(name: str) -> Entry | None:
@@ -132,24 +135,24 @@ class Bucket:
             except FileNotFoundError:
                 return None
 
-        with self._spoken(), ThreadPoolExecutor(min(_AT_ONCE, len(names) or 1)) as pool:
+        with self._store_errors(), ThreadPoolExecutor(min(_CONCURRENT_REQUESTS, len(names) or 1)) as pool:
             return dict(zip(names, pool.map(entry, names), strict=True))
 
     def fetch(self, files: Mapping[Path, str], hashes: Mapping[str, str], repair: str) -> None:
-        """Download objects.
+        """Download objects and check their hashes.
 
         Args:
-            files: where each goes, in a folder that nobody reads yet -> its name.
-            hashes: name -> SHA-256 that it must have.
-            repair: what to do where one is damaged or missing, for the message.
+            files: local path -> name of each object. No other process reads the folder of these paths yet.
+            hashes: name -> expected SHA-256 of each object.
+            repair: what to do if an object is damaged or missing, for the error message.
 
         Raises:
-            StoreError: one is missing, or its bytes are not those.
+            StoreError: an object is missing, or its hash is not the expected one.
         """
-        with self._spoken():
+        with self._store_errors():
             try:
                 names = [self._path(name) for name in files.values()]
-                self._files.get(names, [str(path) for path in files], batch_size=_AT_ONCE)
+                self._files.get(names, [str(path) for path in files], batch_size=_CONCURRENT_REQUESTS)
             except FileNotFoundError:
                 gone = next((name for name, entry in self.entries(files.values()).items() if not entry), "an object")
                 raise StoreError(f"{self.url}/{gone} is missing from the store. {repair}") from None
@@ -158,38 +161,38 @@ class Bucket:
                 raise StoreError(f"{self.url}/{name} is damaged: its hash is not the one recorded. {repair}")
 
     def list(self, folder: str) -> dict[str, Entry]:
-        """Name -> what there is below a folder, its folders included."""
-        with self._spoken():
+        """Return name -> entry of every object below a folder, including those in its subfolders."""
+        with self._store_errors():
             found = self._files.find(self._path(folder), detail=True)
         return {path[len(self._root) + 1 :]: _entry(about) for path, about in found.items()}
 
     def remove(self, names: Iterable[str]) -> None:
-        """Remove objects; those that are not there are no error."""
+        """Delete objects. Objects that do not exist are ignored."""
         paths = [self._path(name) for name in names]
         if paths:
-            with self._spoken(), suppress(FileNotFoundError):
+            with self._store_errors(), suppress(FileNotFoundError):
                 self._files.rm(paths)
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"
 
     @contextmanager
-    def _spoken(self) -> Iterator[None]:
-        """Translate the errors of the S3 client to StoreError."""
+    def _store_errors(self) -> Iterator[None]:
+        """Convert the errors of the S3 client to StoreError."""
         try:
             yield
         except StoreError:
             raise
-        except Exception as error:  # the client lets its transport's errors through, which share no class of its own
-            said = f"{type(error).__name__}: {redacted(str(error))}"
+        except Exception as error:  # errors of the client's transport have no class in common
+            reason = f"{type(error).__name__}: {redacted(str(error))}"
             raise StoreError(
-                f"The store {self.url} cannot be used: {said}. Check the bucket, the network, and in the environment "
-                "AWS_ENDPOINT_URL and the credentials; what was finished is kept."
+                f"The store {self.url} cannot be used: {reason}. Check the bucket, the network, and the "
+                "credentials and AWS_ENDPOINT_URL in the environment. Finished work is kept."
             ) from error
 
 
 def endpoint_url() -> str | None:
-    """The server that the environment names, if it names one."""
+    """Return the address of the server that the environment names, or None."""
     return next((os.environ[name] for name in ENDPOINTS if os.environ.get(name)), None)
 
 

@@ -1,4 +1,4 @@
-"""Trying what would come out, without a trace in the store."""
+"""A store for dry runs, which leave no trace in the workspace's store."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -9,7 +9,7 @@ from ft_dagster.store.local import Artifact, Store
 
 
 class DryRunStore(Store):
-    """A store that reads from another one and writes to a folder of its own: for trying what would come out."""
+    """A store that reads from another store and writes only to a folder of its own, for dry runs."""
 
     def __init__(self, below: Store, root: Path) -> None:
         super().__init__(root)
@@ -28,23 +28,23 @@ class DryRunStore(Store):
     def get_blob(self, name: str) -> bytes:
         return super().get_blob(name) if super().has_blob(name) else self.below.get_blob(name)
 
-    def bring_blobs(self, names: Iterable[str]) -> None:
-        self.below.bring_blobs(name for name in names if not super(DryRunStore, self).has_blob(name))
+    def fetch_blobs(self, names: Iterable[str]) -> None:
+        self.below.fetch_blobs(name for name in names if not super(DryRunStore, self).has_blob(name))
 
     def read_file(self, artifact: Artifact, name: str) -> bytes:
         below = self.root not in artifact.path.parents
         return self.below.read_file(artifact, name) if below else super().read_file(artifact, name)
 
-    def bring(self, artifact: Artifact) -> None:
+    def fetch(self, artifact: Artifact) -> None:
         if self.root not in artifact.path.parents:
-            self.below.bring(artifact)
+            self.below.fetch(artifact)
 
     def find(self, kind: str, key: str) -> Artifact | None:
-        return super().find(kind, key) or self._lift(self.below.find(kind, key))
+        return super().find(kind, key) or self._as_own(self.below.find(kind, key))
 
     def newest(self, kind: str, **about: Any) -> Artifact | None:
-        return super().newest(kind, **about) or self._lift(self.below.newest(kind, **about))
+        return super().newest(kind, **about) or self._as_own(self.below.newest(kind, **about))
 
-    def _lift(self, found: Artifact | None) -> Artifact | None:
-        """What is made from it goes to this store, not to the one below."""
+    def _as_own(self, found: Artifact | None) -> Artifact | None:
+        """Return an artifact of the store below as one of this store, so that what is made from it is written here."""
         return replace(found, store=self) if found else None

@@ -1,6 +1,6 @@
-"""The number of the format in which a folder, or a bucket, was written; one of a newer ft_dagster is refused.
+"""Numbers of the formats in which folders and buckets are written. Formats of a newer ft_dagster are refused.
 
-There is one format of each so far, so that nothing is ever migrated.
+There has been only one format of each so far, so nothing is ever migrated.
 """
 
 from pathlib import Path
@@ -8,22 +8,24 @@ from pathlib import Path
 from ft_dagster.store.local import StoreError, write_atomically
 
 NAME = "ft_dagster-format"
-"""File, or object, that holds the number."""
+"""Name of the file or object that contains the number."""
 STORE, STATE, HOME = 1, 1, 1
-"""What this version writes: the store (of a folder, or below a bucket's prefix), `.ft/` of a workspace, and what
-ft_dagster itself puts into DAGSTER_HOME."""
+"""Numbers that this version writes: for the store (in a folder, or below a bucket's prefix), for `.ft/` of a workspace,
+and for what ft_dagster itself writes to DAGSTER_HOME."""
 
 
 def read_number(content: bytes | None, where: str, known: int) -> int:
-    """The number that was written; what holds none is of the first format, which was written before there were any.
+    """Return the format number in a file or object.
+
+    Without a file or object the number is 1: the first format was written before there were numbers.
 
     Args:
-        content: of the file or object; None where there is none.
-        where: its place, for messages.
+        content: content of the file or object; None if it does not exist.
+        where: its path or URL, for messages.
         known: the newest number that this version can read.
 
     Raises:
-        StoreError: it is newer, or no number.
+        StoreError: the number is newer than `known`, or the content is not a number.
 
     >>> read_number(b"1", "format", 1)
     1
@@ -35,26 +37,28 @@ def read_number(content: bytes | None, where: str, known: int) -> int:
     except ValueError:
         number = 0
     if number < 1:
-        raise StoreError(f"{where} is damaged: it holds no number. Write {known} into it, or restore it from a backup.")
+        raise StoreError(
+            f"{where} is damaged: it contains no number. Write {known} into it, or restore it from a backup."
+        )
     if number > known:
         raise StoreError(
             f"{where} says {number}: this was written by a newer ft_dagster, and this version reads up to {known}. "
-            "Nothing was changed. Install the newer version again, or restore a backup of before the upgrade."
+            "Nothing was changed. Install the newer version again, or restore a backup from before the upgrade."
         )
     return number
 
 
 def require_known(folder: Path, known: int) -> int:
-    """The number of a folder's format; writes nothing. Raises StoreError if it is newer than what is known."""
+    """Return the number of a folder's format, and write nothing. Raises StoreError if it is newer than `known`."""
     file = folder / NAME
     return read_number(file.read_bytes() if file.is_file() else None, str(file), known)
 
 
 def mark(folder: Path, known: int) -> None:
-    """Write the number into a folder that has none, a new one or one of before there were numbers.
+    """Write a number into a folder that has none: `known` if the folder is new, otherwise 1.
 
     Raises:
-        StoreError: the folder is of a newer format than what is known.
+        StoreError: the number of the folder's format is newer than `known`.
     """
     file = folder / NAME
     if not file.exists():

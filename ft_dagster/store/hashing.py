@@ -1,4 +1,4 @@
-"""The hashes that name and check everything: SHA-256 of bytes, of files, and of values as one JSON text."""
+"""SHA-256 hashes of bytes, files and JSON values, by which everything in the store is named and checked."""
 
 import hashlib
 import json
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def canonical_json(value: Any) -> bytes:
-    """The one JSON text of a value: sorted keys, no spaces, UTF-8.
+    """Return the canonical JSON text of a value: sorted keys, no spaces, UTF-8.
 
     >>> canonical_json({"b": 1, "a": "é"})
     b'{"a":"\\xc3\\xa9","b":1}'
@@ -17,11 +17,11 @@ def canonical_json(value: Any) -> bytes:
 
 
 def digest(value: Any) -> str:
-    """SHA-256, in hexadecimal, of bytes as they are or of any other value's canonical JSON."""
+    """Return the hexadecimal SHA-256 of bytes, or of the canonical JSON of any other value."""
     return hashlib.sha256(value if isinstance(value, bytes) else canonical_json(value)).hexdigest()
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file's bytes, read in pieces."""
+    """Return the hexadecimal SHA-256 of a file, which is read in chunks."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,12 +1,12 @@
-"""Content-addressed artifacts: what each stage made, kept whole and checked when read.
+"""A content-addressed store of what each stage made, which is committed in one step and checked when it is read.
 
-Two kinds of things live in a store:
+A store contains:
 
 * **blobs**: the bytes of one file, named by their SHA-256 (chapter texts, shards);
-* **artifacts**: a folder that one stage made, named by (kind, key). It is taken in with one rename, after
-  its `artifact.json` has been written with the hash of every file, so that a reader sees it whole or not at all.
-  What is large and changes in parts is kept as blobs that the folder names, so that two artifacts share what they
-  have in common.
+* **artifacts**: a folder that one stage made, named by (kind, key). It is committed with one rename, after its
+  `artifact.json` has been written with the hash of every file, so that a reader sees all of it or nothing.
+  Large data that changes in parts is kept as blobs that the folder names, so that two artifacts share the blobs that
+  they have in common.
 """
 
 import errno
@@ -31,14 +31,14 @@ MANIFEST = "artifact.json"
 
 
 class StoreError(UserError):
-    """Something in the store is missing or is not what its name says."""
+    """Something in the store is missing, damaged, unreachable or in use."""
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
-    """Replace `path` by `content` in one step: a reader sees the old file or the new one, never a part."""
+    """Write `content` to `path` in one step: a reader sees the old file or the new one, never a part of one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     data = content.encode() if isinstance(content, str) else content
-    fresh = path.with_name(f".{path.name}.{uuid.uuid4().hex}")  # not mkstemp, whose files others may not read
+    fresh = path.with_name(f".{path.name}.{uuid.uuid4().hex}")  # mkstemp would make a file that other users cannot read
     try:
         with fresh.open("xb") as file:
             file.write(data)
@@ -51,9 +51,9 @@ def write_atomically(path: Path, content: bytes | str) -> None:
 
 
 def with_usual_rights(folder: Path) -> None:
-    """Give the files of a folder the rights that a new file gets here, so that whoever may read the folder can use it.
+    """Give the files of a folder the permissions of a new file, so that anyone who can read the folder can use it.
 
-    safetensors writes files that nobody but the user may read, whatever the umask says.
+    safetensors writes files that only their owner can read, whatever the umask is.
     """
     probe = folder / f".{uuid.uuid4().hex}"
     probe.touch()
@@ -66,37 +66,40 @@ def with_usual_rights(folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Artifact:
-    """A folder in the store that one stage made, with the manifest that was written last."""
+    """A folder in the store that one stage made. Its manifest was written last."""
 
     kind: str
     key: str
     path: Path
     about: Mapping[str, Any]
-    """What the stage says of it: plain JSON."""
+    """What the stage recorded about the artifact, as plain JSON."""
     files: Mapping[str, str]
-    """Relative path -> SHA-256 of every file in the folder, the manifest excepted."""
+    """Relative path -> SHA-256 of every file in the folder, except the manifest."""
     store: "Store"
 
     @classmethod
     def open(cls, folder: Path) -> "Artifact":
-        """The artifact whose folder this is. Raises StoreError if it is none, or damaged.
+        """Return the artifact in a folder. Raises StoreError if it is not an artifact, or its manifest is damaged.
 
-        Reads from that folder and from the blobs beside it alone, also where these are copies of what a bucket holds.
+        The artifact reads only from that folder and the blobs beside it, even if they are copies from a bucket.
         """
         store = Store(folder.parent.parent)
         artifact = store.find(folder.parent.name, folder.name)
         if artifact is None:
-            raise StoreError(f"{folder} is no artifact: it has no {MANIFEST}.")
+            raise StoreError(f"{folder} is not an artifact: it has no {MANIFEST}.")
         return artifact
 
     def read_json(self, name: str) -> Any:
-        """A JSON file of the folder, its bytes checked."""
+        """Return the content of a JSON file of the artifact, after checking its hash."""
         return json.loads(self.store.read_file(self, name))
 
     def verify(self) -> None:
-        """Bring the files here where they are not; raise StoreError, naming the file, if a byte is not what was taken
-        in."""
-        self.store.bring(self)
+        """Fetch the files that are not available locally, and check the hash of every file.
+
+        Raises:
+            StoreError: a file is missing or damaged; the message names it.
+        """
+        self.store.fetch(self)
         for name, expected in self.files.items():
             path = self.path / name
             if not path.is_file():
@@ -106,22 +109,22 @@ class Artifact:
 
     @property
     def repair(self) -> str:
-        """What to do where a file of it is damaged or missing."""
+        """What to do if a file of the artifact is damaged or missing, for error messages."""
         return _REPAIR.format(self.path)
 
 
-_REPAIR = "Delete {} and run `ft-dagster run`: it is made again from what it was made of."
+_REPAIR = "Delete {} and run `ft-dagster run`, which makes it again from its inputs."
 _BATCH_BYTES, _BATCH_BLOBS = 64 * 2**20, 1024
 
 
 def _manifest(kind: str, key: str, about: Mapping[str, Any], files: Mapping[str, str]) -> dict[str, Any]:
-    """What artifact.json holds. Its own hash is in it: the other files' hashes are only worth what it is."""
+    """Return the content of artifact.json. It includes a hash of itself, which protects the hashes of the files."""
     content = {"kind": kind, "key": key, "about": about, "files": files}
     return content | {"hash": digest(content)}
 
 
 def manifest_text(kind: str, key: str, about: Mapping[str, Any], files: Mapping[str, str]) -> str:
-    """The text of artifact.json."""
+    """Return the text of artifact.json."""
     return json.dumps(_manifest(kind, key, about, files), indent=1, ensure_ascii=False)
 
 
@@ -129,7 +132,7 @@ class Store:
     """A store in a local folder."""
 
     url: str | None = None
-    """Where it is kept, if that is not the folder."""
+    """Where the store is kept, if that is not its local folder."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -139,19 +142,19 @@ class Store:
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
-        """While this lasts, `cleaning` is refused: what is read and written stays."""
+        """Refuse `cleaning` within this context, so that nothing is deleted that is read or written in it."""
         with _locked(self.root, fcntl.LOCK_SH):
             yield
 
     @contextmanager
     def cleaning(self, patience: float = 5.0) -> Iterator[None]:
-        """While this lasts, nobody else uses the store.
+        """Keep all other processes from using the store within this context.
 
         Args:
-            patience: seconds to wait for whoever uses it now; a tick of the sensor takes less, a run more.
+            patience: seconds to wait while the store is in use; a tick of the sensor takes less, a run more.
 
         Raises:
-            StoreError: somebody uses it.
+            StoreError: the store is still in use after that time.
         """
         until = time.monotonic() + patience
         with ExitStack() as stack:
@@ -169,7 +172,7 @@ class Store:
     # Blobs
 
     def put_blobs(self, contents: Iterable[bytes]) -> list[str]:
-        """Keep many; returns their SHA-256. One flush of the disk for each batch instead of one for each blob."""
+        """Store blobs and return their SHA-256. The disk is flushed once for each batch, not once for each blob."""
         names: list[str] = []
         waiting: dict[Path, Path] = {}
         size = 0
@@ -185,16 +188,16 @@ class Store:
                 fresh.write_bytes(data)
                 size += len(data)
                 if size > _BATCH_BYTES or len(waiting) >= _BATCH_BLOBS:
-                    self._settle(waiting)
+                    self._finish_blobs(waiting)
                     size = 0
-            self._settle(waiting)
+            self._finish_blobs(waiting)
         finally:
             for fresh in waiting.values():
                 fresh.unlink(missing_ok=True)
         return names
 
-    def _settle(self, waiting: dict[Path, Path]) -> None:
-        """Give blobs their names, once their bytes are on the disk."""
+    def _finish_blobs(self, waiting: dict[Path, Path]) -> None:
+        """Flush the disk, then give the waiting blobs their final names."""
         if waiting:
             os.sync()
         for path, fresh in list(waiting.items()):
@@ -202,20 +205,20 @@ class Store:
             del waiting[path]
 
     def blobs(self) -> set[str]:
-        """The SHA-256 of all that is kept."""
+        """Return the SHA-256 of every blob in the store."""
         folder = self.root / "blobs"
         try:
-            parts = os.listdir(folder)  # noqa: PTH208 - names of a hundred thousand files, without an object each
+            parts = os.listdir(folder)  # noqa: PTH208 - no Path object for each of 100,000 files
         except FileNotFoundError:
             return set()
         return {name for part in parts for name in os.listdir(folder / part) if name[0] != "."}  # noqa: PTH208
 
     def has_blob(self, name: str) -> bool:
-        """Whether bytes of this SHA-256 are kept."""
+        """Whether the store has the blob with this SHA-256."""
         return self.blob_path(name).exists()
 
     def get_blob(self, name: str) -> bytes:
-        """The bytes of this SHA-256, checked. Raises StoreError if they are missing or damaged."""
+        """Return the bytes of a blob, after checking their hash. Raises StoreError if it is missing or damaged."""
         path = self.blob_path(name)
         try:
             data = path.read_bytes()
@@ -228,20 +231,23 @@ class Store:
     def _repair_blob(self, also: str) -> str:
         return (
             f"Delete {also}the folders raw_chapters, sections and tokenized_dataset in {self}, and run "
-            "`ft-dagster run`: they are made again from the reports."
+            "`ft-dagster run`, which makes them again from the reports."
         )
 
     def blob_path(self, name: str) -> Path:
-        """Where the bytes of this SHA-256 are, or would be."""
+        """Return the local path of a blob, whether or not it exists."""
         return self.root / "blobs" / name[:2] / name
 
-    def bring_blobs(self, names: Iterable[str]) -> None:
-        """Have these at `blob_path`, many at a time: for whoever reads one after the other. Here they always are."""
+    def fetch_blobs(self, names: Iterable[str]) -> None:
+        """Make blobs available at `blob_path`, many at a time, before they are read one by one.
+
+        In a local store they always are.
+        """
 
     # Artifacts
 
     def find(self, kind: str, key: str) -> Artifact | None:
-        """The artifact of this kind and key, or None. Does not read its files: see Artifact.verify."""
+        """Return the artifact of this kind and key, or None. Its files are not read: see Artifact.verify."""
         try:
             content = (self._artifact_path(kind, key) / MANIFEST).read_bytes()
         except (FileNotFoundError, NotADirectoryError):
@@ -261,12 +267,12 @@ class Store:
             )
         return Artifact(kind, key, self._artifact_path(kind, key), manifest["about"], manifest["files"], self)
 
-    def taken_in(self, artifact: Artifact) -> float:
-        """When an artifact was taken in, in seconds since 1970."""
+    def committed_at(self, artifact: Artifact) -> float:
+        """Return when an artifact was committed, in seconds since 1970."""
         return artifact.path.stat().st_mtime
 
     def read_file(self, artifact: Artifact, name: str) -> bytes:
-        """A file of an artifact, checked. Raises StoreError if it is missing or damaged."""
+        """Return the bytes of a file, after checking their hash. Raises StoreError if it is missing or damaged."""
         path = artifact.path / name
         try:
             data = path.read_bytes()
@@ -276,28 +282,28 @@ class Store:
             raise StoreError(f"{path} is damaged: its hash is not the one recorded. {artifact.repair}")
         return data
 
-    def bring(self, artifact: Artifact) -> None:
-        """Have an artifact's folder here, with all of its files. Here it always is."""
+    def fetch(self, artifact: Artifact) -> None:
+        """Make an artifact's folder available locally with all of its files. In a local store it always is."""
 
     def newest(self, kind: str, **about: Any) -> Artifact | None:
-        """The artifact of this kind that was taken in last, among those that say this of themselves."""
+        """Return the newest artifact of this kind whose `about` contains these values, or None."""
         fitting = (a for a in self.all(kind) if all(a.about.get(name) == value for name, value in about.items()))
         return next(fitting, None)
 
     def all(self, kind: str) -> Iterator[Artifact]:
-        """The artifacts of this kind, those that were taken in last first."""
+        """Yield the artifacts of this kind, newest first."""
         for key in self.keys(kind):
             if found := self.find(kind, key):
                 yield found
 
     def keys(self, kind: str) -> list[str]:
-        """The keys of what is there of this kind, those that were taken in last first."""
+        """Return the keys of the artifacts of this kind, newest first."""
         folder = self.root / kind
         present = [path for path in folder.iterdir() if path.name[0] != "."] if folder.is_dir() else []
         return [path.name for path in sorted(present, key=lambda path: -path.stat().st_mtime_ns)]
 
     def get(self, kind: str, key: str) -> Artifact:
-        """The artifact of this kind and key, its bytes checked. Raises StoreError if missing or damaged."""
+        """Return the artifact of this kind and key, after `verify`. Raises StoreError if it is missing or damaged."""
         artifact = self.find(kind, key)
         if artifact is None:
             raise StoreError(f"The store {self} has no {kind} {key}. Materialize {kind} again.")
@@ -305,18 +311,24 @@ class Store:
         return artifact
 
     def match(self, kind: str, beginning: str) -> Artifact:
-        """The one artifact whose key begins so. Raises StoreError if there is none, or more than one."""
+        """Return the one artifact whose key starts with `beginning`, after `verify`.
+
+        Raises:
+            StoreError: there is none or more than one, or the artifact is damaged.
+        """
         keys = sorted(key for key in self.keys(kind) if key.startswith(beginning))
         if len(keys) == 1:
             return self.get(kind, keys[0])
-        found = "several, " + ", ".join(key[:12] for key in keys[:5]) if beginning and keys else "none"
-        raise StoreError(f"There is not one {kind} whose key begins with {beginning!r} in {self}, but {found}.")
+        found = f"{len(keys)} (" + ", ".join(key[:12] for key in keys[:5]) + ")" if beginning and keys else "none"
+        raise StoreError(
+            f"There is not exactly one {kind} whose key begins with {beginning!r} in {self}: found {found}."
+        )
 
-    def take_in(self, kind: str, key: str, folder: Path, about: Mapping[str, Any]) -> Artifact:
-        """Move a finished folder into the store, whole. What is there already under this key is kept.
+    def commit(self, kind: str, key: str, folder: Path, about: Mapping[str, Any]) -> Artifact:
+        """Move a finished folder into the store in one step. If the key exists already, its artifact is kept instead.
 
         Raises:
-            StoreError: what is there is damaged.
+            StoreError: the existing artifact is damaged.
         """
         if (existing := self.find(kind, key)) is not None:
             shutil.rmtree(folder)
@@ -325,19 +337,23 @@ class Store:
         return self._publish(sealed) or self._move_in(sealed)
 
     def _seal(self, kind: str, key: str, folder: Path, about: Mapping[str, Any]) -> Artifact:
-        """Write the manifest into a finished folder, which then is an artifact that is not in its place yet."""
+        """Write the manifest into a finished folder, which makes it an artifact that is not at its final path yet."""
         files = {
             path.relative_to(folder).as_posix(): file_digest(path)
             for path in sorted(folder.rglob("*"))
             if path.is_file() and path != folder / MANIFEST
         }
         with_usual_rights(folder)
-        plain = json.loads(json.dumps(dict(about)))  # as it will be read back
+        plain = json.loads(json.dumps(dict(about)))  # the values as they will be read back
         write_atomically(folder / MANIFEST, manifest_text(kind, key, plain, files))
         return Artifact(kind, key, folder, plain, files, self)
 
     def _publish(self, sealed: Artifact) -> Artifact | None:
-        """Show it to others first, where the store has others; gives what they had under this key before."""
+        """Make an artifact visible to other machines, if the store is shared.
+
+        Returns:
+            The artifact that they had under this key already, or None.
+        """
         return None
 
     def _move_in(self, sealed: Artifact) -> Artifact:
@@ -346,11 +362,11 @@ class Store:
         try:
             sealed.path.rename(target)
         except OSError as error:
-            if error.errno == errno.EXDEV:  # an attempt's folder, and a store on another disk
+            if error.errno == errno.EXDEV:  # the attempt's folder and the store are on different disks
                 return self._move_in_copy(sealed)
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
-            return self._give_way(sealed, target)
+            return self._use_existing(sealed, target)
         return replace(sealed, path=target)
 
     def _move_in_copy(self, sealed: Artifact) -> Artifact:
@@ -360,16 +376,16 @@ class Store:
         shutil.rmtree(sealed.path)
         return artifact
 
-    def _give_way(self, sealed: Artifact, target: Path) -> Artifact:
-        """To another process that finished the same work first, if that is what stands in the way."""
+    def _use_existing(self, sealed: Artifact, target: Path) -> Artifact:
+        """Return the artifact at `target`, which another process finished first, and delete this one."""
         if (existing := self.find(sealed.kind, sealed.key)) is None:
-            raise StoreError(f"{target} is in the way, without a manifest. {_REPAIR.format(target)}")
+            raise StoreError(f"{target} already exists, but has no manifest. {_REPAIR.format(target)}")
         shutil.rmtree(sealed.path)
         return existing
 
     @contextmanager
     def staging(self) -> Iterator[Path]:
-        """An empty folder on the store's own disk, to build an artifact in; gone afterwards if not taken in."""
+        """Provide an empty folder on the store's disk for a new artifact, which is deleted unless it is committed."""
         parent = self.root / "staging"
         parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=parent, ignore_cleanup_errors=True) as name:
@@ -383,7 +399,7 @@ class Store:
 
 @contextmanager
 def _locked(root: Path, how: int) -> Iterator[None]:
-    """The operating system's lock, which ends with the process."""
+    """Hold a lock of the operating system, which is released when the process ends."""
     root.mkdir(parents=True, exist_ok=True)
     with (root / ".lock").open("ab") as file:
         fcntl.flock(file, how)

@@ -1,8 +1,9 @@
-"""A store in a bucket that many machines share, with a copy in a local folder of what this machine has read or made.
+"""A store in a bucket that many machines share, with a local copy of what this machine has read or made.
 
-In the bucket every file is a blob, named by its hash, and an artifact is nothing but its manifest, which names them and
-is written last, in one step: whoever reads it finds all of it, and of two that write it at once one wins as a whole.
-The local folder has the shape of a local store, so that a process that was handed a folder needs no bucket.
+In the bucket every file is a blob, named by its hash. An artifact is only its manifest, which names its blobs and is
+written last, in one step. A process that reads the manifest therefore finds all of the files, and if two processes
+write it at the same time, one of them wins completely. The local folder has the layout of a local store, so that a
+process that gets the path of an artifact does not need the bucket.
 """
 
 import shutil
@@ -22,7 +23,11 @@ _BATCH_BYTES, _BATCH_BLOBS = 64 * 2**20, 1024
 
 
 def open_store(settings: Settings) -> Store:
-    """The store that FT_STORE names. Raises StoreError if a newer version wrote it; a bucket says so in `in_use`."""
+    """Return the store that FT_STORE names.
+
+    Raises:
+        StoreError: a newer version wrote the store, if it is a folder. For a bucket, `in_use` checks it.
+    """
     if (url := settings.store_url) is None:
         formats.require_known(settings.store_root, formats.STORE)
         return Store(settings.store_root)
@@ -30,7 +35,7 @@ def open_store(settings: Settings) -> Store:
 
 
 class SharedStore(Store):
-    """A store in a bucket. What the bucket has counts; the local folder only saves reading it twice."""
+    """A store in a bucket. Only the bucket's content counts; the local folder avoids downloading it again."""
 
     url: str
 
@@ -41,7 +46,7 @@ class SharedStore(Store):
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
-        """Raises StoreError if a newer version wrote what is below the URL."""
+        """As `Store.in_use`. Raises StoreError if a newer version wrote the store at the URL."""
         known = f"{formats.STORE}\n".encode()
         there = self.bucket.read(formats.NAME) or self.bucket.write_first(formats.NAME, known)
         formats.read_number(there, f"{self}/{formats.NAME}", formats.STORE)
@@ -55,7 +60,7 @@ class SharedStore(Store):
         for batch in _batches(contents):
             data = {digest(content): content for content in batch}
             here = [name for name in data if super(SharedStore, self).has_blob(name)]
-            there = self.bucket.entries(map(_blob, here))  # what is not here is hardly ever there
+            there = self.bucket.entries(map(_blob, here))  # a blob without a local copy is rarely in the bucket
             known = {blob for blob, entry in there.items() if entry}
             self.bucket.write_many({_blob(name): data[name] for name in data if _blob(name) not in known})
             names += super().put_blobs(batch)
@@ -74,11 +79,11 @@ class SharedStore(Store):
     def get_blob(self, name: str) -> bytes:
         try:
             return super().get_blob(name)
-        except StoreError:  # the copy is missing, or damaged
+        except StoreError:  # the local copy is missing or damaged
             self._fetch_blobs([name])
         return super().get_blob(name)
 
-    def bring_blobs(self, names: Iterable[str]) -> None:
+    def fetch_blobs(self, names: Iterable[str]) -> None:
         missing = [name for name in dict.fromkeys(names) if not super(SharedStore, self).has_blob(name)]
         for first in range(0, len(missing), _BATCH_BLOBS):
             self._fetch_blobs(missing[first : first + _BATCH_BLOBS])
@@ -100,7 +105,10 @@ class SharedStore(Store):
         return None if content is None else self._read_manifest(kind, key, content)
 
     def all(self, kind: str) -> Iterator[Artifact]:
-        """Those of the same second, which is as fine as a bucket's clock is, come in the order of their keys."""
+        """Yield the artifacts of this kind, newest first.
+
+        A bucket's clock has a resolution of one second; artifacts of the same second come in the order of their keys.
+        """
         known = {
             name: self.root / "manifests" / kind / f"{name.split('/')[1]}.{digest(entry.version)[:16]}.json"
             for name, entry in self._manifests(kind).items()
@@ -108,7 +116,7 @@ class SharedStore(Store):
         for name, content in self.bucket.read_many(n for n, path in known.items() if not path.exists()).items():
             write_atomically(known[name], content)
         for name, path in known.items():
-            if path.exists():  # else it was removed since it was listed
+            if path.exists():  # otherwise it was removed after it was listed
                 yield self._read_manifest(kind, name.split("/")[1], path.read_bytes())
 
     def keys(self, kind: str) -> list[str]:
@@ -118,7 +126,7 @@ class SharedStore(Store):
         found = {name: entry for name, entry in self.bucket.list(kind).items() if name.endswith(f"/{MANIFEST}")}
         return dict(sorted(found.items(), key=lambda item: (-item[1].at, item[0])))
 
-    def taken_in(self, artifact: Artifact) -> float:
+    def committed_at(self, artifact: Artifact) -> float:
         name = f"{artifact.kind}/{artifact.key}/{MANIFEST}"
         entry = self.bucket.entries([name])[name]
         return entry.at if entry else 0.0
@@ -130,7 +138,7 @@ class SharedStore(Store):
             return data
         return self.get_blob(expected)
 
-    def bring(self, artifact: Artifact) -> None:
+    def fetch(self, artifact: Artifact) -> None:
         if self._is_here(artifact):
             return
         with self.staging() as folder:
@@ -139,8 +147,8 @@ class SharedStore(Store):
             self.bucket.fetch(
                 {folder / name: _blob(sha256) for name, sha256 in artifact.files.items()},
                 {_blob(sha256): sha256 for sha256 in artifact.files.values()},
-                f"Delete it and {self}/{artifact.kind}/{artifact.key}/{MANIFEST}, and run `ft-dagster run`: they are "
-                "made again.",
+                f"Delete it and {self}/{artifact.kind}/{artifact.key}/{MANIFEST}, and run `ft-dagster run`, which "
+                "makes them again.",
             )
             text = manifest_text(artifact.kind, artifact.key, artifact.about, artifact.files)
             write_atomically(folder / MANIFEST, text)
@@ -153,11 +161,11 @@ class SharedStore(Store):
         artifact = self._read_manifest(sealed.kind, sealed.key, there)
         if _same(artifact, sealed):
             return None
-        shutil.rmtree(sealed.path)  # another machine has finished the same work first
+        shutil.rmtree(sealed.path)  # another machine finished the same work first
         return artifact
 
-    def _give_way(self, sealed: Artifact, target: Path) -> Artifact:
-        """To the same, brought by another process; a copy that the bucket has no more makes way itself."""
+    def _use_existing(self, sealed: Artifact, target: Path) -> Artifact:
+        """Return the copy at `target` if it is the same artifact; otherwise replace it with this one."""
         if self._is_here(sealed):
             shutil.rmtree(sealed.path)
             return replace(sealed, path=target)
@@ -182,7 +190,7 @@ def _same(one: Artifact, other: Artifact) -> bool:
 
 
 def _batches(contents: Iterable[bytes]) -> Iterator[list[bytes]]:
-    """As many at a time as memory and connections can take."""
+    """Split blobs into batches that are limited in bytes and in number, to limit memory and connections."""
     batch: list[bytes] = []
     size = 0
     for content in contents:

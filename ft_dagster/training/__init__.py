@@ -1,1 +1,1 @@
-"""Packed token blocks -> a LoRA adapter. Runs in a process of its own: `python -m ft_dagster.training REQUEST`."""
+"""Train a LoRA adapter on packed rows, in a process of its own: `python -m ft_dagster.training REQUEST`."""

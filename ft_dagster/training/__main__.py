@@ -1,7 +1,7 @@
-"""`python -m ft_dagster.training REQUEST.json`: make one adapter. Exit codes: 0 made, 1 failed, 130 interrupted.
+"""Make one adapter: `python -m ft_dagster.training REQUEST.json`. Exit codes: 0 made, 1 failed, 130 interrupted.
 
-It takes the devices that it needs and trains. Where the recipe asks for several processes it starts them, each of
-which comes through here again, and waits for them.
+The process leases the devices that it needs, and trains. If the recipe asks for several processes, it starts them and
+waits for them; each of them runs this module, too.
 """
 
 import logging
@@ -16,7 +16,7 @@ from dagster_pipes import PipesContext, open_dagster_pipes  # the protocol alone
 from ft_dagster.runtime.allocator import keep_freed_memory, spin_briefly
 from ft_dagster.runtime.child import INTERRUPTED, exit_code, run_child
 from ft_dagster.runtime.lease import leased
-from ft_dagster.runtime.messages import report
+from ft_dagster.runtime.messages import report_to_run
 from ft_dagster.runtime.parent import die_with_parent
 from ft_dagster.runtime.processes import RENDEZVOUS, leave, run_together
 from ft_dagster.runtime.quick_start import compile_nothing, import_quickly
@@ -24,7 +24,7 @@ from ft_dagster.training.request import TrainingRequest
 
 
 def main(request_path: Path) -> int:
-    """Train, and give the exit code."""
+    """Train, and return the exit code."""
     if RENDEZVOUS in os.environ:
         die_with_parent()
         first = os.environ["RANK"] == "0"
@@ -35,7 +35,7 @@ def main(request_path: Path) -> int:
 
 
 def _start(request_path: Path) -> int:
-    """Train in this process, or in as many as the recipe asks for."""
+    """Train in this process, or in several processes if the recipe asks for them."""
     request = TrainingRequest.read(request_path)
     processes = request.resolved_recipe().training.processes
     with leased(Path(request.locks), processes):
@@ -46,7 +46,7 @@ def _start(request_path: Path) -> int:
 
 
 def _train(request: TrainingRequest, reports: bool) -> int:
-    """Train; `reports` says whether this process, of several, is the one that reports."""
+    """Train in this process. `reports` says whether it reports to the run; only the first of several processes does."""
     spin_briefly()
     keep_freed_memory()
     compile_nothing(request.resolved_recipe())
@@ -56,16 +56,16 @@ def _train(request: TrainingRequest, reports: bool) -> int:
         from ft_dagster.model.ranks import joined
         from ft_dagster.training.train import InterruptedTrainingError, train
 
-        def tell(metrics: dict[str, Any]) -> None:
+        def report(metrics: dict[str, Any]) -> None:
             if isinstance(pipes, PipesContext):
-                report(pipes, metrics)
+                report_to_run(pipes, metrics)
 
         try:
             with joined():
-                train(request, tell)
+                train(request, report)
         except InterruptedTrainingError as stopped:
             if reports:
-                print(f"Training {stopped}; the next run goes on from there.", file=sys.stderr)  # noqa: T201
+                print(f"Training {stopped}; the next run resumes from there.", file=sys.stderr)  # noqa: T201
             return INTERRUPTED
     return 0
 

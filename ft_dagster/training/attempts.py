@@ -1,7 +1,8 @@
-"""Attempts at one adapter: each writes to a folder of its own, and goes on from the best of those before it.
+"""Attempts at one adapter: each writes to its own folder, and resumes from the last checkpoint of earlier attempts.
 
-A training that was given up may be alive: on a machine behind a cut link that still reaches the shared disk. It writes
-on in its own folder, where it can neither harm the attempt after it nor be taken for it.
+A training that was given up may still be alive, for example on a machine that lost its network connection but still
+reaches the shared disk. It continues to write to its own folder, where it can neither harm the next attempt nor be
+mistaken for it.
 """
 
 import json
@@ -20,13 +21,13 @@ from ft_dagster.training.request import RESULT
 
 log = logging.getLogger(__name__)
 COMPLETE = "complete"
-"""File in a checkpoint, written last: maps each other file to its SHA-256; its own key holds the digest of that map."""
+"""File in a checkpoint, written last. It maps each other file to its SHA-256, and its own name to that map's digest."""
 _TURN, _IN_USE = ".turn", ".in_use"
-"""Locks: of the folder of all attempts while one is chosen, and of an attempt while a run trains in it."""
+"""Lock files: of all attempts' folder while one is chosen, and of an attempt while a run trains in it."""
 
 
 def step_of(checkpoint: Path | str) -> int:
-    """The optimizer step after which a checkpoint was saved, from its folder or the name of one of its files.
+    """Return the optimizer step after which a checkpoint was saved, from its folder or the name of one of its files.
 
     >>> step_of(Path("attempt/checkpoint-20")), step_of("checkpoint-20/complete")
     (20, 20)
@@ -37,13 +38,13 @@ def step_of(checkpoint: Path | str) -> int:
 
 @contextmanager
 def attempt_in(folder: Path) -> Iterator[Path]:
-    """The attempt to train in: one that has finished, or a new one with the last checkpoint of those before it.
+    """Yield the attempt to train in: a finished one, or a new one with the last checkpoint of earlier attempts.
 
-    Until the block ends, no other process on this machine removes it. Attempts that nobody holds are removed, except
-    the one that the checkpoint came from.
+    Until the block is left, no other process on this machine removes the attempt. Other attempts that no process uses
+    are removed, except the one that the checkpoint came from.
 
     Args:
-        folder: of all attempts at one adapter.
+        folder: the folder of all attempts at one adapter.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as held:
@@ -58,12 +59,12 @@ def attempt_in(folder: Path) -> Iterator[Path]:
 
 
 def finished_attempt(folder: Path) -> Path | None:
-    """The attempt that has made its adapter, which is waiting to be stored."""
+    """Return the attempt that has made its adapter, which only needs to be committed to the store; None if none has."""
     return next((path.parent for path in folder.glob(f"*/{RESULT}")), None)
 
 
 def _inherit(attempt: Path, before: Sequence[Path]) -> None:
-    """Copy the last checkpoint of earlier attempts into a new one, and remove the others that nobody holds."""
+    """Copy the last checkpoint of earlier attempts into a new one, and remove the other attempts if unused."""
     checkpoint = max((path for path in map(last_checkpoint, before) if path), key=step_of, default=None)
     if checkpoint:
         copy = attempt / f".{checkpoint.name}"
@@ -78,34 +79,34 @@ def _is_in_use(attempt: Path) -> bool:
     try:
         with FileLock(attempt / _IN_USE, timeout=0):
             return False
-    except (Timeout, OSError):  # held, or on a disk that knows no locks
+    except (Timeout, OSError):  # locked, or on a disk without support for locks
         return True
 
 
 def last_checkpoint(attempt: Path) -> Path | None:
-    """The newest checkpoint of an attempt that is whole and whose bytes are those that were saved."""
-    whole = sorted((path.parent for path in attempt.glob(f"checkpoint-*/{COMPLETE}")), key=step_of, reverse=True)
-    return next(filter(_is_undamaged, whole), None)
+    """Return the newest checkpoint of an attempt that is complete and undamaged, or None."""
+    complete = sorted((path.parent for path in attempt.glob(f"checkpoint-*/{COMPLETE}")), key=step_of, reverse=True)
+    return next(filter(_is_undamaged, complete), None)
 
 
 def mark_complete(checkpoint: Path) -> None:
-    """Say that a checkpoint is whole, once all else is in it."""
+    """Mark a checkpoint as complete, once all other files are in it."""
     write_atomically(checkpoint / COMPLETE, completion(checkpoint_files(checkpoint)))
 
 
 def checkpoint_files(checkpoint: Path) -> dict[str, str]:
-    """Relative path -> SHA-256 of a checkpoint's files, without the one that says that it is whole."""
+    """Return relative path -> SHA-256 of a checkpoint's files, without the file that marks it as complete."""
     paths = [path for path in sorted(checkpoint.rglob("*")) if path.is_file() and path.name != COMPLETE]
     return {path.relative_to(checkpoint).as_posix(): file_digest(path) for path in paths}
 
 
 def completion(files: Mapping[str, str]) -> bytes:
-    """What says that a checkpoint of these files is whole. Its own hash is in it."""
+    """Return the content of the file that marks a checkpoint with these files as complete, with their digest."""
     return json.dumps({**files, COMPLETE: digest(dict(files))}).encode()
 
 
 def completed_files(content: bytes) -> dict[str, str] | None:
-    """The files that it names; None where it is damaged, or of a version that wrote no hashes.
+    """Return the files that such a content names; None if it is damaged, or from a version that wrote no hashes.
 
     >>> completed_files(completion({"weights": "ab"}))
     {'weights': 'ab'}

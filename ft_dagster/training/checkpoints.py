@@ -1,4 +1,4 @@
-"""Checkpoints that are whole: one half written when the process died is never resumed from."""
+"""Save, check and resume from complete checkpoints; one that was half written when its process died is ignored."""
 
 import importlib
 import pickle
@@ -23,8 +23,8 @@ from ft_dagster.training.attempts import COMPLETE, last_checkpoint, mark_complet
 from ft_dagster.training.shared_checkpoints import SharedCheckpoints
 
 _PICKLES = (".pt", ".pth", ".bin")
-_SHARES = ".metadata"
-_PLAIN = {
+_FSDP_METADATA = ".metadata"
+_ALLOWED = {
     ("collections", "OrderedDict"),
     ("pathlib", "PosixPath"),
     ("torch", "Size"),
@@ -33,46 +33,46 @@ _PLAIN = {
 
 
 def last_complete(folder: Path) -> Path | None:
-    """The newest whole checkpoint, or None. Newer ones, half written or damaged, are removed: they are made anew."""
+    """Return the newest complete checkpoint, or None. Incomplete ones and newer, damaged ones are removed."""
     last = last_checkpoint(folder)
     for path in folder.glob("checkpoint-*"):
         if last is None or step_of(path) > step_of(last) or not (path / COMPLETE).exists():
-            shutil.rmtree(path, ignore_errors=True)  # where several processes train, each of them does
+            shutil.rmtree(path, ignore_errors=True)  # several processes may remove it at once
     return last
 
 
 def require_plain_state(checkpoint: Path) -> None:
-    """Look into a checkpoint before anything of it is used: state of PyTorch that holds numbers and nothing else.
+    """Check, before a checkpoint is used, that its PyTorch state contains nothing but tensors and plain values.
 
-    Its files are zipped pickles. transformers reads them as this does, with `weights_only`, where a pickle can name
-    only tensors and plain values; here the file is named, and no data is read.
+    Its files are zipped pickles. transformers reads them in the same way, with `weights_only`, so that a pickle can
+    name only tensors and plain values. Here the error names the file, and tensor data is not read.
 
     Raises:
-        TrainingError: a file holds anything else, or is damaged. Nothing in it was run.
+        TrainingError: a file contains anything else, or is damaged. No code in it was run.
     """
     for path in sorted(checkpoint.rglob("*")):
         try:
-            if path.name == _SHARES:
+            if path.name == _FSDP_METADATA:
                 with path.open("rb") as file:
-                    _SharesReader(file).load()
+                    _FsdpMetadataReader(file).load()
             elif path.suffix in _PICKLES:
                 with safe_globals():
                     torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except Exception as error:  # whatever a reader stumbles over in bytes that nobody vouches for
+        except Exception as error:  # untrusted bytes can raise anything
             raise TrainingError(
-                f"{path} is not plain state of a training, so that nothing of {checkpoint.name} is used "
-                f"({str(error).strip().splitlines()[0]}). Delete the folder {checkpoint}; training goes on from an "
-                "older checkpoint, or from its beginning."
+                f"{path} is not plain training state, so nothing in {checkpoint.name} is used "
+                f"({str(error).strip().splitlines()[0]}). Delete the folder {checkpoint}; training then resumes from "
+                "an older checkpoint, or starts over."
             ) from error
 
 
-class _SharesReader(pickle.Unpickler):
-    """Of the list of what each process of FSDP saved, which PyTorch itself reads as any pickle."""
+class _FsdpMetadataReader(pickle.Unpickler):
+    """Reads the list of what each process of FSDP saved, which PyTorch itself would unpickle without restrictions."""
 
     def find_class(self, module: str, name: str) -> Any:
         found = getattr(importlib.import_module(module), name) if module.partition(".")[0] == "torch" else None
         described = isinstance(found, type) and (is_dataclass(found) or issubclass(found, Enum))
-        if (module.startswith("torch.distributed.checkpoint.") and described) or (module, name) in _PLAIN:
+        if (module.startswith("torch.distributed.checkpoint.") and described) or (module, name) in _ALLOWED:
             return super().find_class(module, name)
         if module == "torch" and isinstance(found, (torch.dtype, torch.layout, torch.memory_format)):
             return found
@@ -80,7 +80,7 @@ class _SharesReader(pickle.Unpickler):
 
 
 class CompleteCheckpoints(TrainerCallback):
-    """Marks a checkpoint as whole once the trainer has written all of it, in every process; then others may have it."""
+    """Marks a checkpoint as complete once every process has written its part, and then shares it, if configured."""
 
     def __init__(self, number_format: str, shared: SharedCheckpoints | None = None) -> None:
         self.number_format = number_format
@@ -90,7 +90,7 @@ class CompleteCheckpoints(TrainerCallback):
         ranks.wait_for_all()
         if ranks.is_first():
             checkpoint = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
-            (checkpoint / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # pickled objects, which nothing reads
+            (checkpoint / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # pickled objects that nothing reads
             write_format(checkpoint, self.number_format)
             mark_complete(checkpoint)
             if self.shared:
@@ -98,9 +98,9 @@ class CompleteCheckpoints(TrainerCallback):
 
 
 class StopOnSignal(TrainerCallback):
-    """SIGINT and SIGTERM end training after the current step, with a checkpoint; a second one ends it at once.
+    """Stops training after the current step, with a checkpoint, on SIGINT or SIGTERM; a second signal kills at once.
 
-    Several processes end after the same step: the one that the signal has reached last decides nothing.
+    Several processes stop after the same step, as soon as any of them has received the signal.
     """
 
     def __init__(self) -> None:
@@ -112,7 +112,7 @@ class StopOnSignal(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if threading.current_thread() is not threading.main_thread():
-            return  # of an engine's worker, which is ended at once
+            return  # the thread of an engine's worker, which is killed at once
         for number in (signal.SIGINT, signal.SIGTERM):
             self._before[number] = signal.signal(number, self._receive)
 

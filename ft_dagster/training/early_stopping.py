@@ -1,4 +1,4 @@
-"""Held-out text while training: measured every so often, the best weights kept, an end when it gets no better."""
+"""Early stopping: measure held-out text during training, keep the best weights, and stop when it stops improving."""
 
 import json
 import math
@@ -21,10 +21,10 @@ _BEST = "best.safetensors"
 
 
 class EarlyStopping(TrainerCallback):
-    """Keeps the weights that predict held-out text best, and ends training after `patience` measurements without gain.
+    """Keeps the weights that predict held-out text best, and stops after `patience` measurements without improvement.
 
-    What was measured, and the best weights, are part of every checkpoint, so that a training that goes on from one
-    ends as it would have.
+    Every checkpoint contains the measurements and the best weights, so that a resumed training has the same result as
+    one without interruption.
     """
 
     def __init__(
@@ -32,41 +32,42 @@ class EarlyStopping(TrainerCallback):
         every: int,
         patience: int | None,
         measure: Callable[[], float],
-        tell: Callable[[dict[str, Any]], None],
+        report: Callable[[dict[str, Any]], None],
     ) -> None:
         """
         Args:
-            every: optimizer steps between measurements; there is one after the last step, too.
-            patience: measurements in a row that may be no better than the best one before training ends; None: it
-                goes on to its last step.
-            measure: held-out bits per byte of the model as it is now. Must draw no random number and change no weight.
-            tell: takes each measurement.
+            every: the number of optimizer steps between measurements. There is also one after the last step.
+            patience: the number of consecutive measurements without improvement after which training stops; None to
+                train to the last step.
+            measure: returns held-out bits per byte of the current model. It must draw no random numbers and change no
+                weights.
+            report: called with each measurement.
         """
         self.every = every
         self.patience = patience
         self.measure = measure
-        self.tell = tell
+        self.report = report
         self.measured: list[dict[str, Any]] = []
-        """`step` and `bits_per_byte` of every measurement."""
+        """The `step` and `bits_per_byte` of every measurement."""
         self.weights: dict[str, torch.Tensor] = {}
-        """The adapter's at the best of them."""
+        """The adapter's weights at the best measurement."""
         self.seconds = 0.0
-        """Spent on measurements since the process began."""
+        """Time spent on measurements since the process started."""
 
     @property
     def best(self) -> dict[str, Any]:
-        """The best measurement; of equal ones the first."""
+        """The best measurement; the first one of equals."""
         return min(self.measured, key=lambda row: row["bits_per_byte"])
 
     @property
     def over(self) -> bool:
-        """Whether measurements have been no better for long enough."""
+        """Whether training should stop, after `patience` measurements without improvement."""
         if self.patience is None or not self.measured:
             return False
         return len(self.measured) - 1 - self.measured.index(self.best) >= self.patience
 
     def restore(self, checkpoint: Path) -> None:
-        """Go on from what a checkpoint holds."""
+        """Restore the measurements and the best weights from a checkpoint."""
         self.measured = json.loads((checkpoint / _MEASURED).read_bytes())
         self.weights = load_file(checkpoint / _BEST) if self.measured else {}
 
@@ -74,7 +75,7 @@ class EarlyStopping(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
         if state.global_step % self.every == 0 or state.global_step == state.max_steps:
-            self._look(kwargs["model"], state.global_step)
+            self._measure(kwargs["model"], state.global_step)
             control.should_training_stop = control.should_training_stop or self.over
         return control
 
@@ -86,9 +87,10 @@ class EarlyStopping(TrainerCallback):
             save_file(self.weights, checkpoint / _BEST)
         write_atomically(checkpoint / _MEASURED, json.dumps(self.measured))
 
-    def _look(self, model: PeftModel, step: int) -> None:
+    def _measure(self, model: PeftModel, step: int) -> None:
         began = time.monotonic()
-        row = {"step": step, "bits_per_byte": ranks.first_says(self.measure())}  # so that all stop at the same step
+        # All processes use the first one's value, so that they stop at the same step.
+        row = {"step": step, "bits_per_byte": ranks.first_says(self.measure())}
         model.train()
         self.seconds += time.monotonic() - began
         if not math.isfinite(row["bits_per_byte"]):
@@ -100,4 +102,4 @@ class EarlyStopping(TrainerCallback):
         if self.best is row:
             trained = get_peft_model_state_dict(model)
             self.weights = {name: tensor.detach().cpu().clone() for name, tensor in trained.items()}
-        self.tell({"step": step, "held_out_bits_per_byte": row["bits_per_byte"]})
+        self.report({"step": step, "held_out_bits_per_byte": row["bits_per_byte"]})

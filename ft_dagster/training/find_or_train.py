@@ -1,4 +1,4 @@
-"""The adapter of a dataset: the one that was made for it before, or one that a process trains now. Imports no torch."""
+"""Find the adapter of a dataset in the store, or have a process train it. Imports no torch."""
 
 import json
 import shutil
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from ft_dagster.base.prepare import PreparedBase
+from ft_dagster.base.model_folder import PreparedBase
 from ft_dagster.config.recipe import Recipe
 from ft_dagster.config.settings import Settings
 from ft_dagster.corpus.snapshot import KIND as SNAPSHOT
@@ -28,20 +28,20 @@ from ft_dagster.training.request import (
 from ft_dagster.training.shared_checkpoints import SharedCheckpoints
 
 Origin = Literal["made before", "trained", "made meanwhile"]
-"""Where an adapter came from: the store, the training that was asked for, or another attempt that ended first."""
+"""Where an adapter came from: the store, the requested training, or another attempt that finished first."""
 Said = TypeVar("Said")
-"""What a training process reports while it works."""
+"""The type of what a training process reports while it runs."""
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What an adapter is wanted for."""
+    """The inputs that an adapter is wanted for."""
 
     dataset: Artifact
     base: PreparedBase
     recipe: Recipe
     in_use: Path | None
-    """Folder of the released adapter, which the recipe may have training go on from."""
+    """Folder of the released adapter, from which training continues if the recipe says so."""
 
 
 def find_or_train(
@@ -49,12 +49,12 @@ def find_or_train(
 ) -> Generator[Said, None, tuple[Artifact, Origin]]:
     """Find the adapter in the store, or have it trained and commit it.
 
-    An attempt that was cut off, also before an upgrade that changed its key, is gone on with.
+    An interrupted attempt is resumed, even if an upgrade has changed its key since.
 
     Args:
-        wanted: what the adapter is made of.
-        settings: where attempts, logs and locks are.
-        train: does what a request says, in a process; a request is in vain unless the process succeeds.
+        wanted: the inputs of the adapter.
+        settings: the settings, which say where attempts, logs and locks are.
+        train: carries out a request in a process, and yields what the process reports. It raises if the process fails.
 
     Returns:
         The adapter, whose files were not checked, and where it came from.
@@ -70,7 +70,7 @@ def find_or_train(
     start = adapter_to_go_on_from(wanted.recipe, wanted.in_use, wanted.base, sections)
     key, attempts = adapter_key(keys[0], start), settings.state / "attempts"
     for earlier in keys[1:]:
-        _go_on_with_earlier(store, attempts / adapter_key(earlier, start), attempts / key, earlier)
+        _adopt_earlier_attempts(store, attempts / adapter_key(earlier, start), attempts / key, earlier)
     if found := made_before(store, keys):
         return found, "trained"
     try:
@@ -80,27 +80,28 @@ def find_or_train(
                 attempt = finished_attempt(attempt.parent) or attempt
             return _commit(store, key, attempt, keys[0]), "trained"
     except Exception:
-        if found := made_before(store, keys):  # folders of attempts went with the one that came first
+        if found := made_before(store, keys):  # another attempt finished first, and the folders were removed
             return found, "made meanwhile"
         raise
 
 
 def made_before(store: Store, keys: Sequence[str]) -> Artifact | None:
-    """The adapter that was made for the first of these training keys that has one, whatever it went on from."""
+    """Return the adapter made for the first of these training keys that has one, whatever adapter it started from."""
     for key in keys:
         if found := store.find(KIND, key) or store.newest(KIND, made_for=key):
             return found
     return None
 
 
-def _go_on_with_earlier(store: Store, before: Path, now: Path, made_for: str) -> None:
-    """What was cut off before an upgrade changed its key: an attempt that had ended goes into the store as it is, one
-    that had not goes on under the new key.
+def _adopt_earlier_attempts(store: Store, before: Path, now: Path, made_for: str) -> None:
+    """Adopt attempts that were interrupted before an upgrade changed their key.
+
+    A finished attempt is committed to the store as it is; an unfinished one is moved to the new key.
 
     Args:
-        store: takes the adapter.
-        before: folder of attempts, named after the earlier key.
-        now: the same for the new one.
+        store: the store that a finished adapter is committed to.
+        before: the folder of attempts under the earlier key.
+        now: the folder of attempts under the new key.
         made_for: the earlier training key.
     """
     if finished := finished_attempt(before):
@@ -129,13 +130,13 @@ def _request(key: str, wanted: Wanted, settings: Settings, attempt: Path, start:
 
 
 def _lineage(dataset: Artifact, start: Path | None) -> dict[str, Any]:
-    """What the manifest of an adapter says of its data."""
+    """Return the part of an adapter's manifest that describes its data."""
     trained_on = [
         {"chapter": d.chapter, "title": d.title, "source": d.source, "section": d.section}
         for d in all_documents(dataset)
         if d.split == "train"
     ]
-    if start:  # what it learned stays learned, also where the reports do not have it any more
+    if start:  # what it learned is kept, even if the reports no longer contain it
         here = {item["section"] for item in trained_on}
         trained_on += [dict(item) for item in read_manifest(start).trained_on if item["section"] not in here]
     chapters: dict[str, dict[str, str]] = {}
@@ -151,9 +152,9 @@ def _lineage(dataset: Artifact, start: Path | None) -> dict[str, Any]:
 
 
 def _commit(store: Store, key: str, attempt: Path, made_for: str) -> Artifact:
-    """Put the adapter of a finished attempt into the store, and remove what the attempt needed."""
+    """Commit the adapter of a finished attempt to the store, and remove all attempts and shared checkpoints."""
     result = json.loads((attempt / RESULT).read_bytes()) | {"made_for": made_for}
-    artifact = store.take_in(KIND, key, attempt / "adapter", result)
+    artifact = store.commit(KIND, key, attempt / "adapter", result)
     shutil.rmtree(attempt.parent, ignore_errors=True)
     if url := _checkpoints(store, key):
         SharedCheckpoints(url).forget()

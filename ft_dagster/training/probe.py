@@ -1,4 +1,4 @@
-"""One forward and backward pass before training, to know how long it will take and what memory it needs."""
+"""The probe: a forward and backward pass before training, to estimate its duration and the memory that it needs."""
 
 import heapq
 import time
@@ -15,12 +15,12 @@ from ft_dagster.training.progress import peak_memory
 
 Batch = Mapping[str, torch.Tensor]
 COST = 0.02
-"""The most that the trial may add to a training. Shorter ones know as much after their first steps."""
+"""Largest share of a training's time that the probe may add. A shorter training knows as much after its first steps."""
 
 
 @dataclass(frozen=True)
-class Trial:
-    """What one batch took, and what the training will take if every batch is as full."""
+class ProbeResult:
+    """Time and memory of one batch, and the duration of the training if every batch is as full."""
 
     seconds: float
     tokens: int
@@ -29,19 +29,19 @@ class Trial:
 
 
 def fullest(rows: Sequence[Mapping[str, Any]], count: int) -> list[Mapping[str, Any]]:
-    """The longest rows: the batch that needs the most memory."""
+    """Return the longest `count` rows, which form the batch that needs the most memory."""
     lengths = ((len(row["input_ids"]), -index) for index, row in enumerate(rows))
     return [rows[-index] for _, index in heapq.nlargest(count, lengths)]
 
 
 def try_batch(model: nn.Module, batch: Batch, loss: Callable[[Batch], torch.Tensor], passes: int = 1) -> float:
-    """Seconds of one forward and backward pass. Weights, gradients and random numbers are as before afterwards.
+    """Return the seconds of one forward and backward pass. Weights, gradients and random state are left unchanged.
 
     Args:
-        model: in training, without gradients.
-        batch: as `collate` makes it; int64, (rows, longest).
-        loss: the one that training takes, of a batch.
-        passes: how many are made; the last one counts.
+        model: the model to train, which has no gradients yet.
+        batch: a batch from `collate`; int64, (rows, longest).
+        loss: the loss function of the training.
+        passes: the number of passes, of which the last one is timed.
     """
     inputs = {name: tensor.to(device()) for name, tensor in batch.items()}
     training = model.training
@@ -59,17 +59,17 @@ def try_batch(model: nn.Module, batch: Batch, loss: Callable[[Batch], torch.Tens
 
 
 class Probe(TrainerCallback):
-    """Tries a batch when the trainer is ready and has not begun."""
+    """Runs the probe when the trainer is ready, before its first step."""
 
     def __init__(
         self,
         batch: Batch,
         loss: Callable[[Batch], torch.Tensor],
-        tell: Callable[[Trial], None],
+        report: Callable[[ProbeResult], None],
     ) -> None:
         self.batch = batch
         self.loss = loss
-        self.tell = tell
+        self.report = report
 
     def on_train_begin(
         self,
@@ -82,6 +82,6 @@ class Probe(TrainerCallback):
         batches = (state.max_steps - state.global_step) * args.gradient_accumulation_steps
         if model is None or batches * COST < 1:
             return
-        passes = 2 if device().type == "cuda" else 1  # in the first one CUDA loads and chooses its kernels
+        passes = 2 if device().type == "cuda" else 1  # CUDA loads and chooses its kernels in the first pass
         seconds = try_batch(model, self.batch, self.loss, passes)
-        self.tell(Trial(seconds, self.batch["input_ids"].numel(), peak_memory(), seconds * batches))
+        self.report(ProbeResult(seconds, self.batch["input_ids"].numel(), peak_memory(), seconds * batches))

@@ -1,4 +1,4 @@
-"""What a training process tells while it runs: a file for whoever looks, and messages to the run that started it."""
+"""The progress of a training while it runs: a file for other programs, and messages to the run that started it."""
 
 import json
 import logging
@@ -19,55 +19,54 @@ from ft_dagster.store.local import write_atomically
 from ft_dagster.training.request import PROGRESS
 
 _MUCH_SLOWER = 10.0
-"""How many times as long as it was told before a training may take until that is worth a warning."""
+"""How many times longer than estimated a training may take before a warning is logged."""
 _STEPS_TO_JUDGE = 2
-"""Optimizer steps after which it is known how long a step takes."""
-_LEAST_TOLD = 60.0
-"""Seconds: less than a minute is told as one."""
+"""The number of optimizer steps after which the duration of a step is known."""
+_MINIMUM_SECONDS = 60.0
+"""The shortest estimate: less than a minute counts as one."""
 _MESSAGES = 50
-"""Messages to the run, at most: each is an event in its log."""
+"""The maximum number of messages to the run, each of which is an event in its log."""
 
 
 log = logging.getLogger(__name__)
 
 
 def peak_memory() -> int:
-    """Bytes: the most that tensors took on the GPU, or that the process took on a CPU."""
+    """Return the peak memory in bytes: that of tensors on the GPU, or that of the process on a CPU."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 class Progress(TrainerCallback):
-    """Follows the trainer's log: loss, learning rate, tokens a second, memory."""
+    """Reports what the trainer logs: loss, learning rate, tokens per second, memory."""
 
     def __init__(
         self,
         attempt: Path,
         tokens_seen: Callable[[], int],
-        tell: Callable[[dict[str, Any]], None],
-        told_seconds: float | None = None,
+        report: Callable[[dict[str, Any]], None],
+        expected_seconds: float | None = None,
         run: str | None = None,
     ) -> None:
-        """Follow a training.
-
+        """
         Args:
-            attempt: its folder, for progress.json.
-            tokens_seen: gives the tokens that went by.
-            tell: takes what the run is to know.
-            told_seconds: how long the plan said that it takes; None if it said nothing.
-            run: id of the run that trains.
+            attempt: the attempt's folder, for progress.json.
+            tokens_seen: returns the number of tokens trained on so far.
+            report: called with each message to the run.
+            expected_seconds: the duration that the plan estimated; None if there is no estimate.
+            run: the id of the run that trains.
         """
         self.run = run
-        self.told_seconds = told_seconds and max(told_seconds, _LEAST_TOLD)
+        self.planned_seconds = expected_seconds and max(expected_seconds, _MINIMUM_SECONDS)
         self.warning: str | None = None
         self.path = attempt / PROGRESS
         self.tokens_seen = tokens_seen
-        self.tell = tell
+        self.report = report
         self.history: list[dict[str, Any]] = []
         self.began = time.monotonic()
         self.expected_seconds: float | None = None
-        """What a trial before training said, until steps say it."""
+        """The duration that the probe estimated, which is used until steps have been timed."""
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -105,22 +104,23 @@ class Progress(TrainerCallback):
         self._write(state, row)
         every = max(1, math.ceil(state.max_steps / _MESSAGES))
         if state.global_step % every == 0 or state.global_step == state.max_steps:
-            self.tell(row | {"steps": state.max_steps})
+            self.report(row | {"steps": state.max_steps})
 
     def compare(self, seconds: float) -> None:
-        """Say, once, that training will take much longer than was told before it began.
+        """Warn, once, if training will take much longer than the plan estimated.
 
         Args:
-            seconds: how long it will take in all, as far as is known by now.
+            seconds: the latest estimate of the total duration.
         """
-        if self.warning or not self.told_seconds or seconds <= _MUCH_SLOWER * self.told_seconds:
+        if self.warning or not self.planned_seconds or seconds <= _MUCH_SLOWER * self.planned_seconds:
             return
         self.warning = (
-            f"Training will take about {_duration(seconds)}, not {_duration(self.told_seconds)} as was told before it "
-            "began. Other programs may be using this machine; `ft-dagster doctor` says how fast it is in which format."
+            f"Training will take about {_duration(seconds)}, not {_duration(self.planned_seconds)} as was estimated "
+            "before it began. Other programs may be using this machine; `ft-dagster doctor` shows how fast it is in "
+            "each number format."
         )
         log.warning("%s", self.warning)
-        self.tell({WARNING: self.warning})
+        self.report({WARNING: self.warning})
 
     def _write(self, state: TrainerState, row: dict[str, Any]) -> None:
         if not ranks.is_first():
@@ -141,7 +141,8 @@ class Progress(TrainerCallback):
 
 
 def _duration(seconds: float) -> str:
-    """
+    """Format a duration in minutes or hours.
+
     >>> _duration(90), _duration(9000)
     ('2 min', '2.5 h')
     """

@@ -1,4 +1,4 @@
-"""What a training process is asked to do, as one JSON file."""
+"""The request to a training process, one JSON file, and the key of the adapter that it makes."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -7,28 +7,29 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ft_dagster.base.prepare import PreparedBase
-from ft_dagster.config.recipe import Lora, Recipe, resolve_recipe
+from ft_dagster.base.model_folder import PreparedBase
+from ft_dagster.config.recipe import Lora, Recipe
+from ft_dagster.config.recipe_file import resolve_recipe
 from ft_dagster.model.manifest import differences, read_manifest
 from ft_dagster.runtime.request import Request
 from ft_dagster.store.hashing import digest
 
 KIND = "lora_adapter"
-"""What the store calls an adapter."""
+"""The kind of artifact that an adapter is in the store."""
 CODE_VERSION = "2"
-"""Raised by hand when the same request would give other weights."""
+"""Raised by hand when the same request would produce different weights."""
 RESULT = "result.json"
-"""Written last into an attempt's folder: without it the attempt is not finished."""
+"""File that is written last into an attempt's folder: without it the attempt is not finished."""
 WEIGHTS = "adapter_model.safetensors"
-"""The adapter's weights, as peft names them."""
+"""File of the adapter's weights, as peft names it."""
 PROGRESS = "progress.json"
-"""Replaced at every step while training runs."""
+"""File in an attempt's folder with the progress of the training, replaced at every step."""
 
 
 def training_key(dataset_version: str, base: dict[str, str], recipe: Recipe) -> str:
-    """The key of an adapter: everything that decides its weights, and nothing else.
+    """Return the training key of an adapter: a hash of everything that determines its weights, and nothing else.
 
-    With `base.dtype: auto` that is `auto`, whatever a machine makes of it: machines that share a store train once.
+    `base.dtype: auto` enters the key as `auto`, whatever it resolves to: machines that share a store train once.
     """
     return digest(
         {
@@ -46,22 +47,22 @@ def training_key(dataset_version: str, base: dict[str, str], recipe: Recipe) -> 
 
 
 def training_keys(dataset_version: str, base: dict[str, str], recipe: Recipe) -> list[str]:
-    """The key that a new adapter gets, and then those of other adapters that serve as well (`Recipe.readings`)."""
+    """Return the training key of a new adapter, followed by those of equivalent adapters (`Recipe.readings`)."""
     return [training_key(dataset_version, base, reading) for reading in recipe.readings]
 
 
 def adapter_key(made_for: str, start: Path | None) -> str:
-    """The key of an adapter for a training key, that goes on from another adapter or from none."""
+    """Return the key of an adapter, from its training key and the adapter that training starts from, if any."""
     return digest([made_for, read_manifest(start).key]) if start else made_for
 
 
 def adapter_to_go_on_from(
     recipe: Recipe, in_use: Path | None, base: PreparedBase, sections: Collection[str]
 ) -> Path | None:
-    """The folder of the adapter in use, if training is to begin with its weights; None for fresh ones.
+    """Return the folder of the adapter in use if training should start from its weights, or None for new weights.
 
-    It begins with fresh ones where the recipe says so, where the adapter in use is of another base or shape, and
-    where it has learned from all of the sections already, so that there is nothing new to go on with.
+    Training starts from new weights if the recipe says so, if the adapter in use has another base or shape, and if that
+    adapter has already learned from all of the sections, so that there is nothing new to train on.
 
     Raises:
         AdapterError: the manifest of the adapter in use is missing or damaged.
@@ -77,18 +78,18 @@ def adapter_to_go_on_from(
 def _has_shape(made_by: Mapping[str, Any], lora: Lora) -> bool:
     try:
         return Lora.model_validate(made_by) == lora
-    except ValidationError:  # by a field that an earlier version had, or a later one has
+    except ValidationError:  # it has a field of an earlier or a later version
         return False
 
 
 @dataclass(frozen=True)
 class ModelRequest(Request):
-    """Something to do with a base model, by a recipe."""
+    """A request that needs a base model and a recipe."""
 
     base: dict[str, str]
-    """A PreparedBase."""
+    """The PreparedBase as JSON."""
     recipe: dict[str, Any]
-    """A resolved recipe."""
+    """The resolved recipe as JSON."""
 
     def prepared_base(self) -> PreparedBase:
         return PreparedBase(**self.base)
@@ -99,29 +100,29 @@ class ModelRequest(Request):
 
 @dataclass(frozen=True)
 class TrainingRequest(ModelRequest):
-    """One adapter to make."""
+    """A request to make one adapter."""
 
     key: str
     dataset: str
     """Folder of the dataset's artifact."""
     attempt: str
-    """Folder for checkpoints and results, with the last checkpoint of the attempt before it to go on from."""
+    """Folder for checkpoints and results, which contains the last checkpoint of the attempt before, to resume from."""
     logs: str
     """Folder for TensorBoard files."""
     locks: str
-    """Folder for the lock that keeps one training a device."""
+    """Folder of the locks that lease each device to one process at a time."""
     lineage: dict[str, Any] = field(default_factory=dict)
-    """What the adapter's manifest says of its data: dataset version, chapters and sections with hashes."""
+    """The part of the adapter's manifest about its data: dataset version, chapters and sections with hashes."""
     start: str | None = None
-    """Folder of the adapter to go on from, with its manifest; None for a fresh one."""
+    """Folder of the adapter to start from, with its manifest; None for new weights."""
     threads: int | None = None
-    told_seconds: float | None = None
-    """How long it was said that training takes; None where nothing was said."""
+    expected_seconds: float | None = None
+    """The duration that was estimated before the training; None if there is no estimate."""
     cache: str | None = None
-    """FT_CACHE, where it is kept how fast this machine is in each number format; None where it is measured anew."""
+    """FT_CACHE, where this machine's speed in each number format is saved; None to measure it again."""
     speeds: str | None = None
-    """Folder where it is remembered what trainings took; None where it is not."""
+    """Folder where speed and memory of trainings are saved; None to save nothing."""
     run: str | None = None
-    """Id of the run that trains; it is in the file that tells how far training is."""
+    """Id of the run that trains, which progress.json contains."""
     checkpoints: str | None = None
-    """URL in a bucket where checkpoints are kept for other machines; None where they stay on this one."""
+    """URL in a bucket where checkpoints are shared with other machines; None to keep them on this one."""

@@ -1,4 +1,4 @@
-"""Which rows each of several processes takes, so that together they take what one alone would."""
+"""Divide rows among processes so that together they train on the same batches as a single process."""
 
 from collections.abc import Callable, Iterator, Sized
 from typing import Any
@@ -10,25 +10,25 @@ from ft_dagster.model import ranks
 
 
 class Shares(Sampler[list[int]]):
-    """This process's rows, a forward pass at a time.
+    """Yields the rows of this process, one list for each forward pass.
 
-    Of each group of rows that the processes take in one forward pass, the first takes the first rows, and so on. The
-    last group of an epoch may leave fewer for some processes, and none for others, who then get an empty list.
+    The rows that the processes read in one forward pass are divided in the order of their ranks. In the last pass of an
+    epoch, some processes may get fewer rows, or an empty list.
     """
 
     def __init__(self, rows: int, at_once: int, seed: int) -> None:
         """
         Args:
-            rows: in all.
-            at_once: rows of one process in one forward pass.
-            seed: of their order, which is the one that accelerate gives a process that trains alone.
+            rows: the total number of rows.
+            at_once: the number of rows of one process in one forward pass.
+            seed: the seed of their order, which is the order that accelerate uses in a single process.
         """
         self.rows = rows
         self.at_once = at_once
         self.order = SeedableRandomSampler(range(rows), data_seed=seed)
 
     def set_epoch(self, epoch: int) -> None:
-        """Rows come in another order in each epoch."""
+        """Set the epoch, each of which has its own order of rows."""
         self.order.set_epoch(epoch)
 
     def __len__(self) -> int:
@@ -42,11 +42,11 @@ class Shares(Sampler[list[int]]):
 
 
 class SharesLoader(DataLoader[Any]):
-    """Loads this process's rows."""
+    """Loads the rows of this process."""
 
     def __init__(self, rows: Sized, shares: Shares, collate: Callable[..., Any]) -> None:
         super().__init__(rows, batch_sampler=shares, collate_fn=collate)  # type: ignore[arg-type]
 
     def set_epoch(self, epoch: int) -> None:
-        """Asked by the trainer when an epoch begins; one that goes on in mid-epoch asks the shares themselves."""
+        """Set the epoch. The trainer calls this when an epoch starts, and Shares.set_epoch to resume within one."""
         self.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]

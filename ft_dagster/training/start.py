@@ -1,4 +1,4 @@
-"""Going on from an earlier adapter: its weights, and the rows that it has not learned from."""
+"""Start training from an earlier adapter: its weights, and the rows that it has not learned from."""
 
 import hashlib
 from collections.abc import Sequence
@@ -8,18 +8,18 @@ from datasets import Dataset
 from peft import PeftModel
 from peft.utils.save_and_load import load_peft_weights, set_peft_model_state_dict
 
-from ft_dagster.base.prepare import PreparedBase
+from ft_dagster.base.model_folder import PreparedBase
 from ft_dagster.dataset.shard import Document
 from ft_dagster.errors import TrainingError
 from ft_dagster.model.manifest import check_adapter, read_manifest
 
 
 def go_on_from(model: PeftModel, folder: Path, base: PreparedBase) -> None:
-    """Give the model the weights of an earlier adapter.
+    """Load the weights of an earlier adapter into the model.
 
     Raises:
-        AdapterError: that adapter belongs to another base, or is not whole.
-        TrainingError: its weights are not of the same shape.
+        AdapterError: the adapter belongs to another base, or it is incomplete.
+        TrainingError: the adapter has layers that the model's adapter lacks.
     """
     check_adapter(folder, base)
     weights = load_peft_weights(str(folder), device="cpu")
@@ -27,20 +27,20 @@ def go_on_from(model: PeftModel, folder: Path, base: PreparedBase) -> None:
     if problems.unexpected_keys:
         raise TrainingError(
             f"The adapter {folder.name} has other layers than the recipe ({problems.unexpected_keys[0]}). Set "
-            "training.start to base, or lora in the recipe to what it was made with."
+            "training.start: base in the recipe, or set lora to the values that the adapter was trained with."
         )
 
 
 def rows_to_learn(rows: Dataset, documents: Sequence[Document], known: frozenset[str], replay: float) -> Dataset:
-    """The rows that hold a section which is not known yet, and a share of the others.
+    """Return the rows that contain a section which is not yet known, and a share of the others.
 
-    Which others is decided by a hash of what is in them, so that the same rows are chosen each time.
+    A hash of their tokens decides which of the others are chosen, so that they are the same each time.
 
     Args:
-        rows: of one group of chapters.
-        documents: that `rows` count.
-        known: hashes of the sections that the earlier adapter learned from.
-        replay: share of the rows without new text to keep, so that they are not forgotten.
+        rows: the rows of one group of chapters.
+        documents: the documents that the rows' `documents` index.
+        known: the hashes of the sections that the earlier adapter learned from.
+        replay: the share of rows without new text that are kept, so that their text is not forgotten.
     """
 
     def wanted(owners: Sequence[int], tokens: Sequence[int]) -> bool:
@@ -53,5 +53,5 @@ def rows_to_learn(rows: Dataset, documents: Sequence[Document], known: frozenset
 
 
 def known_sections(folder: Path) -> frozenset[str]:
-    """Hashes of the sections an adapter learned from, by its manifest."""
+    """Return the hashes of the sections that an adapter learned from, according to its manifest."""
     return frozenset(item["section"] for item in read_manifest(folder).trained_on)

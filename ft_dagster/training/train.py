@@ -1,4 +1,4 @@
-"""One adapter, from packed rows: load, train or resume, save, prove that what was saved is what was trained."""
+"""Train one adapter on packed rows: load the model, train or resume, save, and check what was saved."""
 
 import json
 import logging
@@ -22,7 +22,7 @@ from transformers import (
 )
 from transformers.trainer import TRAINER_STATE_NAME
 
-from ft_dagster.base.prepare import model_config
+from ft_dagster.base.model_folder import model_config
 from ft_dagster.config.recipe import Recipe
 from ft_dagster.dataset.dataset import load_rows, load_shards
 from ft_dagster.errors import TrainingError
@@ -38,7 +38,7 @@ from ft_dagster.training.attempt_format import settle_format
 from ft_dagster.training.attempts import step_of
 from ft_dagster.training.checkpoints import CompleteCheckpoints, StopOnSignal, last_complete, require_plain_state
 from ft_dagster.training.early_stopping import EarlyStopping
-from ft_dagster.training.probe import Probe, Trial, fullest
+from ft_dagster.training.probe import Probe, ProbeResult, fullest
 from ft_dagster.training.progress import Progress, peak_memory
 from ft_dagster.training.request import CODE_VERSION, RESULT, TrainingRequest
 from ft_dagster.training.shared_checkpoints import SharedCheckpoints
@@ -48,53 +48,52 @@ from ft_dagster.training.start import go_on_from, known_sections, rows_to_learn
 from ft_dagster.training.trainer import CountedRows, PackedTrainer
 
 log = logging.getLogger(__name__)
-_LOOK = 64
-"""Tokens that show whether an adapter changes what its base says."""
+_COMPARED_TOKENS = 64
+"""The number of tokens on which the outputs of adapter and base are compared."""
 
 
 class InterruptedTrainingError(Exception):
-    """A signal asked to stop. A checkpoint has been saved."""
+    """A signal stopped the training, after a checkpoint was saved."""
 
 
-def train(request: TrainingRequest, tell: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-    """Make the adapter that is asked for, or go on from its last checkpoint.
+def train(request: TrainingRequest, report: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """Make the requested adapter, or resume from its last checkpoint.
 
-    Writes `<attempt>/adapter/` (weights, configuration, tokenizer, manifest) and, last, `<attempt>/result.json`.
+    Writes `<attempt>/adapter/` (weights, configuration, tokenizer, manifest) and, last, `<attempt>/result.json`. If
+    several processes train together (model/ranks.py), each of them calls this, and the first one writes and reports.
 
     Args:
-        request: what to make.
-        tell: takes a line of metrics from time to time.
+        request: the adapter to make.
+        report: called with metrics from time to time.
 
     Returns:
-        What result.json holds: steps, tokens, loss by step, seconds, memory, and the facts checks are made of.
+        The content of result.json: steps, tokens, loss by step, seconds, memory, and the facts that asset checks use.
 
     Raises:
         TrainingError: there is nothing to learn from, or the loss is not finite.
-        InterruptedTrainingError: a signal asked to stop.
-
-    Where several processes train together (model/ranks.py), each of them calls this; the first writes and tells.
+        InterruptedTrainingError: a signal stopped the training.
     """
     if request.threads:
         torch.set_num_threads(max(1, request.threads // ranks.count()))
     finished = Path(request.attempt) / RESULT
     if finished.exists():  # another process made it while this one waited for a device
         return json.loads(finished.read_bytes())
-    return _Training(request, tell).run()
+    return _Training(request, report).run()
 
 
-def _write_nothing(_: str) -> None:
-    """In place of peft's model card, a template with blanks that it fills in anew at every checkpoint.
+def _write_no_card(_: str) -> None:
+    """Replace the method that writes peft's model card, a template with blanks, at every checkpoint.
 
-    What stands there is in the manifest; `ft-dagster release push` writes a card of its own.
+    The manifest contains the card's facts, and `ft-dagster release push` writes its own card.
     """
 
 
 class _Training:
-    """The steps of one training; each method is one of them."""
+    """One training; most methods are one step of it."""
 
-    def __init__(self, request: TrainingRequest, tell: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(self, request: TrainingRequest, report: Callable[[dict[str, Any]], None]) -> None:
         self.request = request
-        self.tell = tell
+        self.report = report
         self.recipe: Recipe = request.resolved_recipe()
         self.base = request.prepared_base()
         self.attempt = Path(request.attempt)
@@ -102,13 +101,13 @@ class _Training:
         self.rows = self._rows()
         self.stop = StopOnSignal()
 
-    def _require_company(self) -> None:
-        """Raise TrainingError if the processes that train are not those that the recipe asks for."""
+    def _require_processes(self) -> None:
+        """Raise TrainingError if the training processes are not as the recipe asks for."""
         options = self.recipe.training
         if options.strategy == "fsdp" and device().type == "cpu":
             raise TrainingError(
-                "training.strategy: fsdp needs GPUs: on a CPU transformers' trainer would do ddp and not say so. Set "
-                "ddp."
+                "training.strategy: fsdp needs GPUs: on a CPU, transformers' Trainer would silently use ddp. Set "
+                "training.strategy: ddp."
             )
         if ranks.count() != options.processes:
             raise TrainingError(
@@ -124,11 +123,11 @@ class _Training:
         return concatenate_datasets([rows_to_learn(*group, known, replay) for group in load_shards(dataset, "train")])
 
     def run(self) -> dict[str, Any]:
-        self._require_company()
+        self._require_processes()
         if sum(len(row["input_ids"]) - sum(row["prompts"]) for row in self.rows) == 0:
             raise TrainingError("No token of the dataset is supervised, so there is nothing to learn from.")
         if self.shared and ranks.is_first():
-            self.shared.bring(self.attempt)
+            self.shared.fetch(self.attempt)
         ranks.wait_for_all()
         cache = Path(self.request.cache) if self.request.cache else None
         self.recipe = settle_format(self.recipe, self.attempt, cache, self.shared)
@@ -137,10 +136,10 @@ class _Training:
         began = time.monotonic()
         tokenizer = AutoTokenizer.from_pretrained(self.base.folder, trust_remote_code=False)
         model = add_adapter(load_base(self.base, self.recipe, offload=None), self.base, self.recipe)
-        model.create_or_update_model_card = _write_nothing
+        model.create_or_update_model_card = _write_no_card
         rows = CountedRows(tokenizer.eos_token_id, loss_weights(self.recipe.objectives))
         progress = Progress(
-            self.attempt, lambda: trainer.tokens, self.tell, self.request.told_seconds, self.request.run
+            self.attempt, lambda: trainer.tokens, self.report, self.request.expected_seconds, self.request.run
         )
         if self.request.start is not None:
             go_on_from(model, Path(self.request.start), self.base)
@@ -150,15 +149,15 @@ class _Training:
         checkpoint = last_complete(self.attempt)
         if checkpoint:
             require_plain_state(checkpoint)
-            log.info("Going on from %s", checkpoint.name)
+            log.info("Resuming from %s", checkpoint.name)
             trainer.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
             if stopping:
                 stopping.restore(checkpoint)
         if checkpoint and (trainer.state.global_step >= trainer.state.max_steps or (stopping and stopping.over)):
-            set_peft_model_state_dict(model, load_peft_weights(str(checkpoint), device="cpu"))  # nothing left to do
+            set_peft_model_state_dict(model, load_peft_weights(str(checkpoint), device="cpu"))  # no steps are left
         else:
             if not ranks.is_first():
-                torch.manual_seed(self.recipe.training.seed + ranks.rank())  # else all would drop the same
+                torch.manual_seed(self.recipe.training.seed + ranks.rank())  # so that dropout differs between processes
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if self.stop.stopped and trainer.state.global_step < trainer.state.max_steps:
             raise InterruptedTrainingError(f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}")
@@ -186,7 +185,7 @@ class _Training:
             "trainable_parameters": model.get_nb_trainable_parameters()[0],
             "device": device_name(),
             "number_format": self.recipe.compute_dtype,
-            **self._prove(model, adapter),
+            **self._check_saved(model, adapter),
         }
         if result["tokens_per_second"]:
             self._remember(result["tokens_per_second"], result["peak_memory_bytes"])
@@ -195,7 +194,7 @@ class _Training:
         return result
 
     def _stopping(self, packed: PackedModel, tokenizer: PreTrainedTokenizerBase) -> EarlyStopping | None:
-        """What measures held-out text while training, as the evaluation does; None where nothing is to be measured."""
+        """Return the callback that measures held-out text as the evaluation does; None if the recipe wants none."""
         options = self.recipe.training
         if options.evaluate_every is None:
             return None
@@ -204,7 +203,7 @@ class _Training:
         def measure() -> float:
             return score(packed, held_out, tokenizer.eos_token_id)["bits_per_byte"]
 
-        return EarlyStopping(options.evaluate_every, options.patience, measure, self.tell)
+        return EarlyStopping(options.evaluate_every, options.patience, measure, self.report)
 
     def _trainer(
         self,
@@ -217,7 +216,7 @@ class _Training:
         options = self.recipe.training
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(Path(self.request.logs) / self.request.key[:12])
         on_cpu = device().type == "cpu"
-        checkpointing = options.gradient_checkpointing and packed.not_fused is not None  # the fused layers do it
+        checkpointing = options.gradient_checkpointing and packed.not_fused is not None  # the fused layers do their own
         if checkpointing and self.recipe.base.quantization == "none":
             packed.model.enable_input_require_grads()
         arguments = TrainingArguments(
@@ -226,7 +225,7 @@ class _Training:
             per_device_train_batch_size=options.rows_per_device,
             gradient_accumulation_steps=options.accumulation,
             learning_rate=options.learning_rate,
-            # The library's `constant` knows no warm-up.
+            # The library's `constant` has no warm-up.
             lr_scheduler_type="constant_with_warmup" if options.schedule == "constant" else options.schedule,
             warmup_steps=options.warmup,
             optim=options.optimizer,
@@ -235,7 +234,7 @@ class _Training:
             neftune_noise_alpha=options.neftune,
             gradient_checkpointing=checkpointing,
             gradient_checkpointing_kwargs={"use_reentrant": False} if checkpointing else None,
-            fp16=self.recipe.compute_dtype == "float16",  # its gradients need scaling; the precision is PackedModel's
+            fp16=self.recipe.compute_dtype == "float16",  # for gradient scaling; PackedModel sets the precision
             use_cpu=on_cpu,
             fsdp=True if options.strategy == "fsdp" else None,
             ddp_find_unused_parameters=False,
@@ -246,15 +245,15 @@ class _Training:
             save_total_limit=2,
             logging_strategy="steps",
             logging_steps=1,
-            logging_nan_inf_filter=False,  # a loss that is not a number must be seen
+            logging_nan_inf_filter=False,  # losses that are not numbers must not be hidden
             report_to=["tensorboard"],
             remove_unused_columns=False,
             dataloader_pin_memory=not on_cpu,
             label_names=["labels"],
             disable_tqdm=True,
         )
-        trial = collate(fullest(self.rows, options.rows_per_device), rows.pad_id)
-        probe = Probe(trial, packed.summed_nats, lambda trial: self._tried(trial, progress))
+        batch = collate(fullest(self.rows, options.rows_per_device), rows.pad_id)
+        probe = Probe(batch, packed.summed_nats, lambda result: self._on_probe(result, progress))
         checkpoints = CompleteCheckpoints(self.recipe.base.dtype, self.shared)
         trainer = PackedTrainer(
             packed,
@@ -265,17 +264,19 @@ class _Training:
             processing_class=tokenizer,
             callbacks=[probe, progress, *filter(None, [stopping]), checkpoints, self.stop],
         )
-        trainer.remove_callback(PrinterCallback)  # progress says the same
+        trainer.remove_callback(PrinterCallback)  # Progress reports the same
         return trainer
 
-    def _tried(self, trial: Trial, progress: Progress) -> None:
-        """Say how long training will take, before its first step."""
-        progress.expected_seconds = self.estimate["seconds"] = trial.seconds_of_training
-        progress.compare(trial.seconds_of_training)
-        self._remember(ranks.count() * trial.tokens / trial.seconds, trial.peak_memory_bytes)
-        log.info("A full batch took %.1f s, so training takes up to %.0f s.", trial.seconds, trial.seconds_of_training)
-        told = {"estimated_seconds": trial.seconds_of_training, "peak_memory_bytes": trial.peak_memory_bytes}
-        self.tell(told | {"estimated_memory_bytes": self.estimate["memory_bytes"]})
+    def _on_probe(self, result: ProbeResult, progress: Progress) -> None:
+        """Report how long training will take, before its first step."""
+        progress.expected_seconds = self.estimate["seconds"] = result.seconds_of_training
+        progress.compare(result.seconds_of_training)
+        self._remember(ranks.count() * result.tokens / result.seconds, result.peak_memory_bytes)
+        log.info(
+            "A full batch took %.1f s, so training takes up to %.0f s.", result.seconds, result.seconds_of_training
+        )
+        measured = {"estimated_seconds": result.seconds_of_training, "peak_memory_bytes": result.peak_memory_bytes}
+        self.report(measured | {"estimated_memory_bytes": self.estimate["memory_bytes"]})
 
     def _remember(self, tokens_per_second: float, peak_memory_bytes: int) -> None:
         if self.request.speeds is None or not ranks.is_first():
@@ -284,7 +285,7 @@ class _Training:
         remember_speed(Path(self.request.speeds), key, Speed(tokens_per_second, peak_memory_bytes, device_name()))
 
     def _history(self, trainer: PackedTrainer) -> list[dict[str, float]]:
-        """Loss, learning rate and supervised tokens of every step, those before a resume included."""
+        """Return loss, learning rate and supervised tokens of every step, including those before a resume."""
         names = ("step", "loss", "learning_rate", "supervised_tokens")
         return [{name: row[name] for name in names} for row in trainer.state.log_history if "loss" in row]
 
@@ -304,15 +305,18 @@ class _Training:
         ranks.wait_for_all()
         return adapter
 
-    def _prove(self, model: PeftModel, adapter: Path) -> dict[str, Any]:
-        """Load what was saved back into the model, and compare: the same weights, and not the base's output."""
+    def _check_saved(self, model: PeftModel, adapter: Path) -> dict[str, Any]:
+        """Check that the saved weights equal the trained ones, and measure how much they change the base's logits.
+
+        With ddp, the saved weights are loaded back into the model before the logits are computed.
+        """
         saved = load_peft_weights(str(adapter), device="cpu")
         trained = {name: ranks.whole(weight) for name, weight in get_peft_model_state_dict(model).items()}
         same = saved.keys() == trained.keys() and all(torch.equal(saved[name], trained[name]) for name in saved)
         if self.recipe.training.strategy == "ddp":
             set_peft_model_state_dict(model, saved)
         model.eval()
-        tokens = torch.tensor([self.rows[0]["input_ids"][:_LOOK]], device=device())
+        tokens = torch.tensor([self.rows[0]["input_ids"][:_COMPARED_TOKENS]], device=device())
         with torch.no_grad():
             tuned = model(tokens, use_cache=False).logits
             with model.disable_adapter():

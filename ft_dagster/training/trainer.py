@@ -1,4 +1,4 @@
-"""transformers' trainer over packed rows: what it is fed, and what it minimizes."""
+"""transformers' Trainer for packed rows: its batches and its loss."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ from ft_dagster.training.shares import Shares, SharesLoader
 
 
 class CountedRows:
-    """Collates rows and counts the tokens that went by in this process."""
+    """Collates rows, and counts the tokens that this process has read."""
 
     def __init__(self, pad_id: int, weights: Sequence[float] | None) -> None:
         self.pad_id = pad_id
@@ -29,23 +29,23 @@ class CountedRows:
 
     @property
     def _nothing(self) -> dict[str, Any]:
-        """A row that teaches nothing, for a process to which the last rows of an epoch leave none."""
+        """A row without supervised tokens, for a process that gets no rows in the last pass of an epoch."""
         return {"input_ids": [self.pad_id], "lengths": [1], "prompts": [1], "objectives": [0]}
 
 
 class PackedTrainer(Trainer):
-    """transformers' trainer with our loss: a (weighted) mean over the supervised tokens of an optimizer step."""
+    """transformers' Trainer with our loss: the (weighted) mean over the supervised tokens of an optimizer step."""
 
     def __init__(self, packed: PackedModel, **arguments: Any) -> None:
         super().__init__(**arguments)
         self.packed = packed
-        self.model_accepts_loss_kwargs = True  # so that it counts the tokens of a step, and does not average means
+        self.model_accepts_loss_kwargs = True  # so that Trainer counts the tokens of a step instead of averaging means
         self.supervised = 0
         self.tokens = 0
-        """Tokens that went by in all processes, at the last step that was logged."""
+        """The number of tokens that all processes had read at the last logged step."""
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """Rows in the order of a process that trains alone, whatever the number of processes.
+        """Return a loader of rows in the order of a single process, whatever the number of processes.
 
         accelerate's own sharding repeats some rows when the rows do not divide evenly among the processes.
         """
@@ -64,18 +64,18 @@ class PackedTrainer(Trainer):
     ) -> torch.Tensor:
         self.supervised += int((inputs["labels"] != IGNORED).sum())
         with forwards_to(self.packed.model, self.packed.summed_nats):
-            nats = model(inputs)  # through DDP or FSDP, which else would not know of the pass
-        return nats / num_items_in_batch * ranks.count()  # they take the mean of the processes' gradients
+            nats = model(inputs)  # through DDP or FSDP, which must see the forward pass
+        return nats / num_items_in_batch * ranks.count()  # DDP and FSDP average the processes' gradients
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, torch.Tensor]], device: torch.device) -> Any:
-        """What the losses of a step are divided by: its tokens, or their weight where objectives weigh differently."""
+        """Return the divisor of a step's losses: its number of tokens, or their weight if objectives have weights."""
         if not batch_samples or "weights" not in batch_samples[0]:
             return super()._get_num_items_in_batch(batch_samples, device)
         weight = torch.stack([batch["weights"].sum() for batch in batch_samples]).sum().to(device)
         return self.accelerator.gather(weight).sum()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Each step's entry says how many tokens its loss is the mean of."""
+        """Log as usual, and add to each step's entry the number of tokens that its loss is the mean of."""
         if "loss" in logs:
             logs["supervised_tokens"], self.supervised = ranks.total(self.supervised), 0
             self.tokens = ranks.total(self.data_collator.tokens)
@@ -84,9 +84,9 @@ class PackedTrainer(Trainer):
 
 @contextmanager
 def forwards_to(model: nn.Module, function: Callable[..., Any]) -> Iterator[None]:
-    """The next call of the model computes a function of ours, with the hooks and wrappers of the model around it.
+    """Replace the model's next forward pass with `function`, called within the model's hooks and wrappers.
 
-    Within the function the model is itself again.
+    Within the function, the model's own forward pass is restored.
     """
     own = vars(model).pop("forward", None)
 

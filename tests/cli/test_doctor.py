@@ -1,4 +1,4 @@
-"""`ft-dagster doctor` says what this machine can run, and what stands in the way of the recipe."""
+"""`ft-dagster doctor` reports what this machine can run and what prevents training the recipe."""
 
 import json
 import os
@@ -45,7 +45,7 @@ def test_a_machine_that_can_train_the_recipe_has_no_problem(workspace: Path, mon
         ({"training": {"epoch": 1}}, "recipe", "did you mean epochs?"),
     ],
 )
-def test_what_stands_in_the_way_of_the_recipe_is_a_problem(
+def test_what_prevents_training_the_recipe_is_a_problem(
     workspace: Path, tiny_recipe: dict[str, Any], machine: dict[str, Any], parts: Any, subject: str, said: str
 ) -> None:
     content = tiny_recipe | {name: tiny_recipe.get(name, {}) | fields for name, fields in parts.items()}
@@ -80,7 +80,7 @@ def test_a_problem_is_exit_code_1(workspace: Path, machine: dict[str, Any], monk
     assert done.returncode == 1 and "There is no recipe 'recipe.yaml'" in on_one_line(done.stdout)
 
 
-def test_a_gpu_that_torch_does_not_see_is_told(
+def test_a_gpu_that_torch_does_not_see_is_reported(
     workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tool = tmp_path / "bin" / "nvidia-smi"

@@ -1,4 +1,4 @@
-"""`ft-dagster lineage`, `generate` and `release push` as people type them, on a finished workspace."""
+"""Tests of `ft-dagster lineage`, `generate` and `release push` as users type them, on a finished workspace."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ def here(finished: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return finished / "workspace"
 
 
-def test_the_released_adapter_tells_its_chapters_without_a_command_and_by_name(here: Path) -> None:
+def test_lineage_shows_the_chapters_of_the_released_adapter_by_default_and_by_key(here: Path) -> None:
     manifest = read_manifest(here / "fine_tuned_model")
     said = on_one_line(ft_dagster("lineage").stdout)
     assert manifest.key in said and all(chapter in said for chapter in manifest.chapters)
@@ -40,7 +40,7 @@ def test_an_adapter_compared_with_itself_differs_in_nothing(here: Path) -> None:
     assert "same chapters" in ft_dagster("lineage", "diff", key[:8]).stdout
 
 
-def test_a_sentence_is_found_in_the_adapters_that_know_it_and_the_exit_code_says_if_none_does(here: Path) -> None:
+def test_find_lists_adapters_that_know_a_sentence_and_exits_with_1_if_none_does(here: Path) -> None:
     manifest = read_manifest(here / "fine_tuned_model")
     chapter = next(name for name in manifest.chapters if name not in manifest.held_out)
     sentence = chapter_text(int(chapter.removeprefix("chapter_"))).strip().split(". ")[-1]
@@ -82,13 +82,13 @@ def test_a_notebook_gets_model_and_tokenizer_that_write_what_the_command_writes(
         load_released(tmp_path)
 
 
-def test_a_conversation_ends_with_its_input() -> None:
+def test_a_conversation_ends_at_the_end_of_its_input() -> None:
     done = as_process("chat", "--tokens", "4", said="Who met?\n")
     assert done.returncode == 0, done.stderr
     assert "/exit or Ctrl-D ends" in on_one_line(done.stderr)
 
 
-def test_what_would_be_published_is_shown_and_nothing_leaves_without_a_word(here: Path) -> None:
+def test_publishing_without_confirmation_shows_what_it_would_upload(here: Path) -> None:
     done = ft_dagster("release", "push", "team/reports", "--json")
     assert done.returncode == 0, done.stderr
     shown = json.loads(done.stdout)
@@ -99,7 +99,7 @@ def test_what_would_be_published_is_shown_and_nothing_leaves_without_a_word(here
 def test_publishing_needs_a_token(here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HUGGINGFACE_TOKEN", "")
     env_file = here / ".env"
-    if env_file.exists():  # the finished workspace has one with a token that is none
+    if env_file.exists():  # the finished workspace has one with an invalid token
         copy = tmp_path / "workspace"
         copy.mkdir()
         for name in (".ft", "fine_tuned_model", "recipe.yaml"):
@@ -110,7 +110,7 @@ def test_publishing_needs_a_token(here: Path, tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("command", [("lineage",), ("generate", "x"), ("chat",), ("release", "export", "merged")])
-def test_before_the_first_release_each_says_what_to_do(workspace: Path, command: tuple[str, ...]) -> None:
+def test_before_the_first_release_each_command_says_what_to_do(workspace: Path, command: tuple[str, ...]) -> None:
     done = ft_dagster(*command, folder=workspace)
     assert done.returncode == 1
     assert "Nothing is released in" in on_one_line(done.stderr)

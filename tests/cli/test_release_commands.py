@@ -1,4 +1,4 @@
-"""`ft-dagster release` as people type it, on a workspace with a released adapter."""
+"""Tests of `ft-dagster release` as users type it, on a workspace with a released adapter."""
 
 import getpass
 import json
@@ -41,7 +41,7 @@ def test_promoting_and_rolling_back_switch_at_once_and_the_history_says_who_and_
     assert "in use" in said and "the gate is too strict" in said
 
 
-def test_a_folder_that_somebody_put_in_the_place_of_the_release_is_kept_and_named(two_adapters: Path) -> None:
+def test_a_folder_that_a_user_put_in_the_place_of_the_release_is_kept_and_named(two_adapters: Path) -> None:
     link = two_adapters / "fine_tuned_model"
     link.unlink()
     link.mkdir()
@@ -52,7 +52,7 @@ def test_a_folder_that_somebody_put_in_the_place_of_the_release_is_kept_and_name
     assert (kept / "mine.txt").read_text() == "not yours" and str(kept) in on_one_line(done.stderr)
 
 
-def test_dagster_knows_of_a_release_by_hand_and_runs_nothing_because_of_it(two_adapters: Path) -> None:
+def test_dagster_records_a_release_by_hand_and_starts_no_run_because_of_it(two_adapters: Path) -> None:
     assert ft_dagster("plan").returncode == 0
     assert ft_dagster("release", "promote", "second", "--why", "a try").returncode == 0
     with dg.DagsterInstance.get() as instance:  # in DAGSTER_HOME
@@ -68,11 +68,11 @@ def test_dagster_knows_of_a_release_by_hand_and_runs_nothing_because_of_it(two_a
     [
         (("rollback", "--why", "x"), "No other adapter was in use before this one."),
         (("rollback", "second", "--why", "x"), "0 of the adapters that were in use have a key that begins with"),
-        (("promote", "nothing", "--why", "x"), "There is not one lora_adapter whose key begins with 'nothing'"),
+        (("promote", "nothing", "--why", "x"), "There is not exactly one lora_adapter whose key begins with 'nothing'"),
         (("promote", "second", "--why", " "), "Say why"),
     ],
 )
-def test_what_cannot_be_done_is_said_and_changes_nothing(
+def test_an_impossible_command_is_refused_and_changes_nothing(
     two_adapters: Path, arguments: tuple[str, ...], message: str
 ) -> None:
     before = in_use(two_adapters)
@@ -87,7 +87,7 @@ def test_a_workspace_without_a_release_says_so(workspace: Path) -> None:
     assert json.loads(ft_dagster("release", "list", "--json").stdout) == []
 
 
-def test_an_adapter_that_was_rolled_back_from_is_not_released_again_by_materializing_all(two_adapters: Path) -> None:
+def test_materializing_all_does_not_release_an_adapter_that_was_rolled_back(two_adapters: Path) -> None:
     first = in_use(two_adapters)
     assert ft_dagster("release", "promote", "second", "--why", "the first one invents names").returncode == 0
     with dg.DagsterInstance.get() as instance:
@@ -108,7 +108,7 @@ def test_a_decision_between_the_evaluation_and_the_release_of_a_run_holds_up_not
     assert ft_dagster("plan").returncode == 0
 
 
-def test_a_folder_of_texts_that_is_not_there_is_refused_before_anything_runs(two_adapters: Path) -> None:
+def test_a_missing_folder_of_texts_is_refused_before_anything_runs(two_adapters: Path) -> None:
     recipe = two_adapters / "recipe.yaml"
     recipe.write_text(recipe.read_text().replace("general: null", "general: nowhere"))
     for command in ("plan", "run"):

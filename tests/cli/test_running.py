@@ -1,4 +1,4 @@
-"""What a run from a terminal says before its stages begin, and how far its training is."""
+"""What a run in a terminal prints before its stages start, and how it shows the progress of its training."""
 
 import io
 import json
@@ -25,7 +25,7 @@ CONTROLS = re.compile(r"\x1b\[[?\d]*[A-Za-z]")
     ("terminal", "said"),
     [(False, "Base model: converting tiny.gguf"), (True, "Base model converting tiny.gguf ✓ 0:00:00")],
 )
-def test_preparing_an_embedded_base_model_is_one_line_a_step_and_done_once(
+def test_preparing_an_embedded_base_prints_one_line_per_step_and_happens_once(
     workspace: Path,
     tiny_base: Path,
     tiny_recipe: dict[str, Any],

@@ -1,4 +1,4 @@
-"""A recipe says what to train and how, and what does not fit is refused by name."""
+"""A recipe says what to train and how, and invalid fields are refused by name."""
 
 from pathlib import Path
 from typing import Any
@@ -7,20 +7,21 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from ft_dagster.config.recipe import DEFAULT_RECIPE, Recipe, RecipeError, load_recipe, resolve_recipe, shipped_recipes
+from ft_dagster.config.recipe import Recipe
+from ft_dagster.config.recipe_file import DEFAULT_RECIPE, RecipeError, load_recipe, resolve_recipe, shipped_recipes
 
 EMBEDDED = {"source": "embedded", "model": "smollm2-135m-instruct"}
 
 
 def refused(**fields: Any) -> str:
-    """The message for a recipe with these fields."""
+    """Return the error message for a recipe with these fields."""
     with pytest.raises(RecipeError) as caught:
         resolve_recipe({"name": "mine", "base": EMBEDDED, **fields}, origin="mine.yaml")
     return str(caught.value)
 
 
 def parts() -> dict[str, type[BaseModel]]:
-    """Name -> class of the parts of a recipe."""
+    """Return the class of each part of a recipe by name."""
     annotations = {name: field.annotation for name, field in Recipe.model_fields.items()}
     return {name: kind for name, kind in annotations.items() if isinstance(kind, type) and issubclass(kind, BaseModel)}
 
@@ -103,7 +104,7 @@ def test_a_missing_recipe_names_the_path_and_the_shipped_ones(tmp_path: Path) ->
         (b"- name", "The recipe mine.yaml must be a mapping with the fields name, base, corpus"),
     ],
 )
-def test_a_file_that_is_no_recipe_is_refused_by_name(tmp_path: Path, content: bytes, message: str) -> None:
+def test_a_file_that_is_not_a_recipe_is_refused_by_name(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "mine.yaml").write_bytes(content)
     with pytest.raises(RecipeError) as caught:
         load_recipe("mine.yaml", tmp_path)
@@ -207,7 +208,7 @@ def test_an_unknown_field_is_refused_with_the_nearest_name(fields: dict[str, Any
         ({"lora": None}, "lora: Input should be a valid dictionary or instance of Lora."),
     ],
 )
-def test_a_field_that_does_not_fit_is_refused_by_name(fields: dict[str, Any], message: str) -> None:
+def test_a_field_with_an_invalid_value_is_refused_by_name(fields: dict[str, Any], message: str) -> None:
     assert refused(**fields) == f"The recipe mine.yaml cannot be used: {message}"
 
 

@@ -1,4 +1,4 @@
-"""Every field of a recipe is read: another value in it changes something that can be seen."""
+"""Every field of a recipe is used: another value for it changes something observable."""
 
 import json
 import math
@@ -15,8 +15,10 @@ from pydantic import BaseModel
 from reports import chapter_text, recipe_for
 from sections_of import draft, reviewed
 
-from ft_dagster.base.prepare import BaseModelError, base_version, prepare_base
-from ft_dagster.config.recipe import Recipe, resolve_recipe
+from ft_dagster.base.model_folder import BaseModelError
+from ft_dagster.base.prepare import base_version, prepare_base
+from ft_dagster.config.recipe import Recipe
+from ft_dagster.config.recipe_file import resolve_recipe
 from ft_dagster.corpus.sections import make_sections
 from ft_dagster.corpus.snapshot import take_snapshot
 from ft_dagster.dataset.dataset import all_documents, choose_split, make_dataset
@@ -39,7 +41,7 @@ HUB = {"base.source": "hub", "base.model": "owner/name", "base.revision": "0" * 
 
 
 class Laboratory:
-    """Reports and a base model, and what can be seen of them through a recipe."""
+    """Reports and a base model, and what can be observed of them with a recipe."""
 
     def __init__(self, folder: Path, tiny_base: Path) -> None:
         self.folder = folder
@@ -66,7 +68,7 @@ class Laboratory:
         self.runs = 0
 
     def recipe(self, fields: Fields) -> Recipe:
-        """The tiny recipe with some fields, given as `part.field`, changed."""
+        """Return the tiny recipe with some fields, given as `part.field`, changed."""
         content = json.loads(json.dumps(self.content))
         for path, value in fields.items():
             *part, field = path.split(".")
@@ -74,7 +76,7 @@ class Laboratory:
         return resolve_recipe(content)
 
     def look(self, see: Callable[["Laboratory", Recipe], Any], fields: Fields, again: bool = False) -> Any:
-        """What `see` sees with these fields; looked at once unless it is to be again."""
+        """Return what `see` observes with these fields; the result is cached unless `again` is set."""
         key = see.__name__ + json.dumps(fields, sort_keys=True)
         if again or key not in self.seen:
             self.runs += 1
@@ -108,12 +110,12 @@ def _write(path: Path, text: str) -> None:
 
 
 def metadata(lab: Laboratory, recipe: Recipe) -> Any:
-    """What people read on an asset."""
+    """Return the metadata that users read on an asset."""
     return describe(SECTIONS, lab.sections(recipe), recipe, "1", {}).metadata
 
 
 def base(lab: Laboratory, recipe: Recipe) -> Any:
-    """Which base is asked for."""
+    """Return which base is requested."""
     try:
         return base_version(recipe.base)
     except BaseModelError as error:
@@ -121,29 +123,29 @@ def base(lab: Laboratory, recipe: Recipe) -> Any:
 
 
 def loaded_base(lab: Laboratory, recipe: Recipe) -> Any:
-    """How the base lies in memory."""
+    """Return how the base is stored in memory."""
     model = load_base(prepare_base(recipe.base, lab.folder / "cache"), recipe, lab.folder / "offload")
     layer = model.get_submodule("model.layers.0.self_attn.q_proj")
     return type(layer).__name__, str(model.dtype), model.config._attn_implementation
 
 
 def text(lab: Laboratory, recipe: Recipe) -> Any:
-    """The text that counts."""
+    """Return the text that is used."""
     return lab.sections(recipe).about["version"]
 
 
 def unreadable_file(lab: Laboratory, recipe: Recipe) -> Any:
-    """Whether a file that cannot be read stops a run."""
+    """Return whether a file that cannot be read stops a run."""
     return _checked(lab, recipe, b"\xff")
 
 
 def personal_data(lab: Laboratory, recipe: Recipe) -> Any:
-    """Whether an e-mail address stops a run."""
+    """Return whether an e-mail address stops a run."""
     return _checked(lab, recipe, b"Write to ann@reports.org.")
 
 
 def _checked(lab: Laboratory, recipe: Recipe, chapter: bytes) -> Any:
-    """Name, outcome and weight of the checks on sections that have this chapter."""
+    """Return the name, outcome and severity of the checks on sections with this chapter."""
     workspace = lab.folder / f"checked-{lab.runs}"
     _write(workspace / "chapter_markdowns" / "a.md", "# A\n\nText.\n")
     (workspace / "chapter_markdowns" / "b.md").write_bytes(chapter)
@@ -156,13 +158,13 @@ def _checked(lab: Laboratory, recipe: Recipe, chapter: bytes) -> Any:
 
 
 def rows(lab: Laboratory, recipe: Recipe) -> Any:
-    """The packed rows and their split."""
+    """Return the packed rows and their split."""
     about = lab.dataset(recipe).about
     return about["version"], about["held_out"]
 
 
 def adapter(lab: Laboratory, recipe: Recipe) -> Any:
-    """The fresh adapter."""
+    """Return the untrained adapter."""
     prepared = prepare_base(recipe.base, lab.folder / "cache")
     model = add_adapter(load_base(prepared, recipe, lab.folder / "offload"), prepared, recipe)
     layer = model.get_submodule("base_model.model.model.layers.0.self_attn.q_proj")
@@ -171,14 +173,14 @@ def adapter(lab: Laboratory, recipe: Recipe) -> Any:
 
 
 def weights(lab: Laboratory, recipe: Recipe) -> Any:
-    """The trained adapter."""
+    """Return the trained adapter."""
     request = lab.request(recipe)
     train(request, lambda _: None)
     return file_digest(Path(request.attempt) / "adapter" / "adapter_model.safetensors")
 
 
 def start(lab: Laboratory, recipe: Recipe) -> Any:
-    """Whether there is an adapter to go on from when there is new text."""
+    """Return whether training continues from an adapter when there is new text."""
     request = lab.request(recipe)
     train(request, lambda _: None)
     in_use = Path(request.attempt) / "adapter"
@@ -186,7 +188,7 @@ def start(lab: Laboratory, recipe: Recipe) -> Any:
 
 
 def warm_start(lab: Laboratory, recipe: Recipe) -> Any:
-    """How much is learned from an adapter that knows all of the text."""
+    """Return how much is trained on when starting from an adapter that was trained on all of the text."""
     first = lab.request(recipe)
     known = [{"section": document.section} for document in all_documents(Artifact.open(Path(first.dataset)))]
     train(replace(first, lineage={"trained_on": known}), lambda _: None)
@@ -195,14 +197,14 @@ def warm_start(lab: Laboratory, recipe: Recipe) -> Any:
 
 
 def checkpoints(lab: Laboratory, recipe: Recipe) -> Any:
-    """The checkpoints that a training leaves."""
+    """Return the checkpoints that a training leaves."""
     request = lab.request(recipe)
     train(request, lambda _: None)
     return {path.name for path in Path(request.attempt).glob("checkpoint-*")}
 
 
 def computed_layers(lab: Laboratory, recipe: Recipe) -> Any:
-    """How often a decoder layer of transformers and a norm are computed."""
+    """Return how often a decoder layer of transformers and a norm are computed."""
     calls = {"MistralDecoderLayer": 0, "MistralRMSNorm": 0}
 
     def count(module: torch.nn.Module, inputs: Any) -> None:
@@ -219,7 +221,7 @@ def computed_layers(lab: Laboratory, recipe: Recipe) -> Any:
 
 
 def measurements(lab: Laboratory, recipe: Recipe) -> Any:
-    """What is measured while training, and when it ends."""
+    """Return what is measured during training, and when training stops."""
     request = lab.request(recipe)
     result = train(request, lambda _: None)
     assert read_manifest(Path(request.attempt) / "adapter").step == result["kept_step"]
@@ -227,7 +229,7 @@ def measurements(lab: Laboratory, recipe: Recipe) -> Any:
 
 
 def measured(lab: Laboratory, recipe: Recipe) -> Any:
-    """What is measured on an adapter, and what it writes."""
+    """Return what is measured on an adapter, and what it generates."""
     if "adapter" not in lab.seen:
         request = lab.request(recipe)
         train(request, lambda _: None)
@@ -249,7 +251,7 @@ def measured(lab: Laboratory, recipe: Recipe) -> Any:
 
 
 def refusal(lab: Laboratory, recipe: Recipe) -> Any:
-    """What one process on a CPU says of a training that it cannot do by itself."""
+    """Return the error of a single process on a CPU for a training that it cannot run alone."""
     try:
         return train(lab.request(recipe), lambda _: None)["steps"]
     except TrainingError as error:
@@ -257,12 +259,12 @@ def refusal(lab: Laboratory, recipe: Recipe) -> Any:
 
 
 def verdict(lab: Laboratory, recipe: Recipe) -> Any:
-    """How an adapter is judged that is a little better than the one in use, and forgot and recites a little."""
+    """Return the verdict on an adapter slightly better than the released one that forgot and recites a little."""
     return _judged(lab, recipe, {"released": 0.901})
 
 
 def verdict_on_another_base(lab: Laboratory, recipe: Recipe) -> Any:
-    """Whether a good adapter takes the place of one of another base."""
+    """Return whether a good adapter replaces one of another base."""
     return _judged(lab, recipe, {})[0]
 
 
@@ -272,7 +274,7 @@ def _judged(lab: Laboratory, recipe: Recipe, others: dict[str, float]) -> Any:
     models["new"] = _scored(0.9, recited=2, spread=0.02, beside=1.05)
     _write(folder / "evaluation.json", json.dumps({"models": models}))
     _write(folder.with_name(f"{folder.name}-adapter") / "weights", "")
-    new = lab.store.take_in(LORA_ADAPTER.name, folder.name, folder.with_name(f"{folder.name}-adapter"), {})
+    new = lab.store.commit(LORA_ADAPTER.name, folder.name, folder.with_name(f"{folder.name}-adapter"), {})
     taken = commit(folder.name, folder, new, InUse(Path("another")), recipe, measured="")
     found = taken.about["verdict"]
     return found["decision"], [(rule["field"], rule["passed"], rule["low"]) for rule in found["rules"]]
@@ -292,7 +294,7 @@ UNFUSED = {"training.fused": False, "lora.dropout": 0.0}
 BOTH = {"objectives.rewrite": 1.0, "tokens.block_length": 256}
 
 FIELDS: dict[str, tuple[Callable[[Laboratory, Recipe], Any], Any, Fields]] = {
-    # field: (what to look at, another value, fields that are otherwise than in the tiny recipe both times)
+    # field: (what to observe, another value, fields that differ from the tiny recipe in both cases)
     "name": (metadata, "another", {}),
     "base.source": (base, "embedded", {}),
     "base.model": (base, "owner/other", HUB),
@@ -358,7 +360,7 @@ def laboratory(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Lab
 
 
 def leaves(part: type[BaseModel], prefix: str = "") -> set[str]:
-    """`part.field` of every field that is not a part itself."""
+    """Return `part.field` for every field that is not a part itself."""
     found = set()
     for name, field in part.model_fields.items():
         kind = field.annotation
@@ -372,12 +374,12 @@ def test_the_table_has_every_field_and_no_other() -> None:
 
 
 @pytest.mark.parametrize("field", FIELDS)
-def test_another_value_changes_something(laboratory: Laboratory, field: str) -> None:
+def test_another_value_of_a_field_changes_its_effect(laboratory: Laboratory, field: str) -> None:
     see, other, always = FIELDS[field]
     assert laboratory.look(see, always) != laboratory.look(see, always | {field: other})
 
 
 @pytest.mark.parametrize("see", dict.fromkeys(see for see, _, _ in FIELDS.values()), ids=lambda see: see.__name__)
-def test_the_same_values_change_nothing(laboratory: Laboratory, see: Callable[[Laboratory, Recipe], Any]) -> None:
+def test_the_same_values_have_the_same_effect(laboratory: Laboratory, see: Callable[[Laboratory, Recipe], Any]) -> None:
     always = next(fields for other, _, fields in FIELDS.values() if other == see)
     assert laboratory.look(see, always) == laboratory.look(see, always, again=True)

@@ -1,4 +1,4 @@
-"""What is secret is not in a text or an error that leaves here."""
+"""Secrets are removed from every text and error before it is shown."""
 
 import traceback
 from base64 import b64encode
@@ -16,7 +16,7 @@ BASIC = b64encode(f"reporter:{PASSWORD}".encode()).decode()
 
 @pytest.fixture(autouse=True)
 def only_these(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One secret in the environment, one in `.env`."""
+    """Set one secret in the environment and one in `.env`."""
     for name in SECRETS:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HUGGINGFACE_TOKEN", TOKEN)
@@ -33,11 +33,11 @@ def only_these(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("nothing to hide from reporter", "nothing to hide from reporter"),
     ],
 )
-def test_a_secret_cannot_be_read_however_a_server_quotes_it(text: str, shown: str) -> None:
+def test_a_secret_is_hidden_however_a_server_quotes_it(text: str, shown: str) -> None:
     assert redacted(text) == shown
 
 
-def test_an_error_that_quotes_a_secret_is_told_without_it_and_without_what_it_came_from() -> None:
+def test_an_error_that_quotes_a_secret_is_shown_without_the_secret_and_its_cause() -> None:
     with pytest.raises(RedactedError, match=r"^ValueError: \*\*\* is wrong$") as caught, secrets_kept():
         try:
             raise OSError(f"sent {TOKEN}")
@@ -46,7 +46,7 @@ def test_an_error_that_quotes_a_secret_is_told_without_it_and_without_what_it_ca
     assert "hf_canary" not in "".join(traceback.format_exception(caught.value))
 
 
-def test_an_error_that_came_from_one_that_quotes_a_secret_keeps_its_kind() -> None:
+def test_an_error_caused_by_one_that_quotes_a_secret_keeps_its_type() -> None:
     with pytest.raises(KeyError) as caught, secrets_kept():
         try:
             raise OSError(f"sent {TOKEN}")
@@ -55,14 +55,14 @@ def test_an_error_that_came_from_one_that_quotes_a_secret_keeps_its_kind() -> No
     assert "hf_canary" not in "".join(traceback.format_exception(caught.value))
 
 
-def test_another_error_stays_as_it_is_with_all_that_it_came_from() -> None:
+def test_an_error_without_a_secret_is_unchanged_with_its_causes() -> None:
     cause = OSError("the disk is full")
     with pytest.raises(ValueError, match="the file") as caught, secrets_kept():
         raise ValueError("the file") from cause
     assert caught.value.__cause__ is cause
 
 
-def test_a_generator_keeps_secrets_to_its_end() -> None:
+def test_a_generator_hides_secrets_until_it_is_exhausted() -> None:
     @keeping_secrets
     def stage() -> Iterator[int]:
         yield 1
@@ -74,6 +74,6 @@ def test_a_generator_keeps_secrets_to_its_end() -> None:
         next(steps)
 
 
-def test_a_password_of_a_few_letters_is_not_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_password_of_one_letter_is_not_redacted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DAGSTER_POSTGRES_PASSWORD", "a")
     assert redacted("a table of names") == "a table of names"

@@ -1,4 +1,4 @@
-"""Where things are, and the one secret there is."""
+"""Settings say where things are, and contain the only secret."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ TOKEN = "hf_thisIsTheSecretOfTheTests"
 
 @pytest.fixture(autouse=True)
 def bare_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No setting in the environment; the current folder is empty."""
+    """Remove all settings from the environment and change to an empty folder."""
     for name in ("WORKSPACE", "RECIPE", "CACHE", "STORE", "THREADS"):
         monkeypatch.delenv(f"FT_{name}", raising=False)
     for name in ("HUGGINGFACE_TOKEN", "DAGSTER_HOME"):
@@ -69,7 +69,7 @@ def test_the_env_file_of_the_workspace_is_read(tmp_path: Path) -> None:
     assert (settings.threads, settings.token) == (3, TOKEN)
 
 
-def test_the_environment_wins_over_the_env_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_takes_precedence_over_the_env_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / ".env").write_text("FT_RECIPE=file.yaml\nFT_THREADS=3\nHUGGINGFACE_TOKEN=from_file\n")
     monkeypatch.setenv("FT_RECIPE", "environment.yaml")
     monkeypatch.setenv("HUGGINGFACE_TOKEN", TOKEN)
@@ -91,7 +91,7 @@ def test_lines_without_a_value_are_not_set(tmp_path: Path) -> None:
     assert unset.token is None
 
 
-def test_the_token_is_only_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_token_is_in_no_printed_or_dumped_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HUGGINGFACE_TOKEN", TOKEN)
     settings = load_settings()
     assert settings.token == TOKEN
@@ -115,7 +115,7 @@ def test_threads_are_a_number_of_at_least_one(monkeypatch: pytest.MonkeyPatch, t
 
 
 @pytest.mark.parametrize(("value", "expected"), [("", ".dagster"), ("/srv/dagster", "/srv/dagster"), ("~/d", "home/d")])
-def test_dagster_home_wins_over_the_folder_of_the_workspace(
+def test_dagster_home_takes_precedence_over_the_folder_of_the_workspace(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str, expected: str
 ) -> None:
     monkeypatch.setenv("DAGSTER_HOME", value)
@@ -139,6 +139,6 @@ def test_a_workspace_that_is_a_file_is_refused(workspace: Path, monkeypatch: pyt
         load_settings()
 
 
-def test_dagster_home_may_stand_in_the_env_file(workspace: Path) -> None:
+def test_dagster_home_may_be_set_in_the_env_file(workspace: Path) -> None:
     (workspace / ".env").write_text("DAGSTER_HOME=history")
     assert load_settings().dagster_home == workspace / "history"

@@ -1,4 +1,4 @@
-"""Whatever the reports are: every byte is accounted for, and what does not show does not change the version."""
+"""For any reports, every byte is accounted for and invisible changes do not change the version."""
 
 import json
 from typing import Any
@@ -26,7 +26,7 @@ CHAPTER = st.lists(
 
 
 def render(chapter: list[tuple[str, bool, list[str]]], blank: str = "\n\n", space: str = "", score: str = "0.5") -> str:
-    """A chapter's Markdown: sections of (title, whether reviewed, blocks)."""
+    """Return a chapter's Markdown, made of sections of (title, whether reviewed, blocks)."""
     blocks = ["# Chapter 7"]
     for number, (title, is_reviewed, body) in enumerate(chapter):
         blocks.append(f"## {title}")
@@ -46,7 +46,7 @@ def render(chapter: list[tuple[str, bool, list[str]]], blank: str = "\n\n", spac
     st.sampled_from(["", "  ", "\t"]),
     st.sampled_from(["0.5", "0.1</span>\n\n#### Why\n\n- **x**: y"]),
 )
-def test_what_does_not_show_does_not_change_the_version(
+def test_invisible_changes_do_not_change_the_version(
     chapters: dict[str, Any], random: Any, end: str, mark: str, blank: str, space: str, score: str
 ) -> None:
     plain: dict[str, Content] = {f"{name}.md": render(chapter) for name, chapter in chapters.items()}
@@ -101,7 +101,7 @@ def test_any_reports_are_accounted_for_to_the_byte_in_any_order(
 ) -> None:
     files |= markdown
     options = {"drafts": drafts, "bibliographies": bibliographies, "minimum_score": score}
-    made = read(files, **options)  # checks every account
+    made = read(files, **options)  # checks every byte account
     assert len(made.files) == len(files)
     assert len({section.text for section in made.sections}) == len(made.sections)
     names = list(files)

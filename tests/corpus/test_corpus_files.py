@@ -1,4 +1,4 @@
-"""Which files are reports, what is read of them, and what is said about those that cannot be read."""
+"""Which files are reports, what is read from them, and what is reported about unreadable ones."""
 
 import os
 import socket
@@ -37,7 +37,7 @@ def write(workspace: Path, *names: str, content: bytes = b"text\n") -> None:
 
 
 def scan(workspace: Path) -> Scan:
-    """All report files, read: there is no index yet, and none is made."""
+    """Scan and read all report files; there is no index, and none is made."""
     return scan_reports(workspace, workspace / "no index", remember=False)
 
 
@@ -71,7 +71,7 @@ def test_reports_are_found_in_both_folders_and_their_sub_folders_in_a_fixed_orde
     ]
 
 
-def test_a_report_file_comes_with_its_name_kind_size_hash_chapter_and_words(tmp_path: Path) -> None:
+def test_a_report_file_has_its_name_kind_size_hash_chapter_and_words(tmp_path: Path) -> None:
     data = b"\xef\xbb\xbf# A\r\n"
     write(tmp_path, "chapter_markdowns/part/v1.2 é.md", content=data)
     name = "part/v1.2 é"
@@ -80,13 +80,13 @@ def test_a_report_file_comes_with_its_name_kind_size_hash_chapter_and_words(tmp_
     assert read_file(tmp_path / path) == data
 
 
-def test_a_json_report_is_of_the_chapter_that_it_names_and_has_the_words_of_its_text(tmp_path: Path) -> None:
+def test_a_json_report_belongs_to_the_chapter_it_names_and_its_words_are_counted(tmp_path: Path) -> None:
     reviewed = b'{"metadata": {"chapter": 3, "section": "A"}, "final_result": {"final_text": "one two"}}'
     for name, data in {"a": reviewed, "chapter_4_draft": b'{"sections": {"A": "one", "B": "two"}}', "c": b"{"}.items():
         write(tmp_path, f"outputs/consolidated/part/{name}.json", content=data)
     assert [(file.name, file.chapter, file.words) for file in scan(tmp_path).files] == [
         ("part/a", "part/chapter_3", 2),
-        ("part/c", "part/c", 0),  # why it cannot be read is said when its text is asked for
+        ("part/c", "part/c", 0),  # the reason why it cannot be read is reported when its text is requested
         ("part/chapter_4_draft", "part/chapter_4", 2),
     ]
 
@@ -129,14 +129,14 @@ def test_a_link_to_a_folder_is_reported_and_not_entered(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("target", "reason"), [("gone.md", "No such file or directory"), ("a.md", "Too many levels of symbolic links")]
 )
-def test_a_link_to_nothing_or_to_itself_is_reported(tmp_path: Path, target: str, reason: str) -> None:
+def test_a_broken_link_or_a_link_to_itself_is_reported(tmp_path: Path, target: str, reason: str) -> None:
     (tmp_path / "chapter_markdowns").mkdir()
     (tmp_path / "chapter_markdowns" / "a.md").symlink_to(target)
     assert only_problem(tmp_path) == Unreadable("chapter_markdowns/a.md", f"it cannot be opened: {reason}")
 
 
 def test_a_pipe_or_a_socket_is_reported_and_never_opened() -> None:
-    # Opening a pipe that nobody writes to would block for ever. The path of a socket has to be short.
+    # Opening a pipe that no process writes to would block forever. The path of a socket has to be short.
     with tempfile.TemporaryDirectory(dir="/tmp") as short:
         folder = Path(short) / "outputs" / "consolidated"
         folder.mkdir(parents=True)
@@ -158,7 +158,7 @@ def test_a_name_that_is_not_utf_8_is_reported_in_a_form_that_can_be_written(tmp_
 
 
 def test_a_folder_that_cannot_be_listed_is_reported(tmp_path: Path) -> None:
-    write(tmp_path, "chapter_markdowns")  # a file where a folder is due; a missing folder is no problem
+    write(tmp_path, "chapter_markdowns")  # a file where a folder is expected; a missing folder is not a problem
     assert only_problem(tmp_path) == Unreadable("chapter_markdowns", "the folder cannot be listed: Not a directory")
 
 
@@ -194,7 +194,7 @@ def test_a_file_that_changes_once_while_it_is_read_is_read_again(
     assert [(file.size, file.sha256) for file in scan(tmp_path).files] == [(13, digest(b"half and half"))]
 
 
-def test_a_file_of_which_a_part_arrives_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_partially_read_file_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path, "chapter_markdowns/a.md", content=b"whole")
     answers = [b"who", b"whole"]
     monkeypatch.setattr(Path, "read_bytes", lambda path: answers.pop(0))
@@ -211,12 +211,12 @@ def test_a_file_that_the_system_refuses_to_read_is_reported(tmp_path: Path, monk
     assert only_problem(tmp_path) == Unreadable("chapter_markdowns/a.md", "Permission denied")
 
 
-def test_a_file_that_is_not_there_any_more_is_no_problem_of_the_reports(tmp_path: Path) -> None:
+def test_a_file_that_was_deleted_is_not_reported_as_a_problem(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         read_file(tmp_path / "gone.md")
 
 
-def test_the_version_of_the_reports_is_their_names_and_bytes_wherever_and_whenever_written(tmp_path: Path) -> None:
+def test_the_version_of_the_reports_depends_on_names_and_bytes_not_on_place_or_time(tmp_path: Path) -> None:
     for name in ("one", "two"):
         write(tmp_path / name, "chapter_markdowns/a.md", "chapter_markdowns/b.md", "outputs/consolidated/c.json")
         (tmp_path / name / "chapter_markdowns" / "loop.md").symlink_to("loop.md")
@@ -236,7 +236,7 @@ def test_a_workspace_without_reports_is_refused_with_what_to_put_where(tmp_path:
     assert str(error.value) == (
         f"No chapters in the workspace {tmp_path}. Put Markdown chapters into {tmp_path}/chapter_markdowns or report "
         f"JSON into {tmp_path}/outputs/consolidated, name another workspace with FT_WORKSPACE, or try "
-        "`ft-dagster demo`, which brings a report of its own."
+        "`ft-dagster demo`, which comes with an example report."
     )
     require_reports(tmp_path, 1)
 
@@ -259,7 +259,7 @@ def test_other_encodings_are_refused_with_the_reason_and_what_to_do(data: bytes,
     assert str(error.value) == reason
 
 
-def test_utf_8_is_decoded_as_it_stands() -> None:
+def test_utf_8_is_decoded_unchanged() -> None:
     assert decode(b"\xef\xbb\xbfCaf\xc3\xa9\r\n\r") == "\ufeffCafé\r\n\r"
     assert decode(b"") == ""
 
@@ -275,7 +275,7 @@ def test_any_bytes_are_either_refused_with_a_reason_or_read_to_the_last_one(data
         assert parse_markdown(text).total_bytes == len(data)
 
 
-def test_load_text_files_gives_the_text_of_each_file_in_order_of_names(tmp_path: Path) -> None:
+def test_load_text_files_returns_the_text_of_each_file_in_order_of_names(tmp_path: Path) -> None:
     write(tmp_path, "b.md", content=b"second\r\n")
     write(tmp_path, "a.markdown", content="é".encode())
     write(tmp_path, "c/d.md", content=b"third")
@@ -295,7 +295,7 @@ def test_load_text_files_names_a_folder_without_markdown(tmp_path: Path) -> None
     write(tmp_path, "a.txt")
     with pytest.raises(CorpusError) as error:
         load_text_files(tmp_path)
-    assert str(error.value) == f"The folder {tmp_path} holds no .md/.markdown file."
+    assert str(error.value) == f"The folder {tmp_path} contains no .md/.markdown file."
 
 
 def test_load_text_files_names_every_file_that_it_cannot_read(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Markdown -> sections: what is kept, what is left out and why, and that together they are the whole text."""
+"""Markdown becomes sections: what is kept, what is left out and why, and that both together are the complete text."""
 
 import re
 from time import process_time
@@ -17,7 +17,7 @@ REVIEW = (
 
 
 def texts(source: str, **options: Any) -> list[tuple[str, str]]:
-    """(title, text) of each section."""
+    """Return (title, text) of each section."""
     return [(section.title, section.text) for section in parse_markdown(source, **options).sections]
 
 
@@ -25,7 +25,7 @@ def left_out(source: str, **options: Any) -> dict[str, int]:
     return dict(parse_markdown(source, **options).left_out)
 
 
-def test_a_chapter_of_the_generator_becomes_its_sections_without_review_and_bibliography() -> None:
+def test_a_generated_chapter_is_split_into_sections_without_review_and_bibliography() -> None:
     source = (
         f"# Chapter 3\n\n## BACKGROUND KNOWLEDGE\n\n{REVIEW}Prose with [3].\n\nMore.\n\n"
         "## CURRENT RESEARCH\n\nOther prose.\n\n## REFERENCES\n\n[3] Smith.\n"
@@ -45,7 +45,7 @@ def test_a_chapter_of_the_generator_becomes_its_sections_without_review_and_bibl
     assert parsed.total_bytes == len(source)
 
 
-def test_headings_of_level_1_and_2_begin_sections_and_deeper_ones_are_text() -> None:
+def test_headings_of_level_1_and_2_start_sections_and_deeper_ones_are_text() -> None:
     source = "# A\n\none\n\n## B ##\n\ntwo\n\n### C\n\nthree\n\nD\n===\n\nfour\n\nE\n---\nfive"
     assert parse_markdown(source).sections == [
         ParsedSection("A", 1, (), "one"),
@@ -68,7 +68,7 @@ def test_text_before_the_first_heading_is_a_section_without_title() -> None:
     ]
 
 
-def test_headings_without_text_lead_the_next_section() -> None:
+def test_headings_without_text_become_headings_of_the_next_section() -> None:
     parsed = parse_markdown("# Report\n\n## Part\n\n## A\n\ntext\n\n## B\n")
     lead = (Heading(1, "Report"), Heading(2, "Part"))
     assert parsed.sections == [ParsedSection("A", 2, lead, "text")]
@@ -171,7 +171,7 @@ def test_a_bibliography_within_a_review_block_ends_with_it() -> None:
     assert texts(source) == [("A", "Prose.")]
 
 
-def test_a_review_block_is_known_by_its_title_at_any_depth_below_sections() -> None:
+def test_a_review_block_is_recognized_by_its_title_at_any_depth_below_sections() -> None:
     assert texts("## A\n\n#### 1. citation accuracy  analysis:\n\n0.5\n\n***\n\nProse.\n\n---\n\nMore.") == [
         ("A", "Prose.\n\n---\n\nMore.")
     ]
@@ -186,7 +186,7 @@ def test_a_bibliography_ends_at_the_next_heading_of_its_level() -> None:
     assert texts(source) == [("A", "one\n\n### After\n\ntwo"), ("B", "three")]
 
 
-def test_the_name_above_a_text_may_say_that_it_is_a_bibliography() -> None:
+def test_the_heading_above_a_text_may_mark_it_as_a_bibliography() -> None:
     parsed = parse_markdown("[1] Smith.\n\n## Notes\n\ntext", under=Heading(2, "REFERENCES"))
     assert parsed.sections == [ParsedSection("Notes", 2, (Heading(2, "REFERENCES"),), "text")]
     assert parsed.left_out == {"bibliography": len("[1] Smith.\n\n"), "heading marks": 4, "white space": 1}
@@ -203,7 +203,7 @@ def test_bibliographies_and_review_blocks_are_kept_on_request() -> None:
     assert under.sections == [ParsedSection("REFERENCES", 2, (), "[1]")]
 
 
-def test_a_text_that_repeats_the_name_above_it_has_it_once() -> None:
+def test_a_heading_that_repeats_the_one_above_it_is_kept_once() -> None:
     parsed = parse_markdown("# 2. background:\n\ntext\n\n## Background\n\nmore", under=Heading(2, "BACKGROUND"))
     assert parsed.sections == [
         ParsedSection("BACKGROUND", 2, (), "text"),
@@ -212,7 +212,7 @@ def test_a_text_that_repeats_the_name_above_it_has_it_once() -> None:
     assert parsed.left_out == {"heading marks": len("# 2. background:\n## \n"), "white space": 4}
 
 
-def test_blank_space_that_shows_nothing_is_left_out_but_not_in_code() -> None:
+def test_invisible_white_space_is_left_out_except_in_code() -> None:
     source = (
         "\n\n  \none  \n\n\n\n\ntwo\t\n\n```\nx  \n\n\n\ny\n```\n\n\n\nthree\n\n\n    a \n\n\n    b\n\n\n\nfour \n\n"
     )
@@ -228,7 +228,7 @@ def test_line_ends_of_every_kind_give_the_same_sections(end: str) -> None:
     assert parse_markdown(source.replace("\n", end)).total_bytes == len(source.replace("\n", end))
 
 
-def test_a_character_that_markdown_would_replace_stays_as_it_is() -> None:
+def test_a_character_that_markdown_would_replace_is_unchanged() -> None:
     parsed = parse_markdown("## a\x00\n\nb\x00")
     assert parsed.sections == [ParsedSection("a\x00", 2, (), "b\x00")]
     assert parsed.left_out == {"heading marks": 4, "white space": 1}
@@ -240,7 +240,7 @@ def test_tables_footnotes_images_and_citations_are_text() -> None:
 
 
 @pytest.mark.parametrize("source", ["", "\n", " \n\t\n", "\ufeff", "---\n---"])
-def test_a_text_with_nothing_in_it_has_no_sections(source: str) -> None:
+def test_an_empty_text_has_no_sections(source: str) -> None:
     parsed = parse_markdown(source)
     assert parsed.sections == []
     assert parsed.total_bytes == len(source.encode())
@@ -285,14 +285,14 @@ def test_every_byte_of_any_text_is_in_a_section_or_left_out_for_a_reason(
 
 @settings(max_examples=200, deadline=None)
 @given(SOURCES)
-def test_sections_are_what_is_left_of_any_text_after_deletions(source: str) -> None:
+def test_sections_are_any_text_with_parts_deleted_and_nothing_changed(source: str) -> None:
     parsed = parse_markdown(source)
     pieces = [
         piece
         for section in parsed.sections
         for piece in (*(heading.title for heading in section.lead), section.title, section.text)
     ]
-    # A title over two lines is written in one.
+    # A title over two lines is joined into one.
     flat = [re.sub(r"\s", " ", text) for text in ("".join(pieces), re.sub(r"\r\n?", "\n", source))]
     assert is_subsequence(*flat)
     assert all(section.text.strip("\n") == section.text != "" for section in parsed.sections)
@@ -319,7 +319,7 @@ def test_sections_are_what_is_left_of_any_text_after_deletions(source: str) -> N
     ],
     ids=lambda source: source[:12].strip(),
 )
-def test_no_text_takes_more_than_time_in_proportion_to_its_length(source: str) -> None:
+def test_parsing_time_is_proportional_to_the_length_of_any_text(source: str) -> None:
     start = process_time()
     assert parse_markdown(source).total_bytes == len(source)
-    assert process_time() - start < 10  # it takes about 1 s; whatever is quadratic takes longer than 10 s
+    assert process_time() - start < 10  # it takes about 1 s; quadratic code takes longer than 10 s

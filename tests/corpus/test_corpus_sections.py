@@ -1,4 +1,4 @@
-"""Sections of all chapters: one version of each, each text once, in order, and an account of every byte."""
+"""Sections of all chapters contain one version of each, each text once, in order, and account for every byte."""
 
 import json
 from collections import Counter
@@ -69,7 +69,7 @@ def test_a_first_draft_is_left_out_unless_the_recipe_wants_it() -> None:
     assert texts(files, drafts=True) == [("chapter_4", "A", "öne"), ("chapter_4", "B", "two")]
 
 
-def test_a_draft_gives_way_to_any_text_of_the_same_section() -> None:
+def test_a_draft_is_replaced_by_any_other_text_of_the_same_section() -> None:
     files: dict[str, Content] = {
         "chapter_1_draft.json": draft(A="draft a", B="draft b", C="draft c"),
         "chapter_1.md": "## b\n\nmarkdown b",
@@ -83,7 +83,7 @@ def test_a_draft_gives_way_to_any_text_of_the_same_section() -> None:
     assert removed(files, drafts=True) == {"draft of a section that exists": 2}
 
 
-def test_a_section_in_markdown_and_json_is_used_once_from_json_at_its_place_in_markdown() -> None:
+def test_a_section_in_markdown_and_json_is_used_once_with_the_text_of_the_json() -> None:
     files: dict[str, Content] = {
         "chapter_3.md": "# Chapter 3\n\n## CURRENT RESEARCH\n\nold\n\n## BACKGROUND KNOWLEDGE\n\nother\n",
         "chapter_3_current_research_consolidated.json": reviewed(3, "Current research", "new"),
@@ -109,7 +109,7 @@ def test_a_chapter_that_moves_from_markdown_to_json_keeps_its_version() -> None:
     assert version(before) == version(after) == version(before | after)
 
 
-def test_of_two_json_versions_the_later_one_is_used_whole() -> None:
+def test_the_later_of_two_json_versions_is_used_completely() -> None:
     files: dict[str, Content] = {
         "z.json": reviewed(1, "A", "old\n\n## Detail\n\nold detail", "2025-01-31"),
         "y.json": reviewed(1, "a", "new\n\n## Other\n\nnew detail", "2025-02-01"),
@@ -118,7 +118,7 @@ def test_of_two_json_versions_the_later_one_is_used_whole() -> None:
     assert removed(files) == {"older version": 2}
 
 
-def test_of_two_json_versions_of_one_time_the_last_name_is_used() -> None:
+def test_of_two_json_versions_with_the_same_time_the_last_name_is_used() -> None:
     files: dict[str, Content] = {"b.json": reviewed(1, "A", "b"), "a.json": reviewed(1, "A", "a")}
     assert texts(files) == texts(dict(reversed(files.items()))) == [("chapter_1", "A", "b")]
 
@@ -171,7 +171,7 @@ def test_the_same_text_in_two_places_is_used_at_the_first() -> None:
     assert made.about["chapters"] == 1
 
 
-def test_a_section_scored_below_the_minimum_is_left_out_and_so_is_its_copy_in_markdown() -> None:
+def test_a_section_scored_below_the_minimum_is_left_out_with_its_markdown_copy() -> None:
     files: dict[str, Content] = {
         "chapter_1.md": "## A\n\npoor\n\n## B\n\ngood\n\n## C\n\nunscored",
         "a.json": reviewed(1, "A", "poor", score=0.49),
@@ -221,7 +221,7 @@ def test_a_file_that_cannot_be_read_is_listed_and_all_its_bytes_are_accounted_fo
     assert made.about["left_out"] == {"unreadable file": 22}
 
 
-def test_a_report_whose_keys_cannot_be_written_down_is_refused_and_the_others_are_read() -> None:
+def test_a_report_with_keys_that_cannot_be_encoded_is_refused_and_others_are_read() -> None:
     made = read({"a.json": rb'{"\ud800": 1}', "good.md": "text"})
     assert [section.text for section in made.sections] == ["text"]
     assert [(item["path"], item["reason"][-15:]) for item in made.unreadable] == [
@@ -238,7 +238,7 @@ def test_reports_that_can_all_be_read_pass_and_an_empty_file_is_one_of_them() ->
     ]
 
 
-def test_what_is_said_of_sections_is_plain_json_and_files_come_in_natural_order_of_chapters() -> None:
+def test_sections_metadata_is_plain_json_with_files_in_natural_order_of_chapters() -> None:
     made = read({"c10.md": "## A\n\ntext", "c9.md": "text", "bad.md": b"\xff\xfe"}, Unreadable("x.md", "a pipe", 3))
     problem = "it is UTF-16, not UTF-8; save it again as UTF-8"
     about = {name: value for name, value in made.about.items() if name not in ("made_by", "raw_chapters", "version")}
@@ -292,7 +292,7 @@ def test_reports_without_a_file_have_no_sections() -> None:
         FileLedger("a.md", 3, used=4, left_out=Counter(x=-1)),
     ],
 )
-def test_an_account_that_does_not_add_up_is_a_fault_of_the_program(ledger: FileLedger) -> None:
+def test_an_unbalanced_byte_account_raises_an_internal_error(ledger: FileLedger) -> None:
     with pytest.raises(LedgerError, match=r"^a\.md: 3 bytes, but \d are accounted for"):
         ledger.check()
 

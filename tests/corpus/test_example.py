@@ -1,4 +1,4 @@
-"""A workspace is filled with the example report once, and never on top of anything."""
+"""A workspace is filled with the example report once, and nothing is ever overwritten."""
 
 import shutil
 from collections.abc import Callable
@@ -32,7 +32,7 @@ def test_a_workspace_without_reports_is_filled_with_every_file_of_the_example(
     assert contents(workspace) == shipped() | others
 
 
-def test_what_a_person_edited_added_and_removed_stays_as_it_is(tmp_path: Path) -> None:
+def test_files_that_a_user_edited_added_or_removed_are_left_alone(tmp_path: Path) -> None:
     fill_with_example(tmp_path)
     chapters = tmp_path / "chapter_markdowns"
     (chapters / "chapter_1.md").write_text("# Mine\n")
@@ -44,7 +44,7 @@ def test_what_a_person_edited_added_and_removed_stays_as_it_is(tmp_path: Path) -
     assert contents(tmp_path) == before
 
 
-def test_after_all_chapters_were_removed_from_a_workspace_that_was_run_none_comes_back(tmp_path: Path) -> None:
+def test_a_used_workspace_without_chapters_is_not_filled_with_the_example_again(tmp_path: Path) -> None:
     fill_with_example(tmp_path)
     shutil.rmtree(tmp_path / "chapter_markdowns")
     (tmp_path / ".ft" / "store").mkdir(parents=True)
@@ -61,16 +61,16 @@ def test_after_all_chapters_were_removed_from_a_workspace_that_was_run_none_come
         (".dagster/dagster.yaml", ".dagster"),
     ],
 )
-def test_another_workspace_is_named_and_left_alone(tmp_path: Path, present: str, named: str) -> None:
+def test_a_workspace_with_other_reports_is_named_and_left_alone(tmp_path: Path, present: str, named: str) -> None:
     (tmp_path / present).parent.mkdir(parents=True)
     (tmp_path / present).write_text("mine\n")
-    with pytest.raises(CorpusError, match=rf"{tmp_path} is not filled .* {tmp_path}/{named} is there already .*FOLDER"):
+    with pytest.raises(CorpusError, match=rf"{tmp_path} is not filled .* {tmp_path}/{named} already exists .*FOLDER"):
         fill_with_example(tmp_path)
     assert contents(tmp_path) == {present: b"mine\n"}
 
 
 @pytest.mark.parametrize("calls", range(17))
-def test_filling_that_is_cut_off_at_any_file_is_finished_the_next_time(
+def test_filling_interrupted_at_any_file_is_completed_the_next_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calls: int
 ) -> None:
     left = [calls]

@@ -1,4 +1,4 @@
-"""Chapters made to break the reading of them: none stops the others, and no byte of any is lost in silence."""
+"""Chapters made to break the reader: none stops the others, and no byte of any is silently lost."""
 
 import json
 import os
@@ -22,7 +22,7 @@ from fuzz.invariants import CONTROL, check_json, check_markdown, check_secrets, 
 pytestmark = pytest.mark.usefixtures("without_waiting_for_the_disk")
 
 EXAMPLES = int(os.environ.get("FT_TEST_HOSTILE", "150"))
-"""Inputs for each test of this module that makes its own; a search in earnest is `make fuzz`."""
+"""How many inputs each property test of this module generates; `make fuzz` searches thoroughly."""
 MARKS = (
     *("# ", "## ", "### Citation Accuracy Analysis\n", "## References\n", "---\n", "\n", "\r", "\t", "\x0b", "```\n"),
     *("    ", "> ", "- ", "1. ", "|a|\n|-|\n", "<!--", "-->", "<div>", "{#a}", "`", "*", "[", "](", "\\", "\ufeff"),
@@ -43,14 +43,14 @@ REPORTS = st.dictionaries(
 
 @settings(max_examples=EXAMPLES, deadline=None)
 @given(BYTES)
-def test_any_bytes_are_a_chapter_or_a_file_with_a_stated_problem(data: bytes) -> None:
+def test_any_bytes_are_read_as_a_chapter_or_reported_with_a_problem(data: bytes) -> None:
     check_markdown(data)
     check_json(data)
 
 
 @settings(max_examples=EXAMPLES, deadline=None)
 @given(REPORTS, st.booleans())
-def test_any_values_under_the_keys_of_a_report_are_one_or_are_refused(content: object, plain: bool) -> None:
+def test_any_values_under_the_keys_of_a_report_are_read_or_refused(content: object, plain: bool) -> None:
     check_json(json.dumps(content, ensure_ascii=plain).encode("utf-8", "surrogatepass"))
 
 
@@ -67,7 +67,7 @@ def test_any_text_can_be_searched_for_keys(text: str) -> None:
 
 
 @pytest.mark.parametrize("control", CONTROL)
-def test_the_spelling_of_a_control_token_stays_text_wherever_it_stands(control: str) -> None:
+def test_the_spelling_of_a_control_token_stays_text_everywhere(control: str) -> None:
     for text in (control, f"## {control}\n\n{control}{control}", f"```\n{control}\n```", f"a{control}b", control[:-1]):
         check_tokens(text)
 
@@ -88,7 +88,7 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
 }
 
 
-def test_each_hostile_file_is_named_with_its_reason_and_stops_none_of_the_others() -> None:
+def test_each_hostile_file_is_reported_with_its_reason_and_the_others_are_read() -> None:
     made = read({name: data for name, (data, _) in HOSTILE.items()} | {"good.md": "Good text."}, drafts=True)
     assert [section.text for section in made.sections] == ["Good text."]
     reasons = {Path(item["path"]).name: item["reason"] for item in made.unreadable}
@@ -120,12 +120,12 @@ def test_no_byte_of_a_large_chapter_of_any_shape_is_lost(shape: str) -> None:
 
 
 @pytest.mark.parametrize("shape", ["headings", "lists in lists", "lines with a bracket", "blank lines", "a wide table"])
-def test_what_there_is_to_do_for_a_chapter_grows_no_faster_than_its_size(shape: str) -> None:
+def test_the_work_for_a_chapter_grows_no_faster_than_its_size(shape: str) -> None:
     def work(size: int) -> int:
         text = GROWING[shape](size)
         return calls(lambda: parse_markdown(text))
 
-    assert work(48_000) < 2 * 16 * work(3_000)  # with the square it would be 256 times as much
+    assert work(48_000) < 2 * 16 * work(3_000)  # if the work were quadratic it would be 256 times as much
 
 
 @pytest.mark.parametrize("depth", [100, 10_000, 200_000])
@@ -160,7 +160,7 @@ def test_the_name_that_a_report_gives_its_chapter_is_never_a_path(chapter: str, 
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_links_out_of_the_folder_pipes_sockets_and_devices_are_named_and_never_opened(
+def test_outside_links_pipes_sockets_and_devices_are_reported_and_never_opened(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "chapter_markdowns"

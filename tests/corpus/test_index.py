@@ -1,4 +1,4 @@
-"""Looking at report files: what did not change is not read again."""
+"""Scanning report files: unchanged files are not read again."""
 
 import json
 import os
@@ -18,18 +18,18 @@ from ft_dagster.corpus.index import changed_since, scan_reports
 
 LONG_AGO = -(10**18)
 FLIPS = int(os.environ.get("FAULTS", "40"))
-"""How many places of a file are damaged, one after the other."""
+"""How many positions of a file are damaged, one after the other."""
 
 
 @pytest.fixture
 def db(workspace: Path) -> Path:
-    """Where the index is kept, or will be."""
+    """Return the path of the index, which may not exist yet."""
     return workspace / ".ft" / "files.db"
 
 
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the files that were read, in order."""
+    """Return the names of the files that were read, in order."""
     names: list[str] = []
 
     def counted(path: Path) -> bytes | str:
@@ -42,7 +42,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.fixture
 def settled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if all files had been written long before they were hashed."""
+    """Make all files appear to have been written long before they were hashed."""
     monkeypatch.setattr(index, "_RACY_NS", LONG_AGO)
 
 
@@ -59,7 +59,7 @@ def indexed_paths(db: Path) -> list[str]:
 
 
 def tree(folder: Path) -> dict[str, tuple[int, int]]:
-    """Every file under a folder with its inode and time of change."""
+    """Return every file under a folder with its inode and time of change."""
     found = {path: path.stat() for path in folder.rglob("*")}
     return {str(path): (status.st_ino, status.st_ctime_ns) for path, status in found.items()}
 
@@ -87,14 +87,12 @@ def test_a_file_changed_shortly_before_it_was_hashed_is_hashed_again(
     assert reads == [path.name for path in chapters]
 
 
-def test_a_second_change_that_leaves_size_and_times_as_they_were_is_seen(
-    workspace: Path, chapters: list[Path], db: Path
-) -> None:
+def test_a_second_change_that_keeps_size_and_times_is_detected(workspace: Path, chapters: list[Path], db: Path) -> None:
     first = scan_reports(workspace, db)
     text = chapters[0].read_text()
     chapters[0].write_text(text.replace("item 10.", "item 99."))
     status = chapters[0].stat()
-    # What a coarse clock does: the index has the status of the file as it is now, and the hash of what it was.
+    # A coarse clock has this effect: the index has the current status of the file and the hash of its earlier content.
     change_index(
         db,
         f"UPDATE files SET modified_ns = {status.st_mtime_ns}, changed_ns = {status.st_ctime_ns}, "
@@ -146,7 +144,7 @@ def test_the_chapter_that_a_json_report_names_is_remembered(workspace: Path, rea
 @pytest.mark.parametrize(
     "content", [b"", b"[]", b'{"chapter_markdowns/chapter_1.md": 3}', b"\x00", b"SQLite format 3\0"]
 )
-def test_a_damaged_index_is_as_good_as_none_and_is_made_anew(
+def test_a_damaged_index_is_ignored_and_rebuilt(
     workspace: Path, chapters: list[Path], db: Path, content: bytes
 ) -> None:
     expected = scan_reports(workspace, db)
@@ -159,7 +157,7 @@ def test_a_damaged_index_is_as_good_as_none_and_is_made_anew(
 
 @pytest.mark.parametrize("remember", [True, False])
 @pytest.mark.parametrize("damage", ["cut short", "a page", "the table", "a text"])
-def test_an_index_that_is_damaged_inside_is_as_good_as_none(
+def test_an_index_that_is_damaged_inside_is_ignored(
     workspace: Path, chapters: list[Path], db: Path, damage: str, remember: bool
 ) -> None:
     expected = scan_reports(workspace, db)
@@ -179,12 +177,12 @@ def test_an_index_that_is_damaged_inside_is_as_good_as_none(
 
 @pytest.mark.usefixtures("settled", "without_waiting_for_the_disk")
 @pytest.mark.parametrize("remember", [True, False])
-def test_whatever_bit_of_the_index_is_flipped_the_files_decide(
+def test_a_flipped_bit_in_the_index_never_hides_what_the_files_contain(
     workspace: Path, chapters: list[Path], db: Path, remember: bool
 ) -> None:
     expected = scan_reports(workspace, db)
     written = db.read_bytes()
-    used = [at for at, byte in enumerate(written) if byte]  # the rest is room that SQLite has not used yet
+    used = [at for at, byte in enumerate(written) if byte]  # the rest is space that SQLite has not used yet
     for at in used[:: max(1, len(used) // FLIPS)]:
         damaged = bytearray(written)
         damaged[at] ^= 1 << (at % 8)
@@ -193,7 +191,7 @@ def test_whatever_bit_of_the_index_is_flipped_the_files_decide(
 
 
 @pytest.mark.usefixtures("settled")
-def test_an_index_of_another_version_of_the_code_is_made_anew(
+def test_an_index_of_another_version_of_the_code_is_rebuilt(
     workspace: Path, chapters: list[Path], reads: list[str], db: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = scan_reports(workspace, db)
@@ -204,7 +202,7 @@ def test_an_index_of_another_version_of_the_code_is_made_anew(
     assert indexed_paths(db) == [f"chapter_markdowns/{path.name}" for path in chapters]
 
 
-def test_a_look_that_is_not_to_be_remembered_writes_nothing(workspace: Path, chapters: list[Path], db: Path) -> None:
+def test_a_scan_with_remember_false_writes_nothing(workspace: Path, chapters: list[Path], db: Path) -> None:
     before = tree(workspace)
     scan = scan_reports(workspace, db, remember=False)
     assert len(scan.files) == len(chapters)
@@ -222,7 +220,7 @@ def test_a_look_that_is_not_to_be_remembered_writes_nothing(workspace: Path, cha
 
 
 @pytest.mark.usefixtures("settled")
-def test_a_look_that_is_not_to_be_remembered_uses_what_others_remembered(
+def test_a_scan_with_remember_false_uses_what_other_scans_remembered(
     workspace: Path, chapters: list[Path], reads: list[str], db: Path
 ) -> None:
     expected = scan_reports(workspace, db)
@@ -231,13 +229,13 @@ def test_a_look_that_is_not_to_be_remembered_uses_what_others_remembered(
     assert reads == []
 
 
-def test_reports_have_settled_when_no_file_changed_for_a_while(workspace: Path, chapters: list[Path], db: Path) -> None:
+def test_reports_are_settled_when_no_file_changed_for_a_while(workspace: Path, chapters: list[Path], db: Path) -> None:
     scan = scan_reports(workspace, db)
     assert changed_since(scan, 3600)
     assert not changed_since(scan, 0)
 
 
-def test_a_file_that_vanishes_before_it_is_looked_at_is_not_there(
+def test_a_file_that_vanishes_before_its_status_is_read_is_skipped(
     workspace: Path, chapters: list[Path], db: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     listing = os.scandir
@@ -255,7 +253,7 @@ def test_a_file_that_vanishes_before_it_is_looked_at_is_not_there(
     assert scan.unreadable == []
 
 
-def test_a_file_that_vanishes_before_it_is_read_is_not_there(
+def test_a_file_that_vanishes_before_it_is_read_is_skipped(
     workspace: Path, chapters: list[Path], db: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def gone(path: Path) -> Any:
@@ -266,7 +264,7 @@ def test_a_file_that_vanishes_before_it_is_read_is_not_there(
     assert (scan.files, scan.unreadable) == ([], [])
 
 
-def test_a_file_that_cannot_be_read_is_reported_at_every_look(
+def test_a_file_that_cannot_be_read_is_reported_by_every_scan(
     workspace: Path, chapters: list[Path], db: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(path: Path) -> bytes:
@@ -279,7 +277,7 @@ def test_a_file_that_cannot_be_read_is_reported_at_every_look(
 
 
 @pytest.mark.parametrize("content", [None, b"damaged"])
-def test_of_several_that_look_at_once_where_there_is_no_index_all_succeed(
+def test_several_scans_at_once_without_a_usable_index_all_succeed(
     workspace: Path, chapters: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes | None
 ) -> None:
     version = index._version
@@ -288,7 +286,7 @@ def test_of_several_that_look_at_once_where_there_is_no_index_all_succeed(
         try:
             return version(connection)
         finally:
-            time.sleep(0.02)  # the others see the same
+            time.sleep(0.02)  # the others see the same state
 
     monkeypatch.setattr(index, "_version", slowly)
     for db in (tmp_path / f"{number}.db" for number in range(3)):

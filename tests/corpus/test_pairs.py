@@ -1,4 +1,4 @@
-"""Pairs of an original and an improved text: where there is one, what it holds, and what it is a version of."""
+"""Pairs of an original and an improved text: when there is one, what it contains, and which version it comes from."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,12 +12,12 @@ pytestmark = pytest.mark.usefixtures("without_waiting_for_the_disk")
 
 
 def whole_report(**sections: dict[str, Any]) -> dict[str, Any]:
-    """Shape 2a."""
+    """Return a whole report (shape 2a)."""
     return {"sections": sections}
 
 
 def pairs(files: Mapping[str, Content], **options: Any) -> list[tuple[str, str, bool]]:
-    """(original, improved, whole) of each pair."""
+    """Return (original, improved, whole) of each pair."""
     return [(pair.original, pair.improved, pair.whole) for pair in read(files, **options).pairs]
 
 
@@ -40,7 +40,7 @@ def test_a_reviewed_section_and_a_section_of_a_whole_report_give_pairs() -> None
     ]
 
 
-def test_a_pair_holds_all_sections_of_its_text_in_its_order_and_both_texts_are_cleaned_alike() -> None:
+def test_a_pair_contains_all_sections_in_order_and_both_texts_are_cleaned_alike() -> None:
     review = "### Citation Accuracy Analysis\n\n0.5\n\n---\n\n"
     original = f"{review}one  \n\n\n\n## References\n\n[1]\n\n## Sub {{#s}}\n\ntwo<!-- x -->\r\n"
     improved = f"{review}ONE\n\n## Sub\n\nTWO\n\n## References\n\n[2]"
@@ -57,13 +57,13 @@ def test_a_pair_holds_all_sections_of_its_text_in_its_order_and_both_texts_are_c
 
 
 @pytest.mark.parametrize("original", [None, "", "  \n", "same", "same  \n", 5, ["text"], "a\x00b", "a\ud83d"])
-def test_without_an_original_that_is_another_text_there_is_no_pair_and_the_section_is_used(original: Any) -> None:
+def test_a_section_without_a_different_original_is_used_but_gives_no_pair(original: Any) -> None:
     for content in (whole_report(A={"original": original, "improved": "same"}), reviewed(1, "A", "same", "", original)):
         made = read({"a.json": content})
         assert made.pairs == [] and [section.text for section in made.sections] == ["same"]
 
 
-def test_what_was_not_rewritten_is_no_pair() -> None:
+def test_a_text_that_was_not_rewritten_gives_no_pair() -> None:
     unchanged = reviewed(1, "A", "text", original="other")
     unchanged["final_result"]["final_status"] = "unchanged"
     skipped = reviewed(1, "B", "more text", original="other")
@@ -84,13 +84,13 @@ def test_a_bibliography_is_a_pair_only_where_the_recipe_keeps_it() -> None:
     assert pairs(files, bibliographies=True) == [("## REFERENCES\n\n[1]", "## REFERENCES\n\n[1] Smith", True)]
 
 
-def test_points_that_are_no_text_are_passed_over() -> None:
+def test_points_that_are_not_text_are_ignored() -> None:
     points = [None, "text", [None, 5, "good", "a\x00b"], {"0": "x"}]
     (pair,) = read({"a.json": reviewed(1, "A", "new", original="old", points=points)}).pairs
     assert pair.brief == ("good",)
 
 
-def test_a_pair_is_of_the_version_that_is_used() -> None:
+def test_a_pair_comes_from_the_version_that_is_used() -> None:
     older = reviewed(1, "A", "older", "2024", 0.9, original="first")
     newer = reviewed(1, "a:", "newer", "2025", 0.4, original="second")
     files: dict[str, Content] = {"chapter_1.md": "## A\n\nold", "x.json": older, "y.json": newer}
@@ -98,7 +98,7 @@ def test_a_pair_is_of_the_version_that_is_used() -> None:
     assert pairs(files, minimum_score=0.5) == []
 
 
-def test_the_same_pair_in_two_chapters_is_whole_in_the_first() -> None:
+def test_the_same_pair_in_two_chapters_is_complete_only_in_the_first() -> None:
     same = {"original": "old", "improved": "new"}
     files: dict[str, Content] = {f"{name}.json": whole_report(A=same) for name in ("c10", "c2")}
     assert pairs(files) == [("## A\n\nold", "## A\n\nnew", True), ("## A\n\nold", "## A\n\nnew", False)]
@@ -107,7 +107,7 @@ def test_the_same_pair_in_two_chapters_is_whole_in_the_first() -> None:
     assert made.about["pairs"] == 1
 
 
-def test_a_pair_part_of_whose_text_stands_elsewhere_is_not_whole() -> None:
+def test_a_pair_with_part_of_its_text_in_another_place_is_not_complete() -> None:
     files: dict[str, Content] = {
         "a.md": "## Summary\n\nshared",
         "b.json": whole_report(
@@ -120,7 +120,7 @@ def test_a_pair_part_of_whose_text_stands_elsewhere_is_not_whole() -> None:
     assert (second.sections, second.whole) == ((2,), True)
 
 
-def test_an_edit_of_an_original_or_a_brief_is_another_version_of_the_sections() -> None:
+def test_editing_an_original_or_a_brief_changes_the_version_of_the_sections() -> None:
     def files(**changes: Any) -> dict[str, Content]:
         return {"a.json": reviewed(1, "A", "new", **({"original": "old", "points": [["p"]]} | changes))}
 

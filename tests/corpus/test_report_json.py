@@ -1,4 +1,4 @@
-"""Report JSON -> texts: the shapes, which text counts, and what is said about files that fit none."""
+"""Report JSON becomes texts: the shapes, which text is used, and what is reported about files of no known shape."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ def as_bytes(content: Any) -> bytes:
 
 
 def reviewed(**changes: Any) -> dict[str, Any]:
-    """A reviewed section, shape 2c."""
+    """Return a reviewed section (shape 2c)."""
     return {
         "metadata": {"chapter": 3, "section": "CURRENT RESEARCH", "timestamp": "2025-10-14", "skipped": False},
         "iterations": [
@@ -56,7 +56,7 @@ def test_a_whole_report_gives_its_improved_texts_in_its_order() -> None:
     assert report.left_out == {"original text": 4, "metadata": 6, "JSON syntax": len(data) - 4 - 6 - 7 - 4 - 13}
 
 
-def test_a_first_draft_gives_drafts() -> None:
+def test_the_texts_of_a_first_draft_are_drafts() -> None:
     content = {"question": "Why?", "timestamp": 5, "sections": {"A": "a", "B": ""}, "referenced_papers": {"1": ["P"]}}
     report = parse_report_json(as_bytes(content), "chapter_4_draft")
     assert report.chapter == "chapter_4"
@@ -96,7 +96,7 @@ def test_a_skipped_section_gives_its_preserved_text() -> None:
     assert (report.left_out["original text"], report.left_out["metadata"]) == (10, len("4preserved"))
 
 
-def test_a_chapter_may_have_a_name_and_a_section_may_be_none_of_the_usual_ones() -> None:
+def test_a_chapter_may_have_a_name_and_a_section_an_unusual_title() -> None:
     metadata = {"chapter": "Rivers", "section": "On deltas", "timestamp": 7}
     report = parse_report_json(as_bytes(reviewed(metadata=metadata)), "x")
     assert report.chapter == "Rivers"
@@ -138,7 +138,7 @@ def test_a_file_name_gives_the_chapter_where_the_content_does_not(name: str, cha
     assert chapter_of(name) == chapter
 
 
-def test_the_shape_is_told_by_the_keys_and_a_byte_order_mark_is_syntax() -> None:
+def test_the_keys_determine_the_kind_of_report_and_a_byte_order_mark_is_syntax() -> None:
     content = reviewed(sections={"A": "draft"})
     data = b"\xef\xbb\xbf" + as_bytes(content)
     report = parse_report_json(data, "chapter_3_draft")
@@ -183,7 +183,7 @@ def test_the_shape_is_told_by_the_keys_and_a_byte_order_mark_is_syntax() -> None
         ("{}".encode("utf-16"), "it is UTF-16, not UTF-8; save it again as UTF-8"),
     ],
 )
-def test_a_file_that_is_no_report_is_refused_with_the_reason(data: bytes, reason: str) -> None:
+def test_a_file_that_is_not_a_report_is_refused_with_the_reason(data: bytes, reason: str) -> None:
     assert reason in problem(data)
 
 
@@ -198,7 +198,7 @@ def test_a_file_that_is_no_report_is_refused_with_the_reason(data: bytes, reason
     ],
     ids=["half a character", "orders to a terminal", "a long key", "the name of a section", "a key given twice"],
 )
-def test_what_a_refusal_repeats_is_short_and_can_be_written_anywhere(data: bytes, end: str) -> None:
+def test_text_quoted_in_a_refusal_is_short_and_can_be_written_anywhere(data: bytes, end: str) -> None:
     assert problem(data).endswith(end)
 
 
@@ -249,7 +249,7 @@ def test_load_json_files_renders_the_improved_texts_of_each_file(tmp_path: Path)
     ]
 
 
-def test_load_json_files_names_every_file_that_is_no_report(tmp_path: Path) -> None:
+def test_load_json_files_names_every_file_that_is_not_a_report(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_bytes(b"[]")
     (tmp_path / "b.json").write_bytes(as_bytes({"sections": {}}))
     (tmp_path / "c.json").write_bytes(b'{"sections": {"A": null}}')
@@ -264,5 +264,5 @@ def test_load_json_files_names_every_file_that_is_no_report(tmp_path: Path) -> N
 def test_load_json_files_names_a_missing_or_empty_folder(tmp_path: Path) -> None:
     with pytest.raises(CorpusError, match=f"The folder {tmp_path}/gone does not exist. Create it and put json"):
         load_json_files(tmp_path / "gone")
-    with pytest.raises(CorpusError, match=f"The folder {tmp_path} holds no .json file."):
+    with pytest.raises(CorpusError, match=f"The folder {tmp_path} contains no .json file."):
         load_json_files(tmp_path)

@@ -1,4 +1,4 @@
-"""What looks like a key or like personal data is found where it stands, and is never repeated."""
+"""Text that looks like a key or personal data is located, and is never repeated."""
 
 import json
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from ft_dagster.store.local import Artifact, Store
 
 pytestmark = pytest.mark.usefixtures("without_waiting_for_the_disk")
 
-# Put together here, so that no scanner of repositories takes them for real ones.
+# Assembled here, so that no repository scanner mistakes them for real ones.
 SECRETS = {
     "AWS Access Key": "AKIA" + "IOSFODNN7EXAMPLE",
     "GitHub Token": "ghp_" + "a1B2" * 9,
@@ -47,19 +47,19 @@ HARMLESS = [
 
 
 @pytest.mark.parametrize("kind", SECRETS)
-def test_each_kind_is_found_in_its_line_wherever_it_stands_in_it(kind: str) -> None:
+def test_each_kind_of_secret_is_found_anywhere_in_its_line(kind: str) -> None:
     for before in ("", "It is ", "x " * 1000):
         assert (2, kind) in find_secrets(f"First line.\n{before}{SECRETS[kind]} and more.\nLast line.")
 
 
 @pytest.mark.parametrize("text", HARMLESS)
-def test_prose_hashes_and_numbers_that_do_not_check_are_left_in_peace(text: str) -> None:
+def test_prose_hashes_and_invalid_numbers_are_not_reported(text: str) -> None:
     assert find_secrets(text) == []
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.text(), st.text(), st.sampled_from(list(SECRETS)))
-def test_text_around_it_hides_nothing(before: str, after: str, kind: str) -> None:
+def test_a_secret_is_found_whatever_text_surrounds_it(before: str, after: str, kind: str) -> None:
     lines = f"{before} \n {SECRETS[kind]} \n {after}".split("\n")
     assert (before.count("\n") + 2, kind) in find_secrets("\n".join(lines))
 
@@ -67,7 +67,7 @@ def test_text_around_it_hides_nothing(before: str, after: str, kind: str) -> Non
 @pytest.mark.parametrize(
     "unit", ["eyJ", "//", "password password='", "sl key     ", "a@", "a.", "1 ", "+1", "AB12", "://a:", "`", "x"]
 )
-def test_a_detector_is_given_a_piece_of_a_line_at_a_time_and_a_text_has_as_many_as_its_length_asks_for(
+def test_detectors_get_pieces_of_lines_whose_number_is_linear_in_the_text(
     unit: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pieces: list[int] = []
@@ -81,7 +81,7 @@ def test_a_detector_is_given_a_piece_of_a_line_at_a_time_and_a_text_has_as_many_
     for size in (20_000, 160_000):
         pieces.clear()
         find_secrets(unit * (size // len(unit)))
-        assert max(pieces) <= 512  # some take time with the square of what they are given
+        assert max(pieces) <= 512  # some need time quadratic in the length of their input
         assert sum(pieces) < 1.5 * size
 
 
@@ -138,7 +138,7 @@ def test_only_a_chapter_that_changed_is_searched(reports: Reports, monkeypatch: 
     assert secret_findings(reports.make()) == []
 
 
-def test_whether_the_check_blocks_makes_no_sections_again(reports: Reports) -> None:
+def test_changing_whether_the_check_blocks_does_not_remake_the_sections(reports: Reports) -> None:
     snapshot = take_snapshot(reports.folder, reports.folder / "files.db", reports.store)
     keys = [make_sections(snapshot, Corpus(secrets=mode)).key for mode in ("warn", "block")]
     assert all(one == other for one, other in pairwise(keys))

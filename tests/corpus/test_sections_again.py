@@ -1,4 +1,4 @@
-"""Sections after an edit: only what changed is read and written again, and what is not there is made again."""
+"""Sections after an edit: only what changed is read and written again, and what is missing is made again."""
 
 import shutil
 import sqlite3
@@ -17,7 +17,14 @@ from ft_dagster.corpus import sections as sections_room
 from ft_dagster.corpus import snapshot as snapshot_room
 from ft_dagster.corpus.chapter import Chapter, read_chapter
 from ft_dagster.corpus.index import Scan, scan_reports
-from ft_dagster.corpus.sections import Shard, all_chapters, chapter_sizes, make_sections, stored_chapters, stored_shards
+from ft_dagster.corpus.sections import (
+    SectionShard,
+    all_chapters,
+    chapter_sizes,
+    make_sections,
+    stored_chapters,
+    stored_shards,
+)
 from ft_dagster.corpus.shards import group_names
 from ft_dagster.corpus.snapshot import snapshot_shards, take_snapshot
 from ft_dagster.store.local import Artifact, Store, StoreError
@@ -30,13 +37,13 @@ pytestmark = pytest.mark.usefixtures("without_waiting_for_the_disk")
 
 
 class Reports:
-    """Reports in a workspace, and the store that they go through; groups are of three chapters at most."""
+    """Reports in a workspace and the store they are made in; groups have at most three chapters."""
 
     def __init__(self, folder: Path) -> None:
         self.workspace = folder
         self.store = Store(folder / "store")
         self.read: list[str] = []
-        """Chapters that were parsed since this was cleared."""
+        """Chapters that were parsed since this list was cleared."""
 
     def write(self, name: str, text: str) -> None:
         path = self.workspace / "chapter_markdowns" / f"{name}.md"
@@ -53,8 +60,8 @@ class Reports:
         self.read.clear()
         return make_sections(self.snapshot(), Corpus(**options))
 
-    def shards(self, sections: Artifact) -> dict[str, Shard]:
-        """Chapter -> the group that it is in."""
+    def shards(self, sections: Artifact) -> dict[str, SectionShard]:
+        """Return the group that each chapter is in."""
         return {
             chapter.name: shard for shard in stored_shards(sections) for chapter in stored_chapters(self.store, shard)
         }
@@ -68,7 +75,7 @@ class Reports:
 
 @pytest.fixture
 def reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Reports:
-    """Twelve chapters in several groups."""
+    """Return reports of twelve chapters in several groups."""
     made = Reports(tmp_path)
     monkeypatch.setattr(snapshot_room, "group_names", partial(group_names, limit=LIMIT))
 
@@ -86,7 +93,7 @@ def texts(sections: Artifact) -> dict[str, list[str]]:
     return {chapter.name: [s.text for s in chapter.sections] for chapter in all_chapters(sections)}
 
 
-def blobs(shards: Iterable[Shard]) -> set[tuple[str, str]]:
+def blobs(shards: Iterable[SectionShard]) -> set[tuple[str, str]]:
     return {(shard.lines, shard.figures) for shard in shards}
 
 
@@ -105,7 +112,7 @@ def test_at_first_every_chapter_is_read_once_and_groups_are_small(reports: Repor
     assert sum(sizes) == len(NAMES) and max(sizes) <= LIMIT and len(sizes) > 2
 
 
-def test_sections_that_are_there_are_not_made_again(reports: Reports) -> None:
+def test_existing_sections_are_not_made_again(reports: Reports) -> None:
     made = reports.make()
     assert reports.make() == made
     assert reports.read == []
@@ -125,7 +132,7 @@ def test_after_an_edit_only_that_chapter_is_read_and_only_its_group_is_written(r
     }
 
 
-def test_a_chapter_that_divides_its_group_is_the_only_one_that_is_read(reports: Reports) -> None:
+def test_a_chapter_that_splits_its_group_is_the_only_one_that_is_read(reports: Reports) -> None:
     name = next(name for name in more_names() if number_of_groups([*NAMES, name]) > number_of_groups(NAMES))
     before = reports.shards(reports.make())
     reports.write(name, f"Text of {name}.")
@@ -135,7 +142,7 @@ def test_a_chapter_that_divides_its_group_is_the_only_one_that_is_read(reports: 
     assert len(set(before.values()) - set(after.values())) == 1
 
 
-def test_a_chapter_whose_going_joins_two_groups_makes_none_be_read(reports: Reports) -> None:
+def test_deleting_a_chapter_that_joins_two_groups_causes_no_reading(reports: Reports) -> None:
     more = next(name for name in more_names() if number_of_groups([*NAMES, name]) > number_of_groups(NAMES))
     reports.write(more, f"Text of {more}.")
     names = {*NAMES, more}
@@ -150,7 +157,7 @@ def test_a_chapter_whose_going_joins_two_groups_makes_none_be_read(reports: Repo
     assert len(set(before.values()) - set(after.values())) == 2
 
 
-def test_another_recipe_reads_all_chapters_again_and_the_first_recipe_none(reports: Reports) -> None:
+def test_another_recipe_reads_all_chapters_again_and_returning_to_the_first_none(reports: Reports) -> None:
     first = reports.make()
     other = reports.make(bibliographies=True)
     assert sorted(reports.read) == sorted(NAMES)
@@ -177,7 +184,7 @@ def test_a_text_in_two_groups_stays_in_the_chapter_that_comes_first_in_natural_o
     assert made.about["left_out"]["exact duplicate"] == 3 * size
 
 
-def test_a_text_comes_back_in_another_chapter_when_the_first_that_had_it_is_gone(reports: Reports) -> None:
+def test_a_text_reappears_in_another_chapter_when_the_first_with_it_is_deleted(reports: Reports) -> None:
     for name in ("c2", "c3", "c10"):
         reports.write(name, f"Shared.\n\n## Own\n\nOwn text of {name}.")
     before = reports.shards(reports.make())
@@ -191,11 +198,11 @@ def test_a_text_comes_back_in_another_chapter_when_the_first_that_had_it_is_gone
     assert reports.read == []
     assert [name for name, found in texts(made).items() if "Shared." in found] == ["c10"]
     assert "exact duplicate" not in made.about["removed"]
-    assert reports.shards(made)["c10"].lines == before["c10"].lines  # which text counts is not said in the blob
+    assert reports.shards(made)["c10"].lines == before["c10"].lines  # the blob does not record which text is used
     assert reports.shards(made)["c10"].duplicates != before["c10"].duplicates
 
 
-def test_a_text_that_appears_before_its_other_copy_takes_it_out_there(reports: Reports) -> None:
+def test_a_copy_of_a_text_in_an_earlier_chapter_removes_the_later_copy(reports: Reports) -> None:
     reports.write("c9", "Shared.\n\n## Own\n\nOwn text of c9.")
     first = reports.make()
     assert texts(first)["c9"] == ["Shared.", "Own text of c9."]
@@ -219,7 +226,7 @@ def test_a_group_whose_blob_is_missing_is_made_again_at_the_next_change(reports:
 
 
 @pytest.mark.parametrize("kind", ["lines", "figures"])
-def test_what_is_missing_is_made_again_when_the_folders_of_artifacts_are_gone(reports: Reports, kind: str) -> None:
+def test_missing_blobs_are_made_again_when_the_artifact_folders_are_deleted(reports: Reports, kind: str) -> None:
     made = reports.make()
     content = texts(made)
     reports.store.blob_path(getattr(reports.shards(made)["c5"], kind)).unlink()
@@ -229,7 +236,7 @@ def test_what_is_missing_is_made_again_when_the_folders_of_artifacts_are_gone(re
     assert (again.about, texts(again)) == (made.about, content)
 
 
-def test_bytes_of_a_file_that_are_missing_are_kept_again_at_the_next_look(reports: Reports) -> None:
+def test_missing_bytes_of_a_file_are_stored_again_by_the_next_scan(reports: Reports) -> None:
     snapshot = reports.snapshot()
     kept = reports.store.blobs()
     for file in snapshot_room.snapshot_files(snapshot):
@@ -238,9 +245,7 @@ def test_bytes_of_a_file_that_are_missing_are_kept_again_at_the_next_look(report
     assert reports.store.blobs() == kept
 
 
-def test_an_index_that_says_other_bytes_than_a_file_has_is_set_right(
-    reports: Reports, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_index_with_a_wrong_hash_for_a_file_is_corrected(reports: Reports, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(index_room, "_RACY_NS", -(10**18))  # as if all files had been written long ago
     snapshot = reports.snapshot()
     with closing(sqlite3.connect(reports.workspace / "files.db")) as index:
@@ -266,7 +271,7 @@ def test_damaged_lines_are_named_when_they_are_read_and_are_never_used(reports: 
         list(all_chapters(made))
     reports.write("c5", "Other text.")
     with pytest.raises(StoreError, match=f"{damaged} is damaged"):
-        reports.make()  # the other chapters of the group would be taken from it
+        reports.make()  # the other chapters of the group would be reused from it
 
 
 def test_damaged_figures_are_named_when_they_are_read_and_are_never_used(reports: Reports) -> None:
@@ -279,9 +284,9 @@ def test_damaged_figures_are_named_when_they_are_read_and_are_never_used(reports
     outside = next(name for name in NAMES if shards[name] != shards["c5"])
     reports.write(outside, "Other text.")
     with pytest.raises(StoreError, match=f"{damaged} is damaged"):
-        reports.make()  # the group is taken over, and its figures are counted
+        reports.make()  # the group is reused, and its figures are added up
     reports.write("c5", "Other text, too.")
-    assert texts(reports.make())["c5"] == ["Other text, too."]  # the group is written anew: they are not needed
+    assert texts(reports.make())["c5"] == ["Other text, too."]  # the group is written again, so they are not needed
 
 
 def test_damaged_bytes_of_a_report_are_named_and_not_read_as_text(reports: Reports) -> None:
@@ -301,7 +306,7 @@ def test_a_damaged_list_of_a_snapshot_s_files_is_named(reports: Reports) -> None
         make_sections(snapshot, Corpus())
 
 
-def test_a_blank_chapter_is_not_seen_unless_it_divides_a_group(reports: Reports) -> None:
+def test_a_blank_chapter_changes_nothing_unless_it_splits_a_group(reports: Reports) -> None:
     before = reports.make()
     groups = {shard.group for shard in with_text(before)}
     divided = set()
@@ -315,13 +320,13 @@ def test_a_blank_chapter_is_not_seen_unless_it_divides_a_group(reports: Reports)
     assert divided == {True, False}
 
 
-def with_text(sections: Artifact) -> list[Shard]:
-    """Groups that have text."""
+def with_text(sections: Artifact) -> list[SectionShard]:
+    """Return the groups that have text."""
     store = sections.store
     return [shard for shard in stored_shards(sections) if any(c.sections for c in stored_chapters(store, shard))]
 
 
-def test_sections_of_another_version_of_the_code_that_reads_chapters_names_are_not_taken_for_these(
+def test_another_version_of_the_code_that_reads_chapter_names_changes_the_key(
     reports: Reports, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = reports.snapshot()

@@ -1,4 +1,4 @@
-"""Groups of chapters: the same set of names gives the same groups, and one name more or less leaves most alone."""
+"""Groups of chapters: the same names give the same groups, and adding or removing one name changes few of them."""
 
 from collections import Counter
 from random import Random
@@ -34,9 +34,7 @@ def test_groups_depend_on_the_set_of_names_only(names: set[str], limit: int, ran
 
 @settings(max_examples=300, deadline=None)
 @given(NAMES, st.text("xyz", min_size=1, max_size=4), LIMITS)
-def test_a_name_that_is_added_or_removed_changes_one_group_or_divides_or_joins_two(
-    names: set[str], name: str, limit: int
-) -> None:
+def test_adding_or_removing_a_name_changes_splits_or_joins_one_group(names: set[str], name: str, limit: int) -> None:
     without, with_it = members(names, limit), members(names | {name}, limit)
     assert len(without - with_it) <= 1
     assert len(with_it - without) <= 2
@@ -64,5 +62,5 @@ def test_chapters_up_to_the_limit_are_one_group() -> None:
     assert len(group_names([*names, "one more"])) == 2
 
 
-def test_no_name_is_in_no_group() -> None:
+def test_no_names_give_no_groups() -> None:
     assert group_names([]) == {}

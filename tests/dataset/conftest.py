@@ -1,4 +1,4 @@
-"""Tokenizers that tests of several modules use."""
+"""Tokenizers for tests of several modules."""
 
 import json
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ def tokenizer(tiny_base: Path) -> DocumentTokenizer:
 
 @pytest.fixture
 def letters(tmp_path: Path) -> Path:
-    """A tokenizer that knows a, b and blanks, begins texts with `<s>`, and calls all else unknown; as a folder."""
+    """Return the folder of a tokenizer with a, b and blanks that starts texts with `<s>`; all else is unknown to it."""
     folder = tmp_path / "letters"
     folder.mkdir()
     vocabulary = {token: number for number, token in enumerate(["<unk>", "<s>", "</s>", "a", "b", " "])}
@@ -36,7 +36,7 @@ def letters(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def small_groups(without_waiting_for_the_disk: None) -> Iterator[None]:
-    """Groups of few chapters, so that a small report has several."""
+    """Make groups of few chapters, so that a small report has several."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(snapshot_room, "group_names", partial(group_names, limit=LIMIT))
         yield

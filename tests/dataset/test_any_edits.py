@@ -1,4 +1,4 @@
-"""After any edits: what is made from what was there before is what would be made from nothing."""
+"""After any edits, what is made incrementally equals what would be made from scratch."""
 
 import json
 import re
@@ -33,7 +33,7 @@ from ft_dagster.store.local import Artifact, Store
 pytestmark = pytest.mark.usefixtures("small_groups")
 
 
-# Whatever is edited
+# Arbitrary edits
 
 TEXTS = ["one", "two words", "three of them, and a number of tokens more than a block holds", "</s>", "é🎉", "- a\n- b"]
 CONTENT = st.lists(st.tuples(st.sampled_from(["A", "B", "References"]), st.sampled_from(TEXTS)), max_size=3)
@@ -54,7 +54,7 @@ def markdown(content: Sequence[tuple[str, str]]) -> str:
 
 
 def edited(files: Mapping[str, str], kind: str, name: str, *rest: Any) -> dict[str, str]:
-    """The files after an edit; as they were where there is nothing to edit."""
+    """Return the files after an edit, or unchanged if there is nothing to edit."""
     files = dict(files)
     text = files.get(path_of(name))
     if kind == "write":
@@ -77,7 +77,7 @@ def edited(files: Mapping[str, str], kind: str, name: str, *rest: Any) -> dict[s
 
 
 def sections_by_hand(snapshot_of: Artifact, store: Store) -> dict[str, list[Section]]:
-    """What the sections should be: chapters in natural order, each read, each text kept where it stands first."""
+    """Return the expected sections: chapters in natural order, each text kept where it occurs first."""
     files: dict[str, list[SourceFile]] = {}
     for file in snapshot_files(snapshot_of):
         files.setdefault(file.chapter, []).append(file)
@@ -115,7 +115,7 @@ def assert_same_dataset(made: Artifact, fresh: Artifact) -> None:
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(first=st.dictionaries(NAME.map(path_of), CONTENT.map(markdown), max_size=5), edits=st.lists(EDIT, max_size=6))
-def test_what_is_made_after_edits_is_what_is_made_from_nothing(
+def test_a_dataset_made_after_edits_equals_one_made_from_scratch(
     tiny_base: Path, first: dict[str, str], edits: list[Any]
 ) -> None:
     files, pinned = first, Pinned()
@@ -150,7 +150,7 @@ REWRITTEN = st.one_of(
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(edits=st.lists(REWRITTEN, min_size=1, max_size=5), text=st.sampled_from([0.0, 1.0]))
-def test_pairs_that_are_taught_after_edits_are_those_that_are_made_from_nothing(
+def test_pairs_taught_after_edits_equal_those_of_a_dataset_made_from_scratch(
     tiny_base: Path, edits: list[Any], text: float
 ) -> None:
     options, objectives = Tokens(block_length=200, held_out=0.3), Objectives(text=text, rewrite=1.0)

@@ -1,4 +1,4 @@
-"""What is taught of an exchange, token by token beside what generation sees and what transformers renders."""
+"""The tokens of an exchange, compared with what generation sees and what transformers renders."""
 
 import json
 import shutil
@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers
 from transformers import AutoTokenizer
 
 from ft_dagster.base.prepare import prepare_base
-from ft_dagster.config.recipe import RecipeError, load_recipe
+from ft_dagster.config.recipe_file import RecipeError, load_recipe
 from ft_dagster.config.settings import Settings
 from ft_dagster.dataset.chat import CHANGED, CONTROL, NOT_IN_VOCABULARY, ChatTokenizer, EncodedExchange
 
@@ -52,7 +52,7 @@ TEMPLATES = {"plain": PLAIN, "prompted": PROMPTED, "thinking": THINKING, "elabor
 
 @pytest.fixture(scope="session")
 def folders(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The tiny base's tokenizer with each template."""
+    """Return the tiny base's tokenizer with each template."""
     made = {}
     for name, template in TEMPLATES.items():
         made[name] = tmp_path_factory.mktemp(name)
@@ -75,7 +75,7 @@ def encode(folder: Path, request: str, answer: str) -> EncodedExchange:
 
 
 def ids_of(tokenizer: Any, request: str, answer: str | None = None) -> list[int]:
-    """What transformers makes of a conversation: to be answered, or with its answer."""
+    """Return the tokens that transformers makes of a conversation, with its answer or with a prompt for one."""
     messages = [{"role": "user", "content": request}]
     messages += [{"role": "assistant", "content": answer}] if answer is not None else []
     found = tokenizer.apply_chat_template(messages, add_generation_prompt=answer is None, return_dict=False)
@@ -88,7 +88,7 @@ TEXT = st.lists(st.sampled_from(["## Costs", "\n\n", "They fell. ", "é🎉", "-
 @pytest.mark.parametrize("name", TEMPLATES)
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(request_=TEXT.map("".join), answer=TEXT.map("".join).map(str.strip).filter(bool))
-def test_the_prompt_is_what_generation_sees_and_the_answer_what_the_template_writes_after_it(
+def test_the_prompt_is_what_generation_sees_and_the_answer_what_the_template_adds(
     folders: dict[str, Path], name: str, request_: str, answer: str
 ) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folders[name])
@@ -101,7 +101,7 @@ def test_the_prompt_is_what_generation_sees_and_the_answer_what_the_template_wri
     assert found.text.endswith(answer)
 
 
-def test_on_the_embedded_base_the_prompt_is_what_generation_sees_and_the_answer_ends_where_it_stops() -> None:
+def test_on_the_embedded_base_prompt_and_answer_end_as_in_generation() -> None:
     folder = Path(prepare_base(load_recipe("smollm2-135m").base, Settings().cache).folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     request, answer = "Rewrite this.\n\n- shorter\n\n## Costs\n\nThey féll 🎉.", "## Costs\n\nThey fell."
@@ -113,7 +113,7 @@ def test_on_the_embedded_base_the_prompt_is_what_generation_sees_and_the_answer_
 
 
 @pytest.mark.parametrize("answer", ["\n\ntext", "  text"])
-def test_where_prompt_and_answer_share_a_token_the_prompt_stays_what_generation_sees(
+def test_if_prompt_and_answer_share_a_token_the_prompt_is_still_what_generation_sees(
     folders: dict[str, Path], answer: str
 ) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folders["prompted"])
@@ -134,11 +134,13 @@ def test_an_answer_has_the_tokens_that_it_has_after_its_prompt(tmp_path: Path) -
     answered = "{{ m.content if loop.first else ' ' + m.content + eos_token }}"
     template = "{{ bos_token }}{% for m in messages %}" + answered + "{% endfor %}"
     (tmp_path / "chat_template.jinja").write_text(template)
-    found = encode(tmp_path, "a", "b")  # alone, the answer would begin with one more blank
+    found = encode(tmp_path, "a", "b")  # alone, the answer would start with one more blank
     assert (found.prompt, found.answer) == ([1, 6], [7, 2])
 
 
-def test_where_a_template_writes_no_end_the_answer_ends_with_the_tokenizer_s(tiny_base: Path, tmp_path: Path) -> None:
+def test_without_an_end_in_the_template_answers_end_with_the_tokenizers_end_token(
+    tiny_base: Path, tmp_path: Path
+) -> None:
     copy_tokenizer(tiny_base, tmp_path, ENDLESS)
     found = encode(tmp_path, "Say.", "Yes.")
     assert (found.text, found.answer[-1]) == ("[assistant] Yes.", 2)
@@ -146,7 +148,7 @@ def test_where_a_template_writes_no_end_the_answer_ends_with_the_tokenizer_s(tin
 
 def test_an_answer_ends_with_the_token_that_generation_stops_at(tiny_base: Path, tmp_path: Path) -> None:
     copy_tokenizer(tiny_base, tmp_path, PROMPTED.replace("{{ eos_token }}", "<s>"))
-    assert encode(tmp_path, "Say.", "Yes.").answer[-1] == 2  # what the template writes there ends nothing
+    assert encode(tmp_path, "Say.", "Yes.").answer[-1] == 2  # what the template writes there does not end the answer
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 1]}))
     found = encode(tmp_path, "Say.", "Yes.")
     assert (found.text, found.answer[-1]) == ("Yes.", 1)
@@ -176,7 +178,7 @@ def test_a_text_that_the_vocabulary_lacks_is_refused(letters: Path, request_: st
     assert encode(letters, "a", "b").answer == [1, 3, 5, 4, 2]
 
 
-def test_several_templates_by_name_are_the_one_that_transformers_takes(tiny_base: Path, tmp_path: Path) -> None:
+def test_of_several_named_templates_the_one_that_transformers_uses_is_used(tiny_base: Path, tmp_path: Path) -> None:
     copy_tokenizer(tiny_base, tmp_path, None)
     config = json.loads((tmp_path / "tokenizer_config.json").read_text()) | {
         "chat_template": [{"name": "tool_use", "template": PLAIN}, {"name": "default", "template": PROMPTED}]
@@ -193,10 +195,10 @@ def test_several_templates_by_name_are_the_one_that_transformers_takes(tiny_base
         ("{{ raise_exception('no users') }}", r"fails \(no users\)"),
         ("{{ messages[0].nothing.more }}", "fails .*has no attribute 'nothing'"),
         ("{{ strftime_now('%Y') }}", "fails .*'strftime_now' is undefined"),
-        ("{{ messages | length }}{{ messages[-1].content }}", "begins an answer otherwise"),
+        ("{{ messages | length }}{{ messages[-1].content }}", "starts an answer differently"),
     ],
 )
-def test_a_base_whose_template_cannot_be_used_is_refused_with_the_field_of_the_recipe(
+def test_a_base_with_an_unusable_template_is_refused_with_the_field_of_the_recipe(
     tiny_base: Path, tmp_path: Path, template: str | None, message: str
 ) -> None:
     copy_tokenizer(tiny_base, tmp_path, template)

@@ -1,4 +1,4 @@
-"""Every byte of the reports is in train, in held-out, or on the list of what was left out."""
+"""Every byte of the reports is in train, in held-out, or listed as left out."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -69,7 +69,7 @@ def versions(shard: PackedShard) -> list[str]:
 
 
 def pieces(rows: Iterable[Mapping[str, Any]]) -> dict[int, list[list[int]]]:
-    """Document -> the token ids of its pieces in order, read back from rows."""
+    """Return the token ids of the pieces of each document in order, read back from rows."""
     found: dict[int, dict[int, list[int]]] = {}
     for row in rows:
         start = 0
@@ -82,7 +82,7 @@ def pieces(rows: Iterable[Mapping[str, Any]]) -> dict[int, list[list[int]]]:
 
 
 def joined(parts: list[list[int]]) -> list[int]:
-    """The tokens of a document: pieces in order, each without its token of context, which it repeats."""
+    """Return the tokens of a document: its pieces in order, each without the repeated token of context."""
     tokens = list(parts[0])
     for part in parts[1:]:
         assert part[0] == tokens[-1]
@@ -95,7 +95,7 @@ pytestmark = pytest.mark.usefixtures("without_waiting_for_the_disk")
 
 @pytest.fixture
 def sections_of(tmp_path: Path) -> Make:
-    """Sections of Markdown chapters, stored: `sections_of({"train": "text", "held": "text"})`."""
+    """Return a function that stores sections of Markdown chapters: `sections_of({"train": "text", "held": "text"})`."""
 
     def make(chapters: Mapping[str, str]) -> Artifact:
         number = sum(path.name.startswith("reports") for path in tmp_path.iterdir())
@@ -110,7 +110,7 @@ def sections_of(tmp_path: Path) -> Make:
 
 @pytest.fixture
 def dataset_of(sections_of: Make, tiny_base: Path) -> Make:
-    """The dataset of Markdown chapters, `held` being held out."""
+    """Return the dataset of Markdown chapters, of which `held` is held out."""
 
     def make(chapters: Mapping[str, str], base: Path = tiny_base, options: Tokens = BLOCK) -> Artifact:
         return make_dataset(sections_of(chapters), base, base.name, options, HELD_OUT)
@@ -123,7 +123,7 @@ def dataset_of(sections_of: Make, tiny_base: Path) -> Make:
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(specs=st.lists(SPEC, max_size=8))
-def test_rows_give_every_text_back_once(tokenizer: DocumentTokenizer, specs: list[Any]) -> None:
+def test_rows_decode_to_every_text_once(tokenizer: DocumentTokenizer, specs: list[Any]) -> None:
     sections = [section(*spec) for spec in [FIRST, HELD, *specs]]
     shard = packed(tokenizer, sections)
     documents = shard.documents
@@ -172,7 +172,7 @@ def test_the_version_does_not_depend_on_names_or_order(
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(specs=st.lists(SPEC, max_size=8), known=st.lists(SPEC, max_size=3), share=st.sampled_from(["held", "other"]))
-def test_texts_taken_back_out_of_rows_are_packed_as_if_they_were_tokenized_again(
+def test_texts_read_from_rows_are_packed_as_if_they_were_tokenized_again(
     tokenizer: DocumentTokenizer, specs: list[Any], known: list[Any], share: str
 ) -> None:
     sections = [section(*spec) for spec in specs]
@@ -188,9 +188,9 @@ def test_texts_taken_back_out_of_rows_are_packed_as_if_they_were_tokenized_again
     )
 
 
-def test_the_same_tokens_within_other_boundaries_are_another_version(letters: Path) -> None:
+def test_the_same_tokens_with_other_boundaries_are_another_version(letters: Path) -> None:
     tokenizer = DocumentTokenizer(letters)
-    tokenizer.prefix, tokenizer.eos_id = [], 3  # a document's end that looks like an "a"
+    tokenizer.prefix, tokenizer.eos_id = [], 3  # the end of a document, which looks like an "a"
     one, two = (packed(tokenizer, [section("train", "", 0, (), text) for text in texts]) for texts in (["bab"], "bb"))
     assert one.rows["train"]["input_ids"].to_pylist() == two.rows["train"]["input_ids"].to_pylist() == [[4, 3, 4, 3]]
     assert versions(one)[0] != versions(two)[0]
@@ -244,27 +244,27 @@ def test_without_a_beginning_token_the_first_token_is_not_scored(tokenizer: Docu
     ]
 
 
-def test_a_text_that_cannot_be_tokenized_without_loss_is_refused_with_the_files_it_may_be_in(
+def test_a_text_that_is_not_tokenized_losslessly_is_refused_with_the_possible_files(
     tokenizer: DocumentTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(_: DocumentTokenizer, texts: Sequence[str]) -> list[Any]:
-        raise LedgerError("The tokenizer does not give this text back")
+        raise LedgerError("The tokenizer does not reproduce this text")
 
     monkeypatch.setattr(DocumentTokenizer, "encode", refuse)
-    with pytest.raises(CorpusError, match=r"this text back\. It is in one of held\.md, train\.md\. Take these"):
+    with pytest.raises(CorpusError, match=r"this text\. The text is in one of held\.md, train\.md\. Remove these"):
         packed(tokenizer, [section(*FIRST), section(*HELD)])
 
 
-def test_a_token_that_is_in_no_row_is_noticed(tokenizer: DocumentTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_token_that_is_in_no_row_is_detected(tokenizer: DocumentTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(table_room, "pack", lambda lengths, capacity: [[0]])  # a packing that loses pieces
     with pytest.raises(LedgerError, match="train: 46 tokens in documents, 5 in rows"):
         packed(tokenizer, [section(*FIRST), section(*HELD)])
 
 
-# The whole
+# The complete dataset
 
 
-def test_the_folder_names_the_groups_and_the_artifact_says_what_is_in_them(
+def test_the_folder_lists_the_groups_and_the_artifact_describes_their_content(
     sections_of: Make, tiny_base: Path, tokenizer: DocumentTokenizer
 ) -> None:
     sections = sections_of({"train": "## t\n\nCosts rose.\n", "held": "## Costs\n\nThey fell.\n"})
@@ -356,7 +356,7 @@ def test_damaged_rows_are_named_when_they_are_loaded(dataset_of: Make) -> None:
     assert len(load_rows(made, "held_out")) == 1
 
 
-def test_bytes_that_the_vocabulary_lacks_are_left_out_by_name(dataset_of: Make, letters: Path) -> None:
+def test_bytes_that_the_vocabulary_lacks_are_left_out_and_reported(dataset_of: Make, letters: Path) -> None:
     made = dataset_of({"train": "ab é", "held": "ab x"}, letters)
     assert made.about["ledger"] == {"bytes_in": 9, "train": 3, "held_out": 3, "left_out": {LOST: 3}}
     assert [document.lost_bytes for document in all_documents(made)] == [1, 2]
@@ -374,8 +374,10 @@ def test_heading_marks_that_the_vocabulary_lacks_are_not_left_out_twice(dataset_
 
 
 @pytest.mark.parametrize(("only", "purpose"), [("held", "train on"), ("train", "measure the adapter on")])
-def test_reports_with_text_on_one_side_only_are_refused(dataset_of: Make, only: str, purpose: str) -> None:
-    with pytest.raises(CorpusError, match=f"The reports hold no text to {purpose}"):
+def test_reports_with_only_training_or_only_held_out_text_are_refused(
+    dataset_of: Make, only: str, purpose: str
+) -> None:
+    with pytest.raises(CorpusError, match=f"The reports contain no text to {purpose}"):
         dataset_of({only: "Some text."})
 
 

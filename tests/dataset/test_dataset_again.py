@@ -1,4 +1,4 @@
-"""What an edit costs: only what changed is tokenized and written again."""
+"""After an edit, only what changed is tokenized and written again."""
 
 import shutil
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.usefixtures("small_groups")
 
 @pytest.fixture
 def reports(tmp_path: Path, tiny_base: Path) -> Reports:
-    """Twelve chapters of two sections each, in several groups."""
+    """Return reports of twelve chapters with two sections each, in several groups."""
     made = Reports(tmp_path, tiny_base)
     for name in NAMES:
         made.write(name, f"## One\n\nThe text of {name}.\n\n## Two\n\nMore, of {name}.\n")
@@ -43,7 +43,7 @@ def reports(tmp_path: Path, tiny_base: Path) -> Reports:
 
 @pytest.fixture
 def encoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The texts that were tokenized, in order."""
+    """Return the texts that were tokenized, in order."""
     texts: list[str] = []
     encode = DocumentTokenizer.encode
 
@@ -56,7 +56,7 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def blobs_by_chapter(dataset: Artifact) -> dict[str, list[str]]:
-    """Chapter -> blobs of its group."""
+    """Return the blobs of each chapter's group."""
     return {
         document.chapter: shard.blobs
         for shard in dataset_shards(dataset)
@@ -85,7 +85,7 @@ def test_only_the_section_that_changed_is_tokenized_and_only_its_group_is_writte
     }
 
 
-def test_only_pairs_that_changed_are_rendered_and_those_that_cannot_be_taught_are_remembered(
+def test_only_changed_pairs_are_rendered_and_unteachable_ones_are_remembered(
     reports: Reports, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
@@ -107,7 +107,7 @@ def test_only_pairs_that_changed_are_rendered_and_those_that_cannot_be_taught_ar
     assert asked == ["c5"]
 
 
-def test_a_pair_that_was_not_whole_is_taught_when_it_is(reports: Reports) -> None:
+def test_a_pair_that_was_incomplete_is_taught_once_it_is_complete(reports: Reports) -> None:
     files = dict(rewritten(name, [("new", "was")]) for name in ("b", "c2"))
     options, objectives = Tokens(block_length=200), Objectives(rewrite=1.0)
     reports.put(files | {path_of("a"): "## Elsewhere\n\nsub b 0"})
@@ -117,7 +117,7 @@ def test_a_pair_that_was_not_whole_is_taught_when_it_is(reports: Reports) -> Non
     assert (pairs["train"], pairs["held_out"], pairs["left_out"]) == (1, 1, {})
 
 
-def test_a_chapter_that_divides_its_group_is_the_only_one_that_is_tokenized(
+def test_a_chapter_that_splits_its_group_is_the_only_one_that_is_tokenized(
     reports: Reports, encoded: list[str]
 ) -> None:
     groups = len(group_names(NAMES, LIMIT))
@@ -131,7 +131,7 @@ def test_a_chapter_that_divides_its_group_is_the_only_one_that_is_tokenized(
     assert len({shard[0] for shard in before.values()} - {shard[0] for shard in after.values()}) == 1
 
 
-def test_a_chapter_that_is_deleted_makes_nothing_be_tokenized(reports: Reports, encoded: list[str]) -> None:
+def test_deleting_a_chapter_causes_no_tokenization(reports: Reports, encoded: list[str]) -> None:
     reports.dataset()
     encoded.clear()
     (reports.workspace / path_of("c5")).unlink()
@@ -139,7 +139,7 @@ def test_a_chapter_that_is_deleted_makes_nothing_be_tokenized(reports: Reports, 
     assert encoded == []
 
 
-def test_a_chapter_that_changes_sides_is_packed_again_and_not_tokenized_again(
+def test_a_chapter_that_becomes_held_out_is_packed_again_but_not_tokenized_again(
     reports: Reports, encoded: list[str]
 ) -> None:
     before = blobs_by_chapter(reports.dataset())
@@ -153,7 +153,7 @@ def test_a_chapter_that_changes_sides_is_packed_again_and_not_tokenized_again(
     }
 
 
-def test_tokens_of_another_tokenizer_or_block_are_not_taken_over(reports: Reports, encoded: list[str]) -> None:
+def test_tokens_of_another_tokenizer_or_block_length_are_not_reused(reports: Reports, encoded: list[str]) -> None:
     sections = reports.sections()
     for tokenizer, options in (("one", OPTIONS), ("other", OPTIONS), ("other", Tokens(block_length=17))):
         encoded.clear()
@@ -180,7 +180,7 @@ def test_a_group_whose_blob_is_missing_is_made_again_at_the_next_change(
     assert len(load_rows(made, "train")) == made.about["splits"]["train"]["rows"]
 
 
-def test_what_is_missing_is_made_again_when_the_folders_of_artifacts_are_gone(reports: Reports) -> None:
+def test_missing_blobs_are_made_again_when_the_artifact_folders_are_deleted(reports: Reports) -> None:
     before = reports.dataset()
     shards = dataset_shards(before)
     for blob in shards[0].blobs:
@@ -193,9 +193,7 @@ def test_what_is_missing_is_made_again_when_the_folders_of_artifacts_are_gone(re
 
 
 @pytest.mark.parametrize("kind", ["documents", "train"])
-def test_a_damaged_blob_is_named_when_it_is_read_and_its_tokens_are_never_taken_over(
-    reports: Reports, kind: str
-) -> None:
+def test_a_damaged_blob_is_named_when_it_is_read_and_its_tokens_are_never_reused(reports: Reports, kind: str) -> None:
     before = reports.dataset()
     shard = next(s for s in dataset_shards(before) if "c5" in {d.chapter for d in shard_documents(before.store, s)})
     damaged = shard.rows["train"] if kind == "train" else getattr(shard, kind)
@@ -207,7 +205,7 @@ def test_a_damaged_blob_is_named_when_it_is_read_and_its_tokens_are_never_taken_
         reports.dataset()
 
 
-def test_damaged_figures_are_named_when_the_whole_is_counted(reports: Reports) -> None:
+def test_damaged_figures_are_named_when_the_dataset_is_summed_up(reports: Reports) -> None:
     shard = dataset_shards(reports.dataset())[0]
     members = {d.chapter for d in shard_documents(reports.store, shard)}
     flip_bit(reports.store, shard.figures)
@@ -216,9 +214,7 @@ def test_damaged_figures_are_named_when_the_whole_is_counted(reports: Reports) -
         reports.dataset()
 
 
-def test_sections_that_did_not_change_are_the_same_dataset_whatever_else_did(
-    reports: Reports, encoded: list[str]
-) -> None:
+def test_unchanged_sections_are_the_same_dataset_whatever_else_changed(reports: Reports, encoded: list[str]) -> None:
     before = reports.dataset()
     encoded.clear()
     reports.write("c5", "\ufeff## One\r\n\r\n\r\nThe text of c5.  \n\n## Two\n\nMore, of c5.\n\n## References\n\n[1]\n")
@@ -226,7 +222,7 @@ def test_sections_that_did_not_change_are_the_same_dataset_whatever_else_did(
     assert encoded == []
 
 
-def test_an_edit_that_changes_which_copy_of_a_text_counts_is_seen_in_the_other_group(
+def test_an_edit_that_changes_which_copy_of_a_text_is_used_updates_the_other_group(
     reports: Reports, encoded: list[str]
 ) -> None:
     assert not any({"c3", "c10"} <= set(group) for group in group_names(NAMES, LIMIT).values())
@@ -241,7 +237,7 @@ def test_an_edit_that_changes_which_copy_of_a_text_counts_is_seen_in_the_other_g
     assert encoded == ["## Ten\n\nShared."]
 
 
-def test_rows_after_an_edit_give_every_text_back(reports: Reports) -> None:
+def test_rows_after_an_edit_decode_to_every_text(reports: Reports) -> None:
     reports.dataset()
     reports.write("c5", "## One\n\nA text that is longer than a block, so that it is cut in pieces, and another one.")
     reports.write("c13", "New.")

@@ -23,7 +23,7 @@ def section(title: str, level: int, lead: tuple[str, ...], text: str) -> Section
     return Section("a", title, level, lead, text, "a.md", "")
 
 
-def test_a_document_is_the_headings_above_the_own_heading_and_the_text() -> None:
+def test_a_document_contains_the_headings_above_its_own_heading_and_the_text() -> None:
     assert render(section("Costs", 2, ("# Report",), "They fell.")) == "# Report\n\n## Costs\n\nThey fell."
 
 
@@ -49,11 +49,11 @@ def test_breaks_are_before_headings_paragraphs_and_lines() -> None:
     )
 
 
-def test_the_start_of_a_text_is_no_break() -> None:
+def test_the_start_of_a_text_is_not_a_break() -> None:
     assert find_breaks("# Report") == Breaks([], [], [])
 
 
-def test_a_hash_without_a_space_is_no_heading() -> None:
+def test_a_hash_without_a_space_is_not_a_heading() -> None:
     assert find_breaks("a\n#b") == Breaks([], [], [2])
 
 
@@ -74,6 +74,6 @@ def test_a_fence_ends_at_a_fence_of_its_own_kind_and_length_only() -> None:
         assert find_breaks(text).headings == [text.index("# c")]
 
 
-def test_a_code_span_of_three_backticks_opens_no_fence() -> None:
+def test_a_code_span_of_three_backticks_does_not_open_a_fence() -> None:
     text = "```x``` is code.\n\n## Next\n\nThen"
     assert find_breaks(text) == Breaks([18], [text.index("Then")], [17, text.index("\nThen")])

@@ -1,4 +1,4 @@
-"""Which chapters are held out, and that none ever changes sides."""
+"""Which chapters are held out, and that no chapter ever changes its split."""
 
 from collections import Counter
 from pathlib import Path
@@ -28,7 +28,7 @@ def chapter(name: str, sections: int = 3) -> Rows:
 
 
 def choose(rows: Rows, share: float, pinned: Pinned) -> Split:
-    """The split of these sections, as it is chosen from sizes of chapters and, where that is needed, from sections."""
+    """Return the split of these sections, chosen from the sizes of chapters and, if necessary, of sections."""
     sizes: Counter[str] = Counter()
     for name, _, size in rows:
         sizes[name] += size
@@ -36,13 +36,13 @@ def choose(rows: Rows, share: float, pinned: Pinned) -> Split:
 
 
 def sides(rows: Rows, split: Split) -> dict[tuple[str, str], bool]:
-    """(chapter, section) -> whether it is held out."""
+    """Return for each (chapter, section) whether it is held out."""
     return {(name, title): split.holds_out(name, title) for name, title, _ in rows}
 
 
 @settings(max_examples=200, deadline=None)
 @given(names=NAMES, share=SHARES)
-def test_chapters_that_are_added_move_nothing_and_both_sides_have_text(names: list[str], share: float) -> None:
+def test_added_chapters_move_no_others_and_both_splits_have_text(names: list[str], share: float) -> None:
     pinned, before = Pinned(), {}
     rows: Rows = []
     for name in names:  # from a single chapter, whose sections are split, to several
@@ -56,7 +56,7 @@ def test_chapters_that_are_added_move_nothing_and_both_sides_have_text(names: li
 
 @settings(max_examples=200, deadline=None)
 @given(names=NAMES, share=SHARES, data=st.data())
-def test_chapters_that_are_removed_and_added_again_come_back_to_their_side(
+def test_chapters_that_are_removed_and_added_again_return_to_their_split(
     names: list[str], share: float, data: st.DataObject
 ) -> None:
     rows = [row for name in names for row in chapter(name)]
@@ -72,7 +72,7 @@ def test_chapters_that_are_removed_and_added_again_come_back_to_their_side(
 
 @settings(max_examples=200, deadline=None)
 @given(names=NAMES, share=SHARES, data=st.data())
-def test_whatever_is_removed_and_added_both_sides_have_text(
+def test_both_splits_have_text_whatever_is_removed_and_added(
     names: list[str], share: float, data: st.DataObject
 ) -> None:
     pinned = Pinned()
@@ -93,7 +93,7 @@ def test_the_order_of_chapters_does_not_matter(names: list[str], share: float, d
 
 
 @pytest.mark.parametrize("share", [0.05, 0.1, 0.3])
-def test_of_many_chapters_about_the_share_is_held_out(share: float) -> None:
+def test_about_the_requested_share_of_many_chapters_is_held_out(share: float) -> None:
     rows = [(f"chapter_{number}", "", 100) for number in range(2000)]
     split = choose(rows, share, Pinned())
     assert split.held_out == {f"chapter_{number}" for number in range(2000) if position(f"chapter_{number}") < share}
@@ -101,7 +101,7 @@ def test_of_many_chapters_about_the_share_is_held_out(share: float) -> None:
     assert split.pinned == Pinned()
 
 
-def test_of_a_single_chapter_sections_are_held_out_and_pinned_with_it() -> None:
+def test_sections_of_a_single_chapter_are_held_out_and_pinned_with_it() -> None:
     rows = [("a", "one", 10), ("a", "two", 50), ("a", "three", 40)]
     split = choose(rows, 1e-9, Pinned())
     assert split == Split(frozenset({"a#one"}), Pinned(frozenset({"a#one"}), frozenset({"a"})))
@@ -128,7 +128,7 @@ def test_a_held_out_chapter_holds_out_its_sections_and_a_section_only_itself() -
     assert [split.holds_out(*unit) for unit in (("a", "one"), ("b", "two"), ("b", "one"))] == [True, True, False]
 
 
-def test_sections_are_not_looked_at_where_chapters_are_the_units_and_always_were() -> None:
+def test_sections_are_not_read_if_only_chapters_were_ever_held_out() -> None:
     def refuse() -> Rows:
         raise AssertionError("all sections would be read")
 
@@ -137,7 +137,7 @@ def test_sections_are_not_looked_at_where_chapters_are_the_units_and_always_were
     assert choose_held_out({"a": 70, "b": 20, "c": 10}, refuse, 1e-9, first.pinned) == first
 
 
-def test_of_the_held_out_units_a_group_of_chapters_has_its_own_and_those_that_are_sections() -> None:
+def test_a_group_of_chapters_has_its_own_held_out_units_and_all_that_are_sections() -> None:
     split = Split(frozenset({"a", "b", "c#one"}), Pinned())
     assert split.units_of({"a", "c", "d"}) == {"a", "c#one"}
     assert split.units_of({"d"}) == {"c#one"}
@@ -149,7 +149,7 @@ def test_pinned_decisions_are_read_as_they_were_written(tmp_path: Path) -> None:
     assert read_pinned(tmp_path / "held_out.json") == pinned
 
 
-def test_decisions_with_any_bit_flipped_are_refused_by_name_or_read_as_they_were(tmp_path: Path) -> None:
+def test_decisions_with_a_flipped_bit_are_refused_by_name_or_read_unchanged(tmp_path: Path) -> None:
     path, pinned = tmp_path / "held_out.json", Pinned(frozenset({"a#é", "b"}), frozenset({"a"}))
     write_pinned(path, pinned)
     whole = path.read_bytes()
@@ -172,13 +172,13 @@ def test_decisions_that_an_earlier_version_wrote_have_no_hash_and_are_read(tmp_p
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", "7", '{"held_out": 3, "train": []}'])
-def test_decisions_that_are_none_are_refused_by_name(tmp_path: Path, content: str) -> None:
+def test_a_file_that_does_not_contain_decisions_is_refused_by_name(tmp_path: Path, content: str) -> None:
     (tmp_path / "held_out.json").write_text(content)
     with pytest.raises(CorpusError, match=r"held_out\.json is damaged"):
         read_pinned(tmp_path / "held_out.json")
 
 
-def test_no_decisions_are_no_file(tmp_path: Path) -> None:
+def test_without_decisions_no_file_is_written(tmp_path: Path) -> None:
     write_pinned(tmp_path / "held_out.json", Pinned())
     assert list(tmp_path.iterdir()) == []
     assert read_pinned(tmp_path / "held_out.json") == Pinned()

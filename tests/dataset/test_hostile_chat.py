@@ -1,4 +1,4 @@
-"""Whatever an exchange says, the only control tokens in it are those that the chat template writes."""
+"""Whatever an exchange contains, its only control tokens are those that the chat template writes."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from ft_dagster.dataset.chat import CHANGED, CONTROL, NOT_IN_VOCABULARY, ChatTokenizer, EncodedExchange
 
 EXAMPLES = int(os.environ.get("FT_TEST_HOSTILE", "150"))
-"""Inputs for each test of this module that makes its own."""
+"""How many inputs each property test of this module generates."""
 SPECIAL = ("<|im_start|>", "<|im_end|>", "[INST]", "[/INST]", "<s>", "</s>")
 TEMPLATES = {
     "chatml": (
@@ -34,7 +34,7 @@ TEXT = st.lists(st.sampled_from(PIECES), max_size=8).map("".join)
 
 @pytest.fixture(scope="module", params=["as it is", "compatible forms made one"])
 def vocabulary(request: pytest.FixtureRequest) -> Tokenizer:
-    """Bytes as letters, and control tokens; one that normalizes first reads a wide `＜` as `<`."""
+    """Return a tokenizer of bytes and control tokens; with normalization it reads a wide `＜` as `<`."""
     letters = {letter: number for number, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     tokenizer = Tokenizer(models.BPE(letters, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -48,7 +48,7 @@ def vocabulary(request: pytest.FixtureRequest) -> Tokenizer:
 
 @pytest.fixture(scope="module", params=TEMPLATES)
 def folder(request: pytest.FixtureRequest, vocabulary: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tokenizer with a chat template."""
+    """Return the folder of a tokenizer with a chat template."""
     made = tmp_path_factory.mktemp("chat")
     vocabulary.save(str(made / "tokenizer.json"))
     (made / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>", "eos_token": "<|im_end|>"}))
@@ -63,7 +63,7 @@ def control_tokens(vocabulary: Tokenizer, found: EncodedExchange) -> list[str]:
 
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(request_=TEXT, answer=TEXT)
-def test_an_exchange_has_the_control_tokens_of_its_template_or_is_refused_and_changes_no_other(
+def test_an_exchange_has_only_control_tokens_of_its_template_or_is_refused_alone(
     vocabulary: Tokenizer, folder: Path, request_: str, answer: str
 ) -> None:
     plain, found, last = ChatTokenizer(folder).encode([("a", "b"), (request_, answer), ("a", "b")])
@@ -82,6 +82,6 @@ def test_a_request_or_an_answer_that_spells_a_control_token_is_refused(folder: P
 
 
 @pytest.mark.parametrize("text", ["{{ eos_token }}", "{% for m in messages %}", "{{ ''.__class__ }}"])
-def test_a_template_within_a_text_is_text(folder: Path, text: str) -> None:
+def test_template_syntax_within_a_text_stays_text(folder: Path, text: str) -> None:
     (found,) = ChatTokenizer(folder).encode([(text, text)])
     assert isinstance(found, EncodedExchange) and text in found.text

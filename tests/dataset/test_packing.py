@@ -1,4 +1,4 @@
-"""Packing pieces into rows, none cut and none lost."""
+"""Pieces are packed into rows without cutting or losing any."""
 
 from math import ceil
 
@@ -16,7 +16,7 @@ def lengths_and_capacity(draw: st.DrawFn) -> tuple[list[int], int]:
 
 
 def next_fit(lengths: list[int], capacity: int) -> int:
-    """Rows that the simplest packing takes: a new row whenever the next piece does not fit."""
+    """Return how many rows the simplest packing needs: a new row whenever the next piece does not fit."""
     rows, free = 0, 0
     for length in lengths:
         if length > free:
@@ -37,14 +37,16 @@ def test_every_piece_is_in_one_row_and_no_row_is_over_capacity(case: tuple[list[
 
 @settings(max_examples=200, deadline=None)
 @given(lengths_and_capacity())
-def test_rows_are_no_more_than_of_next_fit_and_no_less_than_the_tokens_fill(case: tuple[list[int], int]) -> None:
+def test_there_are_at_most_as_many_rows_as_next_fit_needs_and_enough_for_all_tokens(
+    case: tuple[list[int], int],
+) -> None:
     lengths, capacity = case
     assert ceil(sum(lengths) / capacity) <= len(pack(lengths, capacity)) <= next_fit(lengths, capacity)
 
 
 @settings(max_examples=200, deadline=None)
 @given(lengths_and_capacity())
-def test_each_piece_goes_into_the_fullest_row_with_room_longest_first(case: tuple[list[int], int]) -> None:
+def test_pieces_go_longest_first_into_the_fullest_row_that_has_space(case: tuple[list[int], int]) -> None:
     lengths, capacity = case
     where = {index: number for number, row in enumerate(pack(lengths, capacity)) for index in row}
     filled: list[int] = []
@@ -58,15 +60,15 @@ def test_each_piece_goes_into_the_fullest_row_with_room_longest_first(case: tupl
         filled[where[index]] += lengths[index]
 
 
-def test_pieces_that_fill_rows_exactly_leave_nothing_free() -> None:
+def test_pieces_that_fill_rows_exactly_leave_no_free_space() -> None:
     assert pack([3, 5, 2, 5], 5) == [[1], [3], [0, 2]]
 
 
-def test_nothing_to_pack_is_no_row() -> None:
+def test_no_pieces_give_no_rows() -> None:
     assert pack([], 8) == []
 
 
 @pytest.mark.parametrize("length", [0, -1, 9])
-def test_a_length_that_no_row_can_hold_is_refused(length: int) -> None:
+def test_a_piece_longer_than_a_row_is_refused(length: int) -> None:
     with pytest.raises(ValueError, match=rf"every length must be in 1\.\.8: \[{length}\]"):
         pack([4, length], 8)

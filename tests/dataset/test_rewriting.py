@@ -1,4 +1,4 @@
-"""Pairs as exchanges: each taught whole or left out for a reason, and every byte still accounted for."""
+"""Pairs as exchanges: each is taught completely or left out for a reason, and every byte is accounted for."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -47,7 +47,7 @@ def section(chapter: str, title: str, text: str) -> Section:
 
 
 def chapter(name: str, *parts: tuple[str, str], pairs: Sequence[tuple[int, ...]] = (), **options: Any) -> Chapter:
-    """A chapter of (title, text) with pairs of some of its sections; `options` are those of each pair."""
+    """Return a chapter of (title, text) with pairs for some of its sections; `options` are those of each pair."""
     sections = [section(name, title, text) for title, text in parts]
     made = [
         Pair(
@@ -76,7 +76,7 @@ def pack(
 
 
 def exchanges(shard: PackedShard) -> dict[str, tuple[list[int], list[int]]]:
-    """Hash of a pair -> what is read of its piece, and what is supervised."""
+    """Return for the hash of each pair what its piece contains, and what of it is supervised."""
     found = {}
     for table in shard.rows.values():
         for row in table.to_pylist():
@@ -115,7 +115,7 @@ def test_a_pair_is_one_piece_whose_answer_alone_is_supervised(
     assert shard.used == {"train": len("Anew oneBnew two")}
 
 
-def test_where_sections_are_taught_too_pairs_add_no_bytes(tokenizer: DocumentTokenizer, chat: ChatTokenizer) -> None:
+def test_pairs_add_no_bytes_if_sections_are_taught_too(tokenizer: DocumentTokenizer, chat: ChatTokenizer) -> None:
     made = [
         chapter("train", ("A", "new one"), ("B", "plain"), pairs=[(0,)]),
         chapter("held", ("C", "new two"), pairs=[(0,)]),
@@ -142,7 +142,7 @@ def test_where_sections_are_taught_too_pairs_add_no_bytes(tokenizer: DocumentTok
         (chapter("other", ("A", "one"), ("B", "two"), pairs=[(0, 1)]), BOTH_SIDES),
     ],
 )
-def test_a_pair_that_cannot_be_taught_is_left_out_by_name_and_its_bytes_with_it(
+def test_a_pair_that_cannot_be_taught_is_named_and_left_out_with_its_bytes(
     tokenizer: DocumentTokenizer, chat: ChatTokenizer, made: Chapter, reason: str
 ) -> None:
     good = chapter("train", ("Good", "good"), ("Plain", "plain"), pairs=[(0,)])
@@ -165,7 +165,7 @@ CHAPTERS = st.lists(st.tuples(st.sampled_from(["train", "held", "other"]), st.li
 
 
 def chapters_of(specs: Sequence[tuple[str, Sequence[tuple[str, int, str | None, bool]]]]) -> list[Chapter]:
-    """Chapters of parts: text, how many sections it makes, its original, and whether it is whole."""
+    """Return chapters of parts: text, how many sections it makes, its original, and whether it is whole."""
     made: list[Chapter] = []
     for number, (name, parts) in enumerate(specs):
         found = Chapter(name)
@@ -184,7 +184,7 @@ def chapters_of(specs: Sequence[tuple[str, Sequence[tuple[str, int, str | None, 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(specs=CHAPTERS, text=st.booleans(), with_pairs=st.booleans())
-def test_whatever_is_taught_every_byte_is_accounted_for_and_every_answer_is_supervised_once(
+def test_every_byte_is_accounted_for_and_every_answer_is_supervised_once(
     tokenizer: DocumentTokenizer, chat: ChatTokenizer, specs: Any, text: bool, with_pairs: bool
 ) -> None:
     made = chapters_of(specs)

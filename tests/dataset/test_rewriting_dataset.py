@@ -1,4 +1,4 @@
-"""A dataset that teaches rewriting: its ledger, what makes another one, and what is refused."""
+"""A dataset that teaches rewriting: its ledger, what changes its version, and what is refused."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from ft_dagster.config.recipe import Corpus, Objectives, RecipeError, Tokens
+from ft_dagster.config.recipe import Corpus, Objectives, Tokens
+from ft_dagster.config.recipe_file import RecipeError
 from ft_dagster.corpus.files import CorpusError
 from ft_dagster.corpus.sections import all_chapters, make_sections
 from ft_dagster.corpus.snapshot import take_snapshot
@@ -35,7 +36,7 @@ Make = Callable[..., Artifact]
 
 @pytest.fixture
 def sections_of(tmp_path: Path) -> Make:
-    """Sections of reports, stored: `sections_of({"a.json": {...}, "b.md": "text"})`."""
+    """Return a function that stores sections of reports: `sections_of({"a.json": {...}, "b.md": "text"})`."""
 
     def make(files: Mapping[str, Any]) -> Artifact:
         workspace = tmp_path / f"reports {sum(path.name.startswith('reports') for path in tmp_path.iterdir())}"
@@ -64,7 +65,7 @@ def made(
 
 
 @pytest.mark.parametrize("objectives", [Objectives(), BOTH, REWRITE])
-def test_the_ledger_of_the_whole_balances_and_says_what_rewriting_left_out(
+def test_the_ledger_of_the_dataset_balances_and_says_what_rewriting_left_out(
     sections_of: Make, tiny_base: Path, objectives: Objectives
 ) -> None:
     sections = sections_of(FILES)
@@ -94,7 +95,7 @@ def test_pairs_that_are_left_out_are_counted_by_reason_and_named(sections_of: Ma
     assert all((row["tokens"] > BLOCK) == (row["reason"] == TOO_LONG) for row in pairs["listed"])
 
 
-def test_an_edit_of_an_original_is_another_dataset_only_where_rewriting_is_taught(
+def test_editing_an_original_changes_the_dataset_only_if_rewriting_is_taught(
     sections_of: Make, tiny_base: Path
 ) -> None:
     before, after = sections_of(FILES), sections_of(FILES | {"train.json": report(1, 2, original="older text")})
@@ -104,7 +105,7 @@ def test_an_edit_of_an_original_is_another_dataset_only_where_rewriting_is_taugh
         assert len(versions) == (2 if objectives.rewrite else 1)
 
 
-def test_what_objectives_weigh_is_no_part_of_the_dataset_and_which_are_taught_is(
+def test_the_dataset_depends_on_which_objectives_are_taught_and_not_on_their_weights(
     sections_of: Make, tiny_base: Path
 ) -> None:
     sections = sections_of(FILES)
@@ -118,7 +119,7 @@ def test_what_objectives_weigh_is_no_part_of_the_dataset_and_which_are_taught_is
     assert len(versions) == 3
 
 
-def test_another_template_is_another_dataset_only_where_rewriting_is_taught(
+def test_another_template_changes_the_dataset_only_if_rewriting_is_taught(
     sections_of: Make, tiny_base: Path, tmp_path: Path
 ) -> None:
     sections = sections_of(FILES)
@@ -140,7 +141,7 @@ def test_rewriting_alone_holds_out_chapters_that_have_pairs(sections_of: Make) -
     assert split.pinned.held_out == {"y"}
 
 
-def test_of_pairs_of_a_single_chapter_sections_are_held_out(sections_of: Make, tiny_base: Path) -> None:
+def test_with_pairs_of_a_single_chapter_sections_are_held_out(sections_of: Make, tiny_base: Path) -> None:
     sections = sections_of({"x.json": report(1, 2, 3, 4), "c.md": "Prose."})
     split = choose_split(sections, Tokens(held_out=0.01), Pinned(), REWRITE)
     (unit,) = split.held_out
@@ -155,13 +156,13 @@ def test_rewriting_alone_without_pairs_is_refused_and_says_what_reports_must_hav
     with pytest.raises(CorpusError) as caught:
         choose_split(sections_of(files), TOKENS, Pinned(), REWRITE)
     assert str(caught.value) == (
-        f"objectives.rewrite is all that is taught, and the reports hold {count} pair(s); at least two are needed, one "
+        f"Only objectives.rewrite is taught, and the reports contain {count} pair(s); at least two are needed, one "
         "to train on and one to measure the adapter on. A pair is an `original` beside the `improved` text of a "
         "section, or `final_result.original_text` beside `final_text`, in a JSON file under outputs/consolidated/."
     )
 
 
-def test_rewriting_alone_with_pairs_that_cannot_be_taught_is_refused_with_the_reasons(
+def test_rewriting_alone_without_teachable_pairs_is_refused_with_the_reasons(
     sections_of: Make, tiny_base: Path
 ) -> None:
     with pytest.raises(CorpusError, match=r"no pair is left to train on\. .*: pair longer than a block: 3\. A pair is"):

@@ -1,4 +1,4 @@
-"""Documents longer than a block are cut at the best place there is, without losing a token."""
+"""Documents longer than a block are cut at the best position, without losing a token."""
 
 from collections.abc import Callable, Sequence
 
@@ -28,12 +28,12 @@ def test_every_cut_is_the_last_one_of_the_best_kind_that_leaves_its_share_of_a_b
     length: int, cuts: list[list[int]], block: int
 ) -> None:
     for piece in split_document(length, cuts, block)[:-1]:
-        room = block - piece.context
+        most = block - piece.context
         allowed = [
-            [cut for cut in kind if piece.first + max(1, int(room * share)) <= cut <= piece.first + room]
+            [cut for cut in kind if piece.first + max(1, int(most * share)) <= cut <= piece.first + most]
             for kind, share in zip(cuts, (0.5, 0.25, 0.25), strict=True)
         ]
-        expected = next((max(kind) for kind in allowed if kind), piece.first + room)
+        expected = next((max(kind) for kind in allowed if kind), piece.first + most)
         assert piece.after == expected
 
 
@@ -49,11 +49,11 @@ def test_a_heading_is_preferred_to_a_later_paragraph() -> None:
     assert split_document(12, [[5], [7], [8]], 8) == [Piece(0, 5, 0), Piece(5, 12, 1)]
 
 
-def test_a_heading_that_would_leave_less_than_half_a_block_is_passed_over() -> None:
+def test_a_heading_that_would_leave_less_than_half_a_block_is_skipped() -> None:
     assert split_document(12, [[3], [2], [8]], 8) == [Piece(0, 2, 0), Piece(2, 8, 1), Piece(8, 12, 1)]
 
 
-def test_without_a_break_a_cut_is_where_the_block_is_full() -> None:
+def test_without_a_break_the_text_is_cut_where_the_block_is_full() -> None:
     assert split_document(9, [[], [], []], 4) == [Piece(0, 4, 0), Piece(4, 7, 1), Piece(7, 9, 1)]
 
 
@@ -65,11 +65,11 @@ def tokens_at(tokens: dict[int, int]) -> Callable[[Sequence[int]], list[int]]:
     return lambda characters: [tokens[at] for at in characters if at in tokens]
 
 
-def test_breaks_become_the_tokens_that_begin_there() -> None:
-    tokens = {0: 0, 3: 1, 6: 2, 9: 4}  # two tokens of one character begin at 6
+def test_breaks_become_the_positions_of_the_tokens_that_start_there() -> None:
+    tokens = {0: 0, 3: 1, 6: 2, 9: 4}  # two tokens of one character start at 6
     assert cut_positions(tokens_at(tokens), Breaks([3], [6], [9])) == [[1], [2], [4]]
 
 
-def test_a_break_inside_a_token_or_after_the_last_or_at_the_first_is_none() -> None:
+def test_breaks_inside_a_token_after_the_last_or_at_the_first_are_ignored() -> None:
     tokens = {0: 0, 3: 1, 6: 2}
     assert cut_positions(tokens_at(tokens), Breaks([4], [7], [0])) == [[], [], []]

@@ -1,4 +1,4 @@
-"""Text stays text, is read back, or is counted as lost."""
+"""Text stays text, and every byte of it is decoded again or counted as lost."""
 
 import json
 from pathlib import Path
@@ -21,12 +21,12 @@ def byte_level(tiny_base: Path) -> DocumentTokenizer:
 
 
 def encoded(tokenizer: DocumentTokenizer, *texts: str) -> list[tuple[list[int], list[int], list[tuple[int, int]], int]]:
-    """(ids, where each begins, spans that are lost, bytes of these) of each text."""
+    """Return (ids, where each starts, spans that are lost, bytes of these) of each text."""
     return [(text.ids, text.starts.tolist(), text.lost, text.lost_bytes) for text in tokenizer.encode(texts)]
 
 
 def save(folder: Path, tokenizer: Tokenizer, **config: Any) -> Path:
-    """A model's folder as far as the tokenizer goes."""
+    """Save the tokenizer files of a model's folder and return it."""
     tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
     tokenizer.save(str(folder / "tokenizer.json"))
     content = {"eos_token": "</s>", "unk_token": "<unk>", **config}
@@ -35,13 +35,13 @@ def save(folder: Path, tokenizer: Tokenizer, **config: Any) -> Path:
 
 
 def characters(alphabet: str) -> Tokenizer:
-    """One token for each character of the alphabet, runs of others unknown; no byte fallback."""
+    """Return a tokenizer with one token per character of the alphabet; other characters are unknown."""
     vocabulary = {token: number for number, token in enumerate(["<unk>", "<s>", "</s>", *alphabet])}
     return Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>", fuse_unk=True))
 
 
 def words(*known: str) -> Tokenizer:
-    """One token for each word between blanks; `</s>` is in the vocabulary like any other."""
+    """Return a tokenizer with one token per word between blanks; `</s>` is an ordinary entry of the vocabulary."""
     vocabulary = {token: number for number, token in enumerate(["<unk>", "<s>", "</s>", *known])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -50,7 +50,7 @@ def words(*known: str) -> Tokenizer:
 
 @settings(max_examples=200, deadline=None)
 @given(text=st.text(st.characters(exclude_categories=["Cs"])))
-def test_a_byte_level_tokenizer_reads_every_text_back(byte_level: DocumentTokenizer, text: str) -> None:
+def test_a_byte_level_tokenizer_reproduces_every_text(byte_level: DocumentTokenizer, text: str) -> None:
     (found,) = byte_level.encode([text])
     assert byte_level.decode(found.ids) == text
     begins = found.starts.tolist()
@@ -62,7 +62,7 @@ def test_a_byte_level_tokenizer_reads_every_text_back(byte_level: DocumentTokeni
     ]
 
 
-def test_a_byte_level_tokenizer_that_changes_a_text_is_not_believed(tmp_path: Path) -> None:
+def test_a_text_that_a_byte_level_tokenizer_changes_is_refused(tmp_path: Path) -> None:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -71,7 +71,7 @@ def test_a_byte_level_tokenizer_that_changes_a_text_is_not_believed(tmp_path: Pa
     tokenizer.train_from_iterator(["costs fell"], trainer)
     document_tokenizer = DocumentTokenizer(save(tmp_path, tokenizer))
     assert document_tokenizer.encode(["costs fell"])[0].lost_bytes == 0
-    with pytest.raises(LedgerError, match="does not give this text back: 'Costs fell' became 'costs fell'"):
+    with pytest.raises(LedgerError, match="does not reproduce this text: 'Costs fell' became 'costs fell'"):
         document_tokenizer.encode(["Costs fell"])
 
 
@@ -98,7 +98,7 @@ def test_a_text_that_can_only_be_read_as_a_control_token_is_refused(tmp_path: Pa
         tokenizer.encode(["the end", "the </s> end"])
 
 
-def test_starts_are_the_characters_where_tokens_begin(byte_level: DocumentTokenizer) -> None:
+def test_starts_are_the_characters_where_tokens_start(byte_level: DocumentTokenizer) -> None:
     (found,) = byte_level.encode(["é\n\nb"])
     assert found.starts.tolist() == [0, 0, 1, 2, 3]
     assert [found.tokens_at([at]) for at in range(5)] == [[0], [2], [3], [4], []]
@@ -131,7 +131,7 @@ def test_bytes_of_words_that_the_vocabulary_lacks_are_counted(tmp_path: Path) ->
     assert encoded(tokenizer, "costs fell überall") == [([3, 4, 0], [0, 6, 11], [(11, 18)], 8)]
 
 
-def test_blank_space_may_come_back_otherwise(tmp_path: Path) -> None:
+def test_white_space_may_decode_differently(tmp_path: Path) -> None:
     tokenizer = DocumentTokenizer(save(tmp_path, words("costs", "fell")))
     assert encoded(tokenizer, " costs\n\nfell") == [([3, 4], [1, 8], [], 0)]
 
@@ -140,15 +140,15 @@ def test_a_lossy_normalizer_is_refused(tmp_path: Path) -> None:
     tokenizer = characters("abc")
     tokenizer.normalizer = normalizers.Lowercase()
     document_tokenizer = DocumentTokenizer(save(tmp_path, tokenizer))
-    with pytest.raises(LedgerError, match="does not give this text back: 'aBc' became 'a b c'"):
+    with pytest.raises(LedgerError, match="does not reproduce this text: 'aBc' became 'a b c'"):
         document_tokenizer.encode(["aBc"])
 
 
-def test_a_loss_beside_unknown_characters_is_refused(tmp_path: Path) -> None:
+def test_a_loss_next_to_unknown_characters_is_refused(tmp_path: Path) -> None:
     tokenizer = characters("abc")
     tokenizer.normalizer = normalizers.Lowercase()
     document_tokenizer = DocumentTokenizer(save(tmp_path, tokenizer))
-    with pytest.raises(LedgerError, match="does not give this text back: 'aBc' became 'a b c'"):
+    with pytest.raises(LedgerError, match="does not reproduce this text: 'aBc' became 'a b c'"):
         document_tokenizer.encode(["aBéc"])
 
 
@@ -176,5 +176,5 @@ def test_a_special_token_may_be_written_as_an_object(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("eos", "named"), [(None, '""'), ("<end>", '"<end>"')])
 def test_a_folder_without_an_end_token_is_refused(tmp_path: Path, eos: str | None, named: str) -> None:
     folder = save(tmp_path, characters("a"), eos_token=eos)
-    with pytest.raises(ValueError, match=rf"tokenizer_config.json names no eos_token of the vocabulary \({named}\)"):
+    with pytest.raises(ValueError, match=rf"_config.json names no eos_token that is in the vocabulary \({named}\)"):
         DocumentTokenizer(folder)

@@ -1,4 +1,4 @@
-"""An instance of Dagster for tests that need no history."""
+"""Provide an instance of Dagster for tests that need no history."""
 
 from collections.abc import Iterator
 

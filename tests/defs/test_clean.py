@@ -1,4 +1,4 @@
-"""What is kept of the store, and what is removed."""
+"""What `clean` keeps of the store, and what it removes."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from ft_dagster.store.local import Artifact, Store, StoreError
 
 
 def edit(workspace: Path, text: str) -> None:
-    """Another sentence in a chapter that is trained on, in place of the last one."""
+    """Replace the last sentence of a chapter that is trained on."""
     manifest = json.loads((workspace / "fine_tuned_model" / "manifest.json").read_text())
     chapters = sorted((workspace / "chapter_markdowns").iterdir())
     chapter = next(path for path in chapters if path.stem not in manifest["held_out"])
@@ -61,7 +61,7 @@ def test_only_what_no_kept_adapter_was_made_from_is_removed(
         assert sum(len(chapter.sections) for chapter in all_chapters(sections)) == sections.about["sections"]
 
 
-def test_adapters_that_were_released_may_be_given_up_but_never_the_one_in_use(
+def test_released_adapters_may_be_removed_but_never_the_one_in_use(
     up_to_date: dg.DagsterInstance, workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FT_KEEP_ADAPTERS", "1")
@@ -74,14 +74,14 @@ def test_adapters_that_were_released_may_be_given_up_but_never_the_one_in_use(
     made = Artifact.open(workspace / ".ft" / "store" / "lora_adapter" / first)
     copy = workspace / "copy"
     shutil.copytree(made.path, copy)
-    made.store.take_in("lora_adapter", "other", copy, made.about)
+    made.store.commit("lora_adapter", "other", copy, made.about)
     found = find_removable(up_to_date, Workspace())
     assert other.name in found.kept_adapters, "it was made last"
     assert first in found.kept_adapters, "it is released, and what the asset holds"
     assert released.exists() and "trainings given up" not in found.paths
 
 
-def test_old_runs_are_forgotten_where_a_number_is_set_but_none_in_which_an_asset_got_what_it_holds(
+def test_old_runs_beyond_the_limit_are_removed_unless_they_made_current_assets(
     up_to_date: dg.DagsterInstance, workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     later = [run(up_to_date, "raw_chapters").run_id for _ in range(4)]
@@ -100,7 +100,7 @@ def test_old_runs_are_forgotten_where_a_number_is_set_but_none_in_which_an_asset
     assert stale_stages(up_to_date, Workspace()) == []
 
 
-def test_runs_since_the_last_success_are_kept_since_failed_tries_are_counted_in_them(
+def test_runs_since_the_last_success_are_kept_because_failures_are_counted_in_them(
     instance: dg.DagsterInstance,
 ) -> None:
     def ended(status: dg.DagsterRunStatus) -> str:
@@ -125,7 +125,7 @@ def test_a_store_that_a_run_uses_is_not_cleaned(workspace: Path) -> None:
         pass
 
 
-def test_what_a_killed_process_left_half_written_is_removed(up_to_date: dg.DagsterInstance, workspace: Path) -> None:
+def test_half_written_files_of_a_killed_process_are_removed(up_to_date: dg.DagsterInstance, workspace: Path) -> None:
     store = workspace / ".ft" / "store"
     (store / "staging" / "left" / "artifact").mkdir(parents=True)
     (store / "blobs" / "00").mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""The whole graph on a tiny base: what runs, what is used again, what is held back, what is released."""
+"""The complete graph on a tiny base: what runs, is reused, is held back and is released."""
 
 import json
 import shutil
@@ -42,7 +42,7 @@ def stale(instance: dg.DagsterInstance, stage: Stage) -> Reason | None:
     return reason_stale(all_materializations(instance), stage, Workspace(), Workspace().recipe, {})
 
 
-def test_chapters_become_a_released_adapter_that_loads_plainly(
+def test_chapters_become_a_released_adapter_that_loads_without_this_package(
     instance: dg.DagsterInstance, workspace: Path, chapters: list[Path], tiny_base: Path
 ) -> None:
     result = run(instance)
@@ -97,7 +97,7 @@ def test_when_nothing_changed_nothing_is_stale_and_a_run_trains_nothing(
     assert stale_stages(up_to_date, workspace_now) == []
 
 
-def test_an_edit_trains_again_and_its_reversal_brings_the_earlier_adapter_back(
+def test_an_edit_trains_again_and_reverting_it_restores_the_earlier_adapter(
     up_to_date: dg.DagsterInstance, workspace: Path
 ) -> None:
     first = (workspace / "fine_tuned_model").resolve().name
@@ -123,7 +123,7 @@ def test_an_edit_trains_again_and_its_reversal_brings_the_earlier_adapter_back(
     assert metadata(again, "released_adapter")["adapter"] == first
 
 
-def test_where_the_recipe_says_so_training_goes_on_from_the_adapter_in_use_with_what_is_new(
+def test_with_start_last_training_continues_the_released_adapter_on_new_text(
     up_to_date: dg.DagsterInstance, workspace: Path, tiny_recipe: dict[str, Any]
 ) -> None:
     training = tiny_recipe["training"] | {"start": "last", "replay": 0.0}
@@ -157,7 +157,7 @@ def test_an_edit_that_leaves_the_sections_equal_stops_there(up_to_date: dg.Dagst
     assert stale_stages(up_to_date, Workspace()) == []
 
 
-def test_a_recipe_change_is_the_reason_given(
+def test_a_recipe_change_is_reported_as_the_reason(
     up_to_date: dg.DagsterInstance, workspace: Path, tiny_recipe: dict[str, Any]
 ) -> None:
     tiny_recipe["lora"]["rank"] = 2
@@ -169,7 +169,7 @@ def test_a_recipe_change_is_the_reason_given(
     assert result.success and metadata(result, "lora_adapter")["reused"] is False
 
 
-def test_a_code_change_and_a_changed_base_are_the_reasons_given(
+def test_a_code_change_and_a_changed_base_are_reported_as_reasons(
     up_to_date: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     adapter = next(stage for stage in STAGES if stage.name == "lora_adapter")
@@ -210,7 +210,7 @@ def test_a_recipe_may_leave_unreadable_files_out_and_they_are_counted(
     assert "left out: unreadable file | 7" in metadata(result, "tokenized_dataset")["ledger"]
 
 
-def test_an_adapter_that_does_not_beat_the_released_one_is_kept_back_with_the_reason(
+def test_an_adapter_that_does_not_beat_the_released_one_is_held_back_with_the_reason(
     up_to_date: dg.DagsterInstance, workspace: Path, tiny_recipe: dict[str, Any]
 ) -> None:
     released = load_file(workspace / "fine_tuned_model" / "adapter_model.safetensors")
@@ -223,7 +223,7 @@ def test_an_adapter_that_does_not_beat_the_released_one_is_kept_back_with_the_re
     assert all(now[name].equal(released[name]) for name in released)
 
 
-def test_training_that_fails_says_why_in_the_run_and_a_slow_format_is_said_before_it_begins(
+def test_a_run_reports_why_training_failed_and_warns_of_a_slow_format_beforehand(
     instance: dg.DagsterInstance,
     workspace: Path,
     chapters: list[Path],
@@ -284,7 +284,7 @@ def test_an_asset_without_its_input_says_what_to_materialize(
     assert "raw_chapters has not been materialized" in failure.step_failure_data.user_failure_data.description
 
 
-def test_a_damaged_artifact_is_noticed_before_it_is_used(
+def test_a_damaged_artifact_is_detected_before_it_is_used(
     instance: dg.DagsterInstance, workspace: Path, chapters: list[Path]
 ) -> None:
     assert run(instance, "raw_chapters", "sections").success
@@ -309,7 +309,7 @@ def test_the_hub_token_is_in_nothing_that_was_written(
     assert not [path for path in written if TOKEN.encode() in path.read_bytes()]
 
 
-def test_an_artifact_that_is_gone_from_the_store_is_made_again(up_to_date: dg.DagsterInstance, workspace: Path) -> None:
+def test_an_artifact_missing_from_the_store_is_made_again(up_to_date: dg.DagsterInstance, workspace: Path) -> None:
     (artifact,) = (workspace / ".ft" / "store" / "tokenized_dataset").iterdir()
     shutil.rmtree(artifact)
     stale = {stage.name: reason.text for stage, reason in stale_stages(up_to_date, Workspace())}
@@ -318,7 +318,7 @@ def test_an_artifact_that_is_gone_from_the_store_is_made_again(up_to_date: dg.Da
     assert result.success and metadata(result, "lora_adapter")["reused"] is True
 
 
-def test_a_fine_tuned_model_that_was_removed_or_replaced_is_put_back(
+def test_a_fine_tuned_model_that_was_removed_or_replaced_is_restored(
     up_to_date: dg.DagsterInstance, workspace: Path
 ) -> None:
     released = (workspace / "fine_tuned_model").resolve()
@@ -332,7 +332,9 @@ def test_a_fine_tuned_model_that_was_removed_or_replaced_is_put_back(
     assert stale_stages(up_to_date, Workspace()) == []
 
 
-def test_an_adapter_released_by_hand_is_compared_with_anew(up_to_date: dg.DagsterInstance, workspace: Path) -> None:
+def test_releasing_an_adapter_by_hand_makes_the_evaluation_stale(
+    up_to_date: dg.DagsterInstance, workspace: Path
+) -> None:
     link = workspace / "fine_tuned_model"
     other = link.resolve().with_name("other")
     shutil.copytree(link.resolve(), other)
@@ -342,7 +344,7 @@ def test_an_adapter_released_by_hand_is_compared_with_anew(up_to_date: dg.Dagste
     assert reasons["adapter_evaluation"] == "another adapter was released since"
 
 
-def test_a_materialization_that_somebody_reported_by_hand_is_made_good(up_to_date: dg.DagsterInstance) -> None:
+def test_a_materialization_reported_by_hand_is_stale_until_a_real_run(up_to_date: dg.DagsterInstance) -> None:
     up_to_date.report_runless_asset_event(dg.AssetMaterialization("sections"))
     assert "sections" in {stage.name for stage, _ in stale_stages(up_to_date, Workspace())}
     assert "sections" in {stage.stage for stage in make_plan(up_to_date, Workspace()).stages}
@@ -354,13 +356,13 @@ def test_a_materialization_that_somebody_reported_by_hand_is_made_good(up_to_dat
     assert stale_stages(up_to_date, Workspace()) == []
 
 
-def test_text_that_was_there_only_while_a_run_read_it_does_not_stay(
+def test_text_that_was_present_only_while_a_run_read_it_makes_the_graph_stale(
     up_to_date: dg.DagsterInstance, workspace: Path
 ) -> None:
     chapter = workspace / "chapter_markdowns" / "chapter_1.md"
     before = chapter.read_text()
     chapter.write_text(before + "\nWithdrawn.\n")
-    job = defs.resolve_job_def(BRING_UP_TO_DATE)  # as from the UI: nobody looked at the reports before
+    job = defs.resolve_job_def(BRING_UP_TO_DATE)  # as from the UI, without a scan of the reports before
     selection = [dg.AssetKey("raw_chapters"), dg.AssetKey("sections")]
     assert job.execute_in_process(instance=up_to_date, asset_selection=selection).success
     chapter.write_text(before)

@@ -1,4 +1,4 @@
-"""Dagster's private modules that are used: each says why, and a version that moved one fails here, by name."""
+"""Every private name of Dagster is used with a reason, and a version that moved one fails here by name."""
 
 import ast
 import importlib
@@ -13,7 +13,7 @@ PACKAGE = Path(ft_dagster.__file__).parent
 
 
 def private_imports() -> Iterator[tuple[str, str, str]]:
-    """Module, name, and the line that imports from it."""
+    """Return the module, the name and the line of each such import."""
     for path in sorted(PACKAGE.rglob("*.py")):
         text = path.read_text("utf-8")
         for node in ast.walk(ast.parse(text)):
@@ -23,6 +23,8 @@ def private_imports() -> Iterator[tuple[str, str, str]]:
 
 
 @pytest.mark.parametrize(("module", "name", "line"), private_imports(), ids=lambda value: str(value).rpartition(".")[2])
-def test_what_is_private_is_there_and_the_line_says_why_it_is_used(module: str, name: str, line: str) -> None:
+def test_private_names_of_dagster_exist_and_their_use_is_explained_in_the_line(
+    module: str, name: str, line: str
+) -> None:
     assert hasattr(importlib.import_module(module), name)
     assert "  # private: " in line

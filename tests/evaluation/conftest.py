@@ -1,4 +1,4 @@
-"""What tests of evaluation share: an adapter, trained on a few chapters."""
+"""A fixture for tests of evaluation: an adapter trained on a few chapters."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 from machines import remember_machine
 
 from ft_dagster.base.prepare import prepare_base
-from ft_dagster.config.recipe import resolve_recipe
+from ft_dagster.config.recipe_file import resolve_recipe
 from ft_dagster.training.request import TrainingRequest
 from ft_dagster.training.train import train
 
@@ -17,7 +17,7 @@ from ft_dagster.training.train import train
 def trained(
     make_dataset: Callable[..., Path], prose: Callable[[int, int], str], tiny_recipe: dict[str, Any], tmp_path: Path
 ) -> Callable[..., TrainingRequest]:
-    """Trains an adapter, in `<attempt>/adapter`, and returns what was asked; keyword arguments change recipe parts."""
+    """Train an adapter in `<attempt>/adapter` and return the request; keyword arguments change recipe parts."""
 
     def make(**parts: dict[str, Any]) -> TrainingRequest:
         recipe = resolve_recipe(tiny_recipe | {name: tiny_recipe[name] | fields for name, fields in parts.items()})

@@ -1,4 +1,4 @@
-"""How sure a gain is: the same data, the same interval; little data, a wide one."""
+"""Confidence intervals of a gain: the same data give the same interval, and little data give a wide one."""
 
 import math
 import random
@@ -13,7 +13,7 @@ BIT = math.log(2)
 
 
 def scored(bits: list[list[float]], size: int = 8) -> dict[str, dict[str, tuple[float, int]]]:
-    """Sections of `size` bytes by chapter, from their bits per byte."""
+    """Return sections of `size` bytes by chapter, from their bits per byte."""
     return {
         f"chapter {number}": {f"section {place}": (value * BIT * size, size) for place, value in enumerate(chapter)}
         for number, chapter in enumerate(bits)
@@ -26,13 +26,13 @@ def test_a_gain_weighs_sections_by_their_bytes() -> None:
     assert paired_gain(before, after, 0.95).measured == pytest.approx(0.2)
 
 
-def test_the_same_measurements_gain_nothing_for_sure() -> None:
+def test_equal_measurements_give_a_gain_of_exactly_zero() -> None:
     model = scored([[1.0, 2.0], [3.0]])
     gain = paired_gain(model, model, 0.95)
     assert (gain.measured, gain.low, gain.high) == (0.0, 0.0, 0.0)
 
 
-def test_a_gain_that_every_chapter_shows_is_sure_and_one_that_chapters_dispute_is_not() -> None:
+def test_a_gain_in_every_chapter_is_significant_and_a_gain_in_some_is_not() -> None:
     base = scored([[2.0, 2.0]] * 6)
     agreed = paired_gain(base, scored([[1.8, 1.9], [1.9, 1.8], [1.8, 1.8], [1.9, 1.9], [1.8, 1.9], [1.9, 1.9]]), 0.95)
     disputed = paired_gain(base, scored([[1.0, 1.1], [2.9, 2.8], [1.0, 1.2], [2.9, 2.8], [1.1, 1.0], [1.9, 1.9]]), 0.95)
@@ -40,7 +40,7 @@ def test_a_gain_that_every_chapter_shows_is_sure_and_one_that_chapters_dispute_i
     assert disputed.low < 0 < disputed.measured < disputed.high
 
 
-def test_a_single_chapter_is_not_taken_for_certainty() -> None:
+def test_a_single_chapter_does_not_make_a_gain_certain() -> None:
     gain = paired_gain(scored([[2.0, 2.0, 2.0, 2.0]]), scored([[1.0, 2.5, 1.2, 1.9]]), 0.95)
     assert gain.low < gain.measured < gain.high
 
@@ -60,8 +60,8 @@ def test_more_chapters_make_the_interval_narrower_and_more_confidence_wider() ->
     assert wider.high - wider.low > width["many"]
 
 
-def test_intervals_hold_the_true_gain_about_as_often_as_they_say() -> None:
-    """Chapters differ from one another, and sections within them."""
+def test_intervals_contain_the_true_gain_about_as_often_as_their_confidence() -> None:
+    """Chapters differ from one another, and so do the sections within a chapter."""
     draw = random.Random(5)
     held = 0
     for _ in range(100):
@@ -80,7 +80,7 @@ def test_intervals_hold_the_true_gain_about_as_often_as_they_say() -> None:
         max_size=5,
     )
 )
-def test_what_one_gains_the_other_loses(chapters: list[list[tuple[float, float, int]]]) -> None:
+def test_swapping_the_two_models_negates_the_gain(chapters: list[list[tuple[float, float, int]]]) -> None:
     before, after = (
         {str(n): {str(p): (row[side], row[2]) for p, row in enumerate(rows)} for n, rows in enumerate(chapters)}
         for side in (0, 1)
@@ -95,7 +95,7 @@ def test_models_that_were_measured_on_other_sections_are_not_compared() -> None:
         paired_gain(scored([[1.0]]), scored([[1.0, 1.0]]), 0.95)
 
 
-def test_sections_without_a_byte_that_can_be_predicted_say_nothing() -> None:
+def test_sections_without_predictable_bytes_do_not_affect_the_gain() -> None:
     before = {"a": {"x": (8 * BIT, 8)}, "empty": {"y": (0.0, 0)}}
     after = {"a": {"x": (4 * BIT, 8)}, "empty": {"y": (0.0, 0)}}
     gain = paired_gain(before, after, 0.95)

@@ -1,4 +1,4 @@
-"""Texts beside the reports: those that ship, and a folder in their place."""
+"""Eval sets: the shipped texts, and a folder that replaces them."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from ft_dagster.base.prepare import prepare_base
-from ft_dagster.config.recipe import Evaluation, RecipeError, load_recipe
+from ft_dagster.config.recipe import Evaluation
+from ft_dagster.config.recipe_file import RecipeError, load_recipe
 from ft_dagster.config.settings import Settings
 from ft_dagster.dataset.tokenizer import DocumentTokenizer
 from ft_dagster.evaluation.eval_sets import load_eval_sets, tokenize_eval_set
@@ -29,7 +30,7 @@ def texts(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_texts_that_ship_fit_the_embedded_base(tmp_path: Path) -> None:
+def test_the_shipped_texts_fit_the_embedded_base(tmp_path: Path) -> None:
     base = Path(prepare_base(load_recipe("smollm2-135m").base, Settings().cache).folder)
     eval_sets = load_eval_sets(Evaluation(), tmp_path, instruct=True)
     assert {kind: len(found.files) for kind, found in eval_sets.items()} == {"general": 24, "chat": 24}
@@ -43,11 +44,11 @@ def test_the_texts_that_ship_fit_the_embedded_base(tmp_path: Path) -> None:
     assert len(answers) == 30, "six conversations have two answers, and none is too long"
 
 
-def test_a_folder_takes_the_place_of_the_texts_that_ship(texts: Path, tiny_base: Path) -> None:
+def test_a_folder_replaces_the_shipped_texts(texts: Path, tiny_base: Path) -> None:
     eval_sets = load_eval_sets(Evaluation(general="general", chat="chat"), texts, instruct=True)
     assert eval_sets["general"].files == {"a.md": "Rivers carry sediment downstream.\n"}
     rows, documents = tokenize_eval_set(eval_sets["chat"], tiny_base, 256)
-    begun = "[assistant] "  # this template begins no answer, so the model has to write it
+    begun = "[assistant] "  # this template does not start the answer, so the model has to write it
     answers = [begun + "The committee.", begun + "On Tuesday."]
     assert [document.scored_bytes for document in documents] == [len(answer) for answer in answers]
     decode = DocumentTokenizer(tiny_base).decode
@@ -73,7 +74,7 @@ def test_another_text_is_another_version_and_the_same_text_elsewhere_is_not(text
     assert before == moved != changed
 
 
-def test_a_base_without_a_chat_template_is_not_asked_the_conversations_that_ship(texts: Path) -> None:
+def test_a_base_without_a_chat_template_skips_the_shipped_conversations(texts: Path) -> None:
     assert set(load_eval_sets(Evaluation(), texts, instruct=False)) == {"general"}
     assert load_eval_sets(Evaluation(general=None, chat=None), texts, instruct=True) == {}
 
@@ -82,7 +83,7 @@ def test_a_base_without_a_chat_template_is_not_asked_the_conversations_that_ship
     ("options", "message"),
     [
         (Evaluation(general="nowhere"), "evaluation.general: .*nowhere cannot be read .No such file.*`shipped`"),
-        (Evaluation(chat="general"), "evaluation.chat: .*general holds no text in .json files"),
+        (Evaluation(chat="general"), "evaluation.chat: .*general contains no text in .json files"),
     ],
 )
 def test_a_folder_that_cannot_be_used_is_named(texts: Path, options: Evaluation, message: str) -> None:

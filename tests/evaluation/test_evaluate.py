@@ -1,4 +1,4 @@
-"""Base and adapters, measured side by side."""
+"""The base and adapters are measured side by side."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from ft_dagster.base.prepare import prepare_base
-from ft_dagster.config.recipe import Evaluation, RecipeError, load_recipe, resolve_recipe
+from ft_dagster.config.recipe import Evaluation
+from ft_dagster.config.recipe_file import RecipeError, load_recipe, resolve_recipe
 from ft_dagster.evaluation import __main__ as evaluation
 from ft_dagster.evaluation.eval_sets import EvalSet, load_eval_sets
 from ft_dagster.evaluation.evaluate import evaluate
@@ -84,7 +85,7 @@ def test_an_evaluation_is_made_again_when_what_is_compared_changes(tiny_recipe: 
     assert len({key, *keys}) == 3 and keys[0] == keys[2]
 
 
-def test_numbers_of_different_formats_are_never_taken_for_each_other(tiny_recipe: dict[str, Any]) -> None:
+def test_measurements_in_different_number_formats_are_never_mixed_up(tiny_recipe: dict[str, Any]) -> None:
     auto, named = resolve_recipe(tiny_recipe), resolve_recipe(tiny_recipe).computing_in("bfloat16")
     keys = {dtype: evaluation_key("new", "dataset", None, auto, dtype, {}) for dtype in ("bfloat16", "float32")}
     assert keys["bfloat16"] != keys["float32"]
@@ -93,7 +94,7 @@ def test_numbers_of_different_formats_are_never_taken_for_each_other(tiny_recipe
     assert len(set(measured)) == 2
 
 
-def test_texts_that_ship_and_do_not_fit_the_base_are_left_out_and_others_are_refused(
+def test_shipped_texts_that_do_not_fit_the_base_are_left_out_and_others_are_refused(
     trained: Callable[..., TrainingRequest], tmp_path: Path
 ) -> None:
     request = trained()

@@ -1,4 +1,4 @@
-"""An exported model says what the adapter on its base says."""
+"""An exported model predicts what the adapter on its base predicts."""
 
 import json
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from ft_dagster.training.request import TrainingRequest
 
 @pytest.fixture
 def make_request(trained: Callable[..., TrainingRequest], tmp_path: Path) -> Callable[..., ExportRequest]:
-    """Trains an adapter and builds a request to merge it; keyword arguments change the recipe's base part."""
+    """Train an adapter and build a request to merge it; keyword arguments change the recipe's base part."""
 
     def make(**base: Any) -> ExportRequest:
         request = trained(base=base)
@@ -34,7 +34,7 @@ def logits(folder: str | Path, base: Any = None) -> torch.Tensor:
     return model(tokens, use_cache=False).logits.float()
 
 
-def test_a_merged_model_needs_no_adapter_is_stored_as_its_base_and_measures_the_same(
+def test_a_merged_model_needs_no_adapter_is_stored_like_its_base_and_scores_the_same(
     make_request: Callable[..., ExportRequest],
 ) -> None:
     request = make_request(dtype="float32")

@@ -1,4 +1,4 @@
-"""The gate: released only on evidence."""
+"""The gate releases an adapter only on evidence."""
 
 import json
 import math
@@ -13,7 +13,7 @@ CHAPTERS = 8
 
 
 def scored(bits_per_byte: float, spread: float = 0.0) -> dict[str, Any]:
-    """A model on chapters of one section each; every other one is `spread` better, or worse."""
+    """Return the scores of a model on chapters of one section each, alternately better and worse by `spread`."""
     sections = {
         f"chapter {n}": {"all": [(bits_per_byte + (spread if n % 2 else -spread)) * math.log(2) * 100, 100]}
         for n in range(CHAPTERS)
@@ -24,7 +24,7 @@ def scored(bits_per_byte: float, spread: float = 0.0) -> dict[str, Any]:
 def models(
     spread: float = 0.0, general: float = 1.0, chat: float = 1.0, recited: int = 0, **bits_per_byte: float
 ) -> dict[str, dict[str, Any]]:
-    """Models by name; `spread`, texts beside the reports and recitation are those of the new one."""
+    """Return models by name; `spread`, eval sets and recitation are those of the new one."""
     found = {name: scored(value, spread if name == "new" else 0.0) for name, value in bits_per_byte.items()}
     for name, model in found.items():
         new = name == "new"
@@ -52,7 +52,7 @@ def test_the_first_adapter_must_beat_the_base_only() -> None:
     assert not [rule for rule in verdict.rules if "released" in rule.name]
 
 
-def test_an_adapter_that_loses_to_the_released_one_is_kept_back_and_the_reason_says_so() -> None:
+def test_an_adapter_worse_than_the_released_one_is_held_back_with_the_reason() -> None:
     verdict = judge(models(base=1.5, released=1.0, new=1.25), Release())
     assert (verdict.decision, verdict.reason) == (
         "keep",
@@ -61,12 +61,12 @@ def test_an_adapter_that_loses_to_the_released_one_is_kept_back_and_the_reason_s
     )
 
 
-def test_a_gain_that_chapters_dispute_is_no_evidence() -> None:
+def test_a_gain_in_only_some_chapters_is_not_enough() -> None:
     assert failed(models(base=1.0, new=0.95)) == []
     assert failed(models(base=1.0, new=0.95, spread=0.5)) == ["minimum_gain"]
 
 
-def test_a_small_gain_over_the_released_adapter_is_enough_if_it_is_surely_no_large_loss() -> None:
+def test_a_small_gain_over_the_released_adapter_is_enough_if_no_large_loss_is_likely() -> None:
     assert failed(models(base=2.0, released=1.0, new=0.999, spread=0.01)) == []
     assert failed(models(base=2.0, released=1.0, new=0.999, spread=0.1)) == ["worst_loss"]
     assert failed(models(base=2.0, released=1.0, new=0.999, spread=0.1), worst_loss=0.2) == []
@@ -78,24 +78,24 @@ def test_a_gain_equal_to_the_minimum_is_not_enough(base: float, new: float, mini
 
 
 @pytest.mark.parametrize("new", [math.nan, math.inf])
-def test_an_adapter_that_measures_no_number_is_kept_back(new: float) -> None:
+def test_an_adapter_whose_measurement_is_not_a_number_is_held_back(new: float) -> None:
     assert judge(models(base=1.0, released=1.0, new=new), Release()).decision == "keep"
 
 
-def test_an_adapter_that_forgot_general_text_or_how_to_answer_is_kept_back() -> None:
+def test_an_adapter_that_forgot_general_text_or_how_to_answer_is_held_back() -> None:
     assert failed(models(base=1.5, new=1.0, general=1.09, chat=1.09)) == []
     assert failed(models(base=1.5, new=1.0, general=1.11)) == ["general_loss"]
     assert failed(models(base=1.5, new=1.0, chat=1.11)) == ["chat_loss"]
     assert failed(models(base=1.5, new=1.0, general=1.11, chat=1.11), general_loss=0.2, chat_loss=0.2) == []
 
 
-def test_an_adapter_that_recites_what_the_base_does_not_is_kept_back() -> None:
+def test_an_adapter_that_recites_what_the_base_does_not_is_held_back() -> None:
     assert failed(models(base=1.5, new=1.0, recited=3)) == []
     assert failed(models(base=1.5, new=1.0, recited=4)) == ["recited"]
     assert failed(models(base=1.5, new=1.0, recited=4), recited=1.0) == []
 
 
-def test_what_was_not_measured_is_not_judged() -> None:
+def test_rules_without_a_measurement_are_not_applied() -> None:
     measured = models(base=1.5, new=1.0)
     for model in measured.values():
         del model["general"], model["chat"]
@@ -104,7 +104,7 @@ def test_what_was_not_measured_is_not_judged() -> None:
     assert (verdict.decision, [rule.field for rule in verdict.rules]) == ("release", ["minimum_gain"])
 
 
-def test_an_adapter_that_was_in_use_before_need_not_beat_the_one_of_a_text_that_was_taken_back() -> None:
+def test_an_adapter_released_before_need_not_beat_the_released_one() -> None:
     measured = models(base=2.0, released=1.0, new=1.5)
     verdict = judge(measured, Release(), released_before=True)
     assert verdict.decision == "release"
@@ -113,13 +113,13 @@ def test_an_adapter_that_was_in_use_before_need_not_beat_the_one_of_a_text_that_
     assert judge(models(base=1.0, released=1.0, new=1.5), Release(), released_before=True).decision == "keep"
 
 
-def test_the_adapter_of_another_base_is_not_replaced_unseen() -> None:
+def test_the_adapter_of_another_base_is_not_replaced_without_permission() -> None:
     verdict = judge(models(base=1.5, new=1.0), Release(), other_base_in_use=True)
     assert verdict.decision == "keep"
     assert "release: {other_base: true}" in verdict.reason
 
 
-def test_an_adapter_that_a_person_took_out_of_use_does_not_come_back_by_itself() -> None:
+def test_an_adapter_that_a_user_rolled_back_is_not_released_again_automatically() -> None:
     verdict = judge(models(base=1.5, released=1.25, new=1.0), Release(), withdrawn=True)
     assert verdict.decision == "keep" and "release promote" in verdict.reason
 

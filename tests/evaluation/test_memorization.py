@@ -1,4 +1,4 @@
-"""Recitation: found without decoding, exactly where decoding would recite."""
+"""Recitation is found without decoding, exactly where decoding would recite."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +11,7 @@ from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ft_dagster.config.recipe import resolve_recipe
+from ft_dagster.config.recipe_file import resolve_recipe
 from ft_dagster.dataset.dataset import load_shards
 from ft_dagster.dataset.table import PlacedPiece, pack_pieces
 from ft_dagster.evaluation.memorization import CONTEXT, PASSAGE, measure_on_train, sample_rows
@@ -42,18 +42,18 @@ def rows_of(*texts: list[int]) -> Dataset:
 
 
 def continued(model: Any, seed: int, count: int) -> list[int]:
-    """A random beginning, and what greedy decoding writes after it."""
+    """Return a random prefix with what greedy decoding writes after it."""
     draw = torch.Generator().manual_seed(seed)
     ids = torch.randint(3, 200, (1, CONTEXT), generator=draw)
     for _ in range(count):
         chosen = model(input_ids=ids, use_cache=False).logits[:, -1]
-        chosen[:, END] = -torch.inf  # a text goes on
+        chosen[:, END] = -torch.inf  # a text continues
         ids = torch.cat([ids, chosen.argmax(-1, keepdim=True)], 1)
     return ids[0].tolist()
 
 
 @torch.no_grad()
-def test_a_passage_is_recited_if_decoding_would_write_it_and_not_if_one_token_differs(
+def test_a_passage_counts_as_recited_only_if_decoding_would_write_every_token(
     model: Any, packed: PackedModel, tiny_base: Path
 ) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_base)
@@ -66,14 +66,14 @@ def test_a_passage_is_recited_if_decoding_would_write_it_and_not_if_one_token_di
     assert found["tokens"] == len(recited) + len(changed) - 2
 
 
-def test_text_without_room_for_a_passage_has_none(packed: PackedModel, tiny_base: Path) -> None:
+def test_text_too_short_for_a_passage_has_none(packed: PackedModel, tiny_base: Path) -> None:
     found = measure_on_train(
         packed, rows_of([7] * (CONTEXT + PASSAGE), [8, 9]), AutoTokenizer.from_pretrained(tiny_base)
     )
     assert (found["passages"], found["recited"]) == (0, 0)
 
 
-def test_a_sample_is_of_the_size_asked_for_and_mostly_stays_when_the_text_changes(
+def test_a_sample_has_the_requested_size_and_mostly_stays_when_the_text_changes(
     make_dataset: Callable[..., Path], prose: Callable[[int, int], str]
 ) -> None:
     def sampled(texts: dict[str, str], tokens: int) -> list[tuple[int, ...]]:

@@ -1,4 +1,4 @@
-"""Base and adapter answer side by side, and a conversation is held."""
+"""Base and adapter answer side by side, also in a conversation."""
 
 import json
 import subprocess
@@ -23,7 +23,7 @@ PROMPT = "The committee met"
 
 @pytest.fixture
 def make_request(trained: Callable[..., TrainingRequest], tmp_path: Path) -> Callable[..., TalkRequest]:
-    """Trains an adapter and builds a request to talk to it; keyword arguments change the recipe's lora part."""
+    """Train an adapter and build a request to talk to it; keyword arguments change the recipe's lora part."""
 
     def make(**lora: Any) -> TalkRequest:
         request = trained(lora=lora)
@@ -42,7 +42,9 @@ def loaded(request: TalkRequest) -> tuple[Any, Any]:
 
 
 @pytest.mark.parametrize("lora", [{}, {"dora": True}], ids=["lora", "dora"])
-def test_both_write_what_each_writes_alone(make_request: Callable[..., TalkRequest], lora: dict[str, Any]) -> None:
+def test_base_and_adapter_write_together_what_each_writes_alone(
+    make_request: Callable[..., TalkRequest], lora: dict[str, Any]
+) -> None:
     request = make_request(**lora)
     model, tokenizer = loaded(request)
     written = generate(model, tokenizer, request)
@@ -53,7 +55,7 @@ def test_both_write_what_each_writes_alone(make_request: Callable[..., TalkReque
     assert alone != base_alone
 
 
-def test_varied_text_is_the_same_with_the_same_seed(make_request: Callable[..., TalkRequest]) -> None:
+def test_sampled_text_is_the_same_with_the_same_seed(make_request: Callable[..., TalkRequest]) -> None:
     request = replace(make_request(), temperature=1.5)
     model, tokenizer = loaded(request)
 
@@ -64,7 +66,7 @@ def test_varied_text_is_the_same_with_the_same_seed(make_request: Callable[..., 
     assert written(1) == written(1) != written(2)
 
 
-def test_a_conversation_remembers_what_was_said_until_it_is_told_to_forget(
+def test_a_conversation_keeps_its_history_until_it_is_reset(
     make_request: Callable[..., TalkRequest], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from rich.console import Console
@@ -88,7 +90,7 @@ def test_a_conversation_remembers_what_was_said_until_it_is_told_to_forget(
     assert capsys.readouterr().out.strip()
 
 
-def test_without_a_template_there_is_no_conversation(make_request: Callable[..., TalkRequest]) -> None:
+def test_a_conversation_without_a_template_is_refused(make_request: Callable[..., TalkRequest]) -> None:
     request = make_request()
     model, tokenizer = loaded(request)
     tokenizer.chat_template = None

@@ -1,4 +1,4 @@
-"""An adapter says what it belongs to, and is loaded on nothing else."""
+"""An adapter records which base it belongs to, and is loaded on no other."""
 
 import json
 import shutil
@@ -13,8 +13,10 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from ft_dagster import __version__
-from ft_dagster.base.prepare import PreparedBase, base_version, prepare_base
-from ft_dagster.config.recipe import Base, Recipe, resolve_recipe
+from ft_dagster.base.model_folder import PreparedBase
+from ft_dagster.base.prepare import base_version, prepare_base
+from ft_dagster.config.recipe import Base, Recipe
+from ft_dagster.config.recipe_file import resolve_recipe
 from ft_dagster.model.adapter import load_adapter
 from ft_dagster.model.load import load_base
 from ft_dagster.model.manifest import AdapterError, check_adapter, differences, read_manifest, write_manifest
@@ -30,14 +32,14 @@ def request_(request_for: Callable[..., TrainingRequest]) -> TrainingRequest:
 
 @pytest.fixture
 def adapter(request_: TrainingRequest) -> Path:
-    """Folder of a trained adapter."""
+    """Return the folder of a trained adapter."""
     train(request_, lambda _: None)
     return Path(request_.attempt) / "adapter"
 
 
 @pytest.fixture
 def other_base(tiny_base: Path, tmp_path: Path) -> Callable[..., tuple[PreparedBase, Recipe]]:
-    """Builds a copy of the tiny base in a folder of its own, the same but for one change, with a recipe for it."""
+    """Return a function that copies the tiny base into a folder with one change and makes a recipe for it."""
 
     def copy(change: Callable[[Path], Any]) -> tuple[PreparedBase, Recipe]:
         folder = tmp_path / "other"
@@ -88,9 +90,7 @@ def test_the_manifest_says_what_an_adapter_was_made_from(request_: TrainingReque
     assert {"adapter_model.safetensors", "adapter_config.json", "tokenizer.json"} <= manifest.files.keys()
 
 
-def test_the_revision_of_a_base_on_a_hub_is_its_commit_in_the_manifest(
-    adapter: Path, request_: TrainingRequest
-) -> None:
+def test_the_manifest_has_the_commit_of_a_hub_base_as_its_revision(adapter: Path, request_: TrainingRequest) -> None:
     base = {"source": "hub", "model": "a/b", "revision": "0" * 40}
     recipe = resolve_recipe({"name": "hub", "base": base}).model_dump(mode="json")
     write_manifest(adapter, "key", request_.prepared_base(), recipe, "1", 1, {})
@@ -118,7 +118,7 @@ def test_an_adapter_loads_on_its_base_under_any_name(
         (other_template, "another chat template"),
     ],
 )
-def test_an_adapter_is_refused_on_another_base_of_the_same_shape_which_peft_alone_would_take(
+def test_an_adapter_is_refused_on_another_base_of_the_same_shape_that_peft_accepts(
     request_: TrainingRequest,
     adapter: Path,
     other_base: Callable[..., tuple[PreparedBase, Recipe]],
@@ -138,7 +138,7 @@ def test_an_adapter_is_refused_on_another_base_of_the_same_shape_which_peft_alon
     assert len(differences(read_manifest(adapter), base)) == 1
 
 
-def test_a_model_that_was_loaded_from_elsewhere_than_the_base_it_is_said_to_be_is_refused(
+def test_a_model_loaded_from_another_folder_than_the_stated_base_is_refused(
     request_: TrainingRequest, adapter: Path, other_base: Callable[..., tuple[PreparedBase, Recipe]], tmp_path: Path
 ) -> None:
     base, recipe = other_base(other_weights)
@@ -173,14 +173,14 @@ def test_an_adapter_with_a_damaged_or_missing_file_is_refused_by_the_files_name(
         ),
     ],
 )
-def test_an_adapter_without_a_whole_manifest_is_refused(tmp_path: Path, content: str | None, message: str) -> None:
+def test_an_adapter_without_a_complete_manifest_is_refused(tmp_path: Path, content: str | None, message: str) -> None:
     if content is not None:
         (tmp_path / "manifest.json").write_text(content)
     with pytest.raises(AdapterError, match=message):
         read_manifest(tmp_path)
 
 
-def test_a_manifest_of_an_earlier_or_a_later_version_is_read_as_far_as_it_is_known(adapter: Path) -> None:
+def test_known_fields_of_an_earlier_or_later_manifest_version_are_read(adapter: Path) -> None:
     path = adapter / "manifest.json"
     content = json.loads(path.read_text())
     for name in ("revision", "package", "step", "started_from", "chapters", "files"):
@@ -189,7 +189,7 @@ def test_a_manifest_of_an_earlier_or_a_later_version_is_read_as_far_as_it_is_kno
     assert read_manifest(adapter).files == {}
 
 
-def test_training_goes_on_from_an_adapter_of_its_base_only_and_the_manifest_names_it(
+def test_training_continues_only_an_adapter_of_its_base_and_the_manifest_names_it(
     request_: TrainingRequest, adapter: Path, other_base: Callable[..., tuple[PreparedBase, Recipe]], tmp_path: Path
 ) -> None:
     again = replace(request_, key="again", attempt=str(tmp_path / "again"), start=str(adapter))

@@ -1,4 +1,4 @@
-"""The fused layers and the chunked loss compute what transformers and torch compute, and pieces do not mix."""
+"""The fused layers and the chunked loss match transformers and torch, and pieces do not attend to each other."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,10 +11,11 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
 from ft_dagster.base.prepare import prepare_base
-from ft_dagster.config.recipe import Recipe, resolve_recipe
+from ft_dagster.config.recipe import Recipe
+from ft_dagster.config.recipe_file import resolve_recipe
+from ft_dagster.model.fused.packed_attention import Pieces, attend, attend_backward
 from ft_dagster.model.load import add_adapter, load_base
 from ft_dagster.model.loss import nats_and_hits, summed_nats
-from ft_dagster.model.packed_attention import Pieces, attend, attend_backward
 from ft_dagster.model.packed_model import PackedModel
 from ft_dagster.model.rows import collate
 
@@ -27,7 +28,7 @@ ROWS = [
 
 @pytest.fixture
 def packed(tiny_base: Path, tiny_recipe: dict[str, Any]) -> Callable[..., PackedModel]:
-    """Builds a model with an adapter that is not zero; the same weights every time."""
+    """Return a function that builds a model with a nonzero adapter and the same weights every time."""
 
     def build(
         dtype: str = "float32", training: dict[str, Any] | None = None, targets: Any = "all-linear", dropout: float = 0
@@ -54,7 +55,7 @@ def shake(model: PeftModel, adapter: str) -> None:
 
 
 def gradients(packed: PackedModel, *batches: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-    """Of the sum over batches, as an optimizer step that accumulates has them."""
+    """Return the gradients of the sum over batches, as in an optimizer step with accumulation."""
     packed.model.zero_grad()
     for rows in batches:
         packed.summed_nats(collate(rows, 2)).backward()
@@ -62,7 +63,7 @@ def gradients(packed: PackedModel, *batches: list[dict[str, Any]]) -> dict[str, 
 
 
 def largest_difference(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> float:
-    """Relative, over the parameters."""
+    """Return the largest relative difference over the parameters."""
     assert ours.keys() == theirs.keys() and ours
     return max(((ours[name] - theirs[name]).norm() / theirs[name].norm()).item() for name in ours)
 
@@ -80,7 +81,7 @@ def test_fused_layers_have_the_loss_and_the_gradients_of_transformers(
     assert largest_difference(gradients(fused, ROWS), gradients(stock, ROWS)) < 1e-4
 
 
-def test_in_bfloat16_fused_layers_are_as_near_to_float32_as_those_of_transformers(
+def test_in_bfloat16_fused_layers_are_as_close_to_float32_as_those_of_transformers(
     packed: Callable[..., PackedModel],
 ) -> None:
     exact = gradients(packed(), ROWS)
@@ -90,7 +91,7 @@ def test_in_bfloat16_fused_layers_are_as_near_to_float32_as_those_of_transformer
 
 
 @pytest.mark.parametrize("training", [{"fused": True}, {"fused": False}, {"fused": False, "attention": "eager"}])
-def test_a_piece_in_a_packed_row_is_read_as_it_is_alone(
+def test_a_piece_in_a_packed_row_is_processed_as_if_it_were_alone(
     packed: Callable[..., PackedModel], training: dict[str, Any]
 ) -> None:
     model = packed(training=training)
@@ -113,7 +114,7 @@ def test_a_piece_in_a_packed_row_is_read_as_it_is_alone(
         ("none", "bfloat16", "sdpa"),
     ],
 )
-def test_in_low_precision_and_in_4_bit_too_a_piece_is_read_as_it_is_alone(
+def test_in_low_precision_and_4_bit_a_packed_piece_is_processed_as_if_it_were_alone(
     tiny_recipe: dict[str, Any], tmp_path: Path, quantization: str, dtype: str, attention: str
 ) -> None:
     base = tiny_recipe["base"] | {"quantization": quantization, "dtype": dtype}
@@ -121,7 +122,7 @@ def test_in_low_precision_and_in_4_bit_too_a_piece_is_read_as_it_is_alone(
     prepared = prepare_base(asked.base, tmp_path)
     model = PackedModel(add_adapter(load_base(prepared, asked, tmp_path), prepared, asked).eval(), asked)
     together = model.nats_and_hits(collate(ROWS, 2))[0]
-    tolerance = 0.1 if dtype == "bfloat16" else 1e-4  # 8 bits of mantissa: 1/256 of nats around 6, twice or thrice
+    tolerance = 0.1 if dtype == "bfloat16" else 1e-4  # 8 bits of mantissa: 1/256 of nats around 6, two or three times
     for index, row in enumerate(ROWS):
         start = 0
         for length in row["lengths"]:
@@ -145,11 +146,11 @@ def test_however_rows_are_batched_and_padded_the_gradients_are_the_same(
         for length in row["lengths"]:
             pieces.append({"input_ids": row["input_ids"][start : start + length], "lengths": [length], "prompts": [1]})
             start += length
-    assert largest_difference(gradients(model, pieces), at_once) < 1e-4  # one piece a row, padded to the longest
+    assert largest_difference(gradients(model, pieces), at_once) < 1e-4  # one piece per row, padded to the longest
 
 
 @pytest.mark.parametrize("threads", [1, 3, 8])
-def test_however_rows_are_dealt_out_to_threads_the_gradients_are_the_same(
+def test_however_rows_are_distributed_to_threads_the_gradients_are_the_same(
     packed: Callable[..., PackedModel], threads: int
 ) -> None:
     before = torch.get_num_threads()
@@ -166,7 +167,7 @@ def test_however_rows_are_dealt_out_to_threads_the_gradients_are_the_same(
 
 
 @pytest.mark.parametrize("lengths", [[300], [129, 1, 128, 257]])
-def test_attention_in_blocks_is_that_of_the_whole_piece(lengths: list[int]) -> None:
+def test_attention_in_blocks_equals_attention_over_the_whole_piece(lengths: list[int]) -> None:
     torch.manual_seed(0)
     heads, key_heads, size = 4, 2, 8
     pieces = Pieces(lengths, torch.empty(0), torch.empty(0), heads, key_heads, size**-0.5)
@@ -197,7 +198,7 @@ def test_the_loss_is_the_sum_over_tokens_each_with_its_weight(packed: Callable[.
     assert weighted == pytest.approx((nats * weights).sum().item(), rel=1e-5)
 
 
-def test_an_adapter_that_is_switched_off_or_over_is_not_computed(packed: Callable[..., PackedModel]) -> None:
+def test_a_disabled_or_replaced_adapter_is_not_computed(packed: Callable[..., PackedModel]) -> None:
     model = packed()
     model.model.add_adapter("other", LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM"))
     shake(model.model, "other")
@@ -222,7 +223,7 @@ def recipe_of(model: PackedModel) -> Recipe:
     return resolve_recipe({"name": "tiny", "base": {"source": "folder", "model": "unused", "dtype": "float32"}})
 
 
-def test_where_fused_layers_do_not_apply_the_reason_is_given(packed: Callable[..., PackedModel]) -> None:
+def test_the_reason_is_given_if_fused_layers_do_not_apply(packed: Callable[..., PackedModel]) -> None:
     assert "dropout" in str(packed(dropout=0.1).not_fused)
     model = packed(training={"fused": False})
     model.base.model.layers[0].self_attn.config.sliding_window = 8

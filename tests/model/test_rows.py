@@ -1,4 +1,4 @@
-"""Packed rows as tensors: what is supervised, and how much it weighs."""
+"""Packed rows as tensors: which tokens are supervised, and with which weights."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def test_a_prompt_is_read_and_not_supervised() -> None:
     assert batch["position_ids"].tolist() == [[0, 1, 0, 1, 2, 3]]
 
 
-def test_each_supervised_token_weighs_what_its_objective_does() -> None:
+def test_each_supervised_token_has_the_weight_of_its_objective() -> None:
     batch = collate([MIXED, SHORT], 2, weights=(1.0, 0.25))
     assert batch["weights"].tolist() == [[0, 1.0, 0, 0, 0.25, 0.25], [0, 1.0, 0, 0, 0, 0]]
     assert batch["weights"].dtype == torch.float32
@@ -43,7 +43,7 @@ def test_each_supervised_token_weighs_what_its_objective_does() -> None:
         (Objectives(text=0.5, rewrite=2), (0.5, 2.0)),
     ],
 )
-def test_weights_are_needed_only_where_objectives_weigh_differently(
+def test_weights_are_used_only_if_objectives_have_different_weights(
     objectives: Objectives, weights: tuple[float, ...] | None
 ) -> None:
     assert loss_weights(objectives) == weights

@@ -1,4 +1,4 @@
-"""Bits per byte: each byte of held-out text scored once, whatever the packing."""
+"""Bits per byte: each byte of held-out text is scored once, whatever the packing."""
 
 import math
 from collections import Counter
@@ -11,7 +11,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ft_dagster.config.recipe import resolve_recipe
+from ft_dagster.config.recipe_file import resolve_recipe
 from ft_dagster.dataset.dataset import all_documents, load_shards
 from ft_dagster.dataset.rewriting import INSTRUCTION
 from ft_dagster.dataset.shard import Document
@@ -31,7 +31,7 @@ def dataset(make_dataset: Callable[..., Path], texts: dict[str, str]) -> Path:
     return make_dataset(texts, held_out=["chapter_3", "chapter_4", "chapter_short"])
 
 
-def test_packed_and_cut_documents_score_as_they_do_whole_and_alone(
+def test_packed_and_split_documents_score_as_they_do_whole_and_alone(
     tiny_base: Path, tiny_recipe: dict[str, Any], make_dataset: Callable[..., Path], texts: dict[str, str]
 ) -> None:
     dataset = Artifact.open(make_dataset(texts, held_out=["chapter_3", "chapter_short"], block_length=512))
@@ -56,7 +56,7 @@ def test_every_byte_that_can_be_predicted_is_counted_once(
     for document in all_documents(Artifact.open(dataset)):
         text = texts[document.chapter]
         first = tokenizer.decode(tokenizer.encode([text])[0].ids[:1])
-        if "�" not in first:  # a token that is a whole character
+        if "�" not in first:  # a token for a whole character
             assert document.scored_bytes == len(text.encode()) - len(first.encode())
         assert document.bytes == len(text.encode())
 
@@ -73,7 +73,7 @@ def test_bits_per_byte_weigh_chapters_by_their_bytes() -> None:
     assert bits_per_byte(1.0, 0) == 0.0
 
 
-def test_answers_are_measured_beside_sections_and_instead_of_them_where_only_they_are_taught() -> None:
+def test_answers_are_scored_next_to_sections_or_alone_if_only_answers_are_taught() -> None:
     def scored(chapter: str, objective: str, bits: float) -> tuple[Document, float]:
         return Document(chapter, "", "", "", "held_out", 1, 10, 10, 0, objective), bits * math.log(2)
 
@@ -108,7 +108,7 @@ def test_an_answer_is_scored_given_its_prompt_without_the_token_that_ends_it(
     packed = PackedModel(tuned, resolve_recipe(tiny_recipe | {"base": tiny_recipe["base"] | {"dtype": "float32"}}))
     nats = document_nats(packed, rows, tokenizer.eos_token_id, 2)
     assert Counter(documents[index].objective for index in nats) == Counter(text=3 if text else 0, rewrite=2)
-    another_end = document_nats(packed, rows, 0, 2)  # as where answers end with a token of their own
+    another_end = document_nats(packed, rows, 0, 2)  # as with answers that end with a token of their own
     assert {i: another_end[i] for i in nats if documents[i].objective == "rewrite"} == pytest.approx(
         {i: value for i, value in nats.items() if documents[i].objective == "rewrite"}
     )

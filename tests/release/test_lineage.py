@@ -1,4 +1,4 @@
-"""Lineage: every adapter accounts for its chapters, and can be made again from what the store has."""
+"""Lineage: every adapter lists its chapters, and can be made again from the store."""
 
 import hashlib
 import shutil
@@ -31,7 +31,7 @@ CHANGED = "chapter_2"
 
 
 class Workspace:
-    """A workspace in which an adapter was made, then a chapter edited, one added and one removed, and another made."""
+    """A workspace with two adapters; between them one chapter was edited, one added and one removed."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -65,7 +65,7 @@ def test_each_chapter_of_an_adapter_is_listed_with_the_hash_of_its_bytes(here: W
         assert bool(item.trained_on) != item.held_out
 
 
-def test_what_lies_between_two_adapters_is_told(here: Workspace) -> None:
+def test_differences_between_two_adapters_are_listed(here: Workspace) -> None:
     found = compare(here.first, here.second)
     (removed,) = here.first.chapters.keys() - here.second.chapters.keys()
     assert (found.added, found.edited, found.removed) == (("chapter_9",), (CHANGED,), (removed,))
@@ -75,7 +75,7 @@ def test_what_lies_between_two_adapters_is_told(here: Workspace) -> None:
     assert compare(here.first, here.first).nothing
 
 
-def test_another_recipe_base_or_code_is_told_field_by_field(here: Workspace) -> None:
+def test_a_different_recipe_base_or_code_is_listed_field_by_field(here: Workspace) -> None:
     recipe = {**here.first.recipe, "lora": {**here.first.recipe["lora"], "rank": 64}}
     other = replace(here.first, recipe=recipe, base={**here.first.base, "weights": "other"}, code="99")
     found = compare(here.first, other)
@@ -100,22 +100,22 @@ def test_the_adapters_that_know_a_sentence_are_found_and_only_those(here: Worksp
         trained_on_text(here.store, " \n")
 
 
-def test_a_text_that_was_inherited_from_the_adapter_before_is_found(here: Workspace) -> None:
-    """As `training.start: last` writes it: sections of the one before, which the reports do not have any more."""
+def test_a_text_inherited_from_an_earlier_adapter_is_found(here: Workspace) -> None:
+    """With `training.start: last` a manifest has sections of the adapter before that are gone from the reports."""
     (removed,) = here.first.chapters.keys() - here.second.chapters.keys()
     sentence = chapter_text(int(removed.removeprefix("chapter_"))).strip().split(". ")[-1]
     assert list(trained_on_text(here.store, sentence)) == [here.first.key]
     inherited = [item for item in here.first.trained_on if item["chapter"] == removed]
     with here.store.staging() as folder:
         replace(here.second, key="heir", trained_on=[*here.second.trained_on, *inherited]).write(folder)
-        heir = here.store.take_in(KIND, "heir", folder, {})
+        heir = here.store.commit(KIND, "heir", folder, {})
     try:
         assert list(trained_on_text(here.store, sentence)) == [here.first.key, "heir"]
     finally:
         shutil.rmtree(heir.path)
 
 
-def test_a_chapter_of_which_sections_are_held_out_is_held_out_in_part(here: Workspace) -> None:
+def test_a_chapter_with_held_out_sections_is_listed_as_partly_held_out(here: Workspace) -> None:
     (only,) = {"C#_basics": {"a.md": "0"}}.items()
     single = replace(here.first, chapters=dict([only]), held_out=["C#_basics#RESULTS"], trained_on=[])
     assert [(item.chapter, item.held_out) for item in chapters_of(single)] == [("C#_basics", True)]
@@ -152,11 +152,13 @@ def _folder(here: Workspace) -> Path:
     return here.store.root / KIND / here.first.key
 
 
-def test_nothing_is_written_over_and_a_chain_of_adapters_is_not_cut(here: Workspace, tmp_path: Path) -> None:
+def test_restoring_overwrites_nothing_and_refuses_an_adapter_continued_from_another(
+    here: Workspace, tmp_path: Path
+) -> None:
     (tmp_path / "mine.txt").write_text("precious")
     with pytest.raises(LineageError, match="not empty"):
         restore(here.store, here.first, tmp_path)
-    with pytest.raises(LineageError, match="went on from the adapter 0123456789ab"):
+    with pytest.raises(LineageError, match="continued from the adapter 0123456789ab"):
         restore(here.store, replace(here.first, started_from="0123456789abcdef"), tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
@@ -166,11 +168,11 @@ def test_an_adapter_is_named_by_the_beginning_of_its_key(tmp_path: Path) -> None
     for key in ("abc1", "abc2", "abd3"):
         with store.staging() as folder:
             (folder / "weights").write_text(key)
-            store.take_in(KIND, key, folder, {})
+            store.commit(KIND, key, folder, {})
     assert store.match(KIND, "abd").key == "abd3"
     assert store.match(KIND, "abc2").key == "abc2"
-    for beginning, found in (("abc", "several, abc1, abc2"), ("z", "none"), ("", "none")):
-        with pytest.raises(StoreError, match=f"not one lora_adapter whose key begins with '{beginning}' .* {found}"):
+    for beginning, found in (("abc", r"found 2 \(abc1, abc2\)"), ("z", "found none"), ("", "found none")):
+        with pytest.raises(StoreError, match=f"not exactly one lora_adapter .* begins with '{beginning}' .* {found}"):
             store.match(KIND, beginning)
 
 
@@ -181,7 +183,7 @@ def test_the_history_of_releases_has_what_was_measured(here: Workspace) -> None:
     assert all(0 < row["bits_per_byte"] < 10 and row["by"] is None for row in rows)
 
 
-def test_a_chapter_that_was_learned_before_and_is_gone_is_still_listed(here: Workspace) -> None:
+def test_a_deleted_chapter_that_was_trained_on_before_is_still_listed(here: Workspace) -> None:
     gone = {"chapter": "chapter_0", "title": "A", "source": "chapter_0.md", "section": "0" * 64}
     manifest: Manifest = replace(here.first, trained_on=[*here.first.trained_on, gone])
     first, *_ = chapters_of(manifest)

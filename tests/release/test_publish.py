@@ -1,4 +1,4 @@
-"""What a hub is given: every file of the adapter as it was saved, and a card that says where it comes from."""
+"""What is published to a hub: every file of the adapter as it was saved, and a card that states its origin."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +19,7 @@ CANARY = "hf_canary_1234567890"
 
 
 class Hub:
-    """Keeps what it is given, as a hub's client would send it."""
+    """A hub client that keeps the files it would upload."""
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
@@ -79,24 +79,24 @@ def test_a_damaged_adapter_is_not_published(adapter: tuple[Path, Manifest]) -> N
     assert not hub.files
 
 
-def test_a_hub_that_refuses_is_named_and_nothing_secret_is_said(adapter: tuple[Path, Manifest]) -> None:
+def test_a_hub_that_refuses_is_named_without_any_secret(adapter: tuple[Path, Manifest]) -> None:
     folder, manifest = adapter
     with pytest.raises(ReleaseError, match="The hub refuses team/reports") as caught:
         publish(folder, manifest, "", "team/reports", ClosedHub(), private=True)
     assert CANARY not in str(caught.value)
 
 
-def test_what_shall_be_private_does_not_go_to_a_repository_that_is_public(adapter: tuple[Path, Manifest]) -> None:
+def test_a_private_adapter_is_not_published_to_a_public_repository(adapter: tuple[Path, Manifest]) -> None:
     folder, manifest = adapter
     hub = PublicHub()
-    with pytest.raises(ReleaseError, match="team/reports is there already, and public"):
+    with pytest.raises(ReleaseError, match="team/reports already exists and is public"):
         publish(folder, manifest, "", "team/reports", hub, private=True)
     assert not hub.files
     publish(folder, manifest, "", "team/reports", hub, private=False)
     assert hub.files
 
 
-def test_a_hub_that_cannot_be_reached_is_said(adapter: tuple[Path, Manifest]) -> None:
+def test_a_hub_that_cannot_be_reached_is_reported(adapter: tuple[Path, Manifest]) -> None:
     folder, manifest = adapter
     with pytest.raises(ReleaseError, match="cannot be published: ConnectionError") as caught:
         publish(folder, manifest, "", "team/reports", DistantHub(), private=True)

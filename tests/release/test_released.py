@@ -16,7 +16,7 @@ _BOUND = {"name": "base", "weights": "", "tokenizer": "", "template": ""}
 
 
 class Workspace:
-    """A workspace with a store and adapters that say in each file which one they are of."""
+    """A workspace with a store and adapters whose files each contain the name of their adapter."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -32,10 +32,10 @@ class Workspace:
             (folder / "templates" / "chat.jinja").write_text(key)
             files = {name: file_digest(folder / name) for name in ("adapter_config.json", "adapter_model.safetensors")}
             Manifest(key, _BOUND, {}, "1", {}, files=files).write(folder)
-            return self.store.take_in("lora_adapter", key, folder, {})
+            return self.store.commit("lora_adapter", key, folder, {})
 
     def released(self) -> tuple[str | None, str]:
-        """(what is said to be released, what a reader finds)."""
+        """Return (what is recorded as released, what a reader finds)."""
         return self.releases.current(), json.loads((self.link / "adapter_config.json").read_bytes())["adapter"]
 
     def names(self) -> list[str]:
@@ -78,7 +78,7 @@ def test_the_history_says_what_was_released_when_and_why(here: Workspace) -> Non
     assert here.released() == ("one", "one")
 
 
-def test_a_history_with_any_bit_flipped_is_refused_by_its_line_or_read_as_it_was(here: Workspace) -> None:
+def test_a_history_with_a_flipped_bit_is_refused_by_its_line_or_read_unchanged(here: Workspace) -> None:
     for key in ("one", "two"):
         here.releases.release(here.adapter(key), {"decision": "release", "reason": "né", "gain": 0.35044398704789764})
     path = here.releases.folder / "history.jsonl"
@@ -97,7 +97,7 @@ def test_a_history_with_any_bit_flipped_is_refused_by_its_line_or_read_as_it_was
     assert refused > 4 * len(whole)
 
 
-def test_releasing_what_is_released_changes_nothing(here: Workspace) -> None:
+def test_releasing_the_released_adapter_again_changes_nothing(here: Workspace) -> None:
     adapter = here.adapter("one")
     here.releases.release(adapter, {})
     before = (here.link.lstat(), here.releases.history())
@@ -146,7 +146,7 @@ def test_a_damaged_adapter_is_refused_before_the_switch(here: Workspace) -> None
     assert [entry["adapter"] for entry in here.releases.history()] == ["one"]
 
 
-def test_an_earlier_release_that_was_damaged_since_is_refused(here: Workspace) -> None:
+def test_an_earlier_release_that_has_been_damaged_is_refused(here: Workspace) -> None:
     for key in ("one", "two"):
         here.releases.release(here.adapter(key), {})
     (here.releases.folder / "one" / "adapter_config.json").unlink()
@@ -155,7 +155,7 @@ def test_an_earlier_release_that_was_damaged_since_is_refused(here: Workspace) -
     assert here.released() == ("two", "two")
 
 
-def test_a_copy_that_a_killed_process_left_is_made_anew(here: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_incomplete_copy_of_a_killed_process_is_made_again(here: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     def killed(source: Path, target: Path) -> None:
         target.mkdir()
         (target / "adapter_config.json").write_text("{")
@@ -194,7 +194,7 @@ def test_a_link_to_elsewhere_is_moved_aside_and_kept(here: Workspace) -> None:
     assert here.released() == ("one", "one")
 
 
-def test_a_broken_link_kept_aside_is_not_written_over(here: Workspace) -> None:
+def test_a_broken_link_kept_aside_is_not_overwritten(here: Workspace) -> None:
     (here.folder / "fine_tuned_model.before-1").symlink_to("unmounted/adapter")
     here.link.mkdir()
     assert here.releases.release(here.adapter("one"), {}) == here.folder / "fine_tuned_model.before-2"
@@ -218,14 +218,14 @@ def test_without_symbolic_links_nothing_is_touched(here: Workspace, monkeypatch:
         raise PermissionError(1, "Operation not permitted")
 
     monkeypatch.setattr(Path, "symlink_to", refuse)
-    with pytest.raises(ReleaseError, match=r"cannot hold symbolic links \(Operation not permitted\).*another file sys"):
+    with pytest.raises(ReleaseError, match=r"not support symbolic links \(Operation not permitted\).*another file sys"):
         here.releases.release(here.adapter("one"), {})
     assert (here.link / "original.bin").read_bytes() == b"kept"
     assert here.names() == [".ft", "fine_tuned_model"]
     assert here.releases.history() == []
 
 
-def test_an_adapter_that_was_in_use_before_is_back_in_one_step(here: Workspace) -> None:
+def test_rolling_back_restores_an_earlier_adapter_in_one_step(here: Workspace) -> None:
     for key in ("one", "two", "three"):
         here.releases.release(here.adapter(key), {"decision": "release"})
     assert here.releases.before() == "two"
@@ -236,7 +236,7 @@ def test_an_adapter_that_was_in_use_before_is_back_in_one_step(here: Workspace) 
     assert here.releases.history()[-1]["why"]["reason"] == "it was better"
 
 
-def test_going_back_twice_goes_further_back_and_not_to_what_was_just_taken_out(here: Workspace) -> None:
+def test_rolling_back_twice_goes_further_back_and_not_to_what_was_just_rolled_back(here: Workspace) -> None:
     for key in ("one", "two", "three"):
         here.releases.release(here.adapter(key), {"decision": "release"})
     for expected in ("two", "one"):
@@ -246,7 +246,7 @@ def test_going_back_twice_goes_further_back_and_not_to_what_was_just_taken_out(h
         here.releases.before()
 
 
-def test_what_was_never_in_use_or_is_gone_or_damaged_cannot_come_back(here: Workspace) -> None:
+def test_an_adapter_never_in_use_missing_or_damaged_cannot_be_restored(here: Workspace) -> None:
     with pytest.raises(ReleaseError, match="No other adapter"):
         here.releases.before()
     for key in ("one", "two"):
@@ -262,7 +262,7 @@ def test_what_was_never_in_use_or_is_gone_or_damaged_cannot_come_back(here: Work
     assert here.released() == ("two", "two") and len(here.releases.history()) == 2
 
 
-def test_what_a_person_put_in_use_and_what_a_person_took_out_is_known(here: Workspace) -> None:
+def test_adapters_that_a_user_promoted_or_rolled_back_are_known(here: Workspace) -> None:
     assert not here.releases.chosen_by_hand()
     for key in ("one", "two"):
         here.releases.release(here.adapter(key), {"decision": "release"})

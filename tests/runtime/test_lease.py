@@ -1,4 +1,4 @@
-"""A process gets as many devices as it needs, sees no others, and holds them until it ends."""
+"""A process gets as many devices as it needs, sees no others, and holds them until it exits."""
 
 import os
 import socket
@@ -12,7 +12,7 @@ import pytest
 from dagster_dev import wait_until
 from filelock import FileLock, Timeout
 
-from ft_dagster.config.recipe import load_recipe
+from ft_dagster.config.recipe_file import load_recipe
 from ft_dagster.config.settings import load_settings
 from ft_dagster.defs.instance import prepare_home
 from ft_dagster.runtime.lease import CPU, VISIBLE, LeaseError, leased, visible_devices
@@ -45,7 +45,7 @@ HOLD = """
 
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str | None], None]:
-    """Makes this a machine with GPUs, as its driver lists them, and a variable that an outer scheduler has set."""
+    """Return a function that simulates GPUs listed by a driver and a variable set by an outer scheduler."""
 
     def become(listed: str, visible: str | None = None) -> None:
         tool = tmp_path / "bin" / "nvidia-smi"
@@ -61,7 +61,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, s
 
 
 class Holder:
-    """A process that holds devices until it is told to end, and says what its own child sees."""
+    """A process that holds devices until it is asked to exit, and reports what its own child sees."""
 
     def __init__(self, locks: Path, count: int = 1) -> None:
         command = [sys.executable, "-c", textwrap.dedent(HOLD), str(locks), str(count)]
@@ -91,19 +91,19 @@ class Holder:
         (DIVIDED, D, [D], [D]),
     ],
 )
-def test_devices_are_those_of_the_driver_narrowed_by_an_outer_choice(
+def test_devices_are_those_of_the_driver_that_the_environment_leaves_visible(
     machine: Callable[..., None], listed: str, visible: str | None, names: list[str], words: list[str]
 ) -> None:
     machine(listed, visible)
     assert [(device.name, device.visible) for device in visible_devices()] == list(zip(names, words, strict=True))
 
 
-def test_devices_have_the_model_that_the_driver_names(machine: Callable[..., None]) -> None:
+def test_devices_have_the_model_name_of_the_driver(machine: Callable[..., None]) -> None:
     machine(DIVIDED)
     assert [device.model for device in visible_devices()] == ["MIG 3g.20gb", "MIG 3g.20gb", "NVIDIA A100-SXM4-40GB"]
 
 
-def test_what_was_measured_on_a_leased_gpu_is_found_by_those_who_see_all_of_its_model(
+def test_measurements_on_a_leased_gpu_are_found_where_all_gpus_are_visible(
     machine: Callable[..., None], tmp_path: Path
 ) -> None:
     machine(TWO)
@@ -131,7 +131,7 @@ def test_a_machine_without_a_driver_has_the_cpu(monkeypatch: pytest.MonkeyPatch,
     assert visible_devices() == [CPU]
 
 
-def test_two_processes_get_a_device_each_and_see_no_other(machine: Callable[..., None], tmp_path: Path) -> None:
+def test_two_processes_get_one_device_each_and_see_no_other(machine: Callable[..., None], tmp_path: Path) -> None:
     machine(TWO)
     first, second = Holder(tmp_path), Holder(tmp_path)
     assert sorted([first.sees(), second.sees()]) == [[A], [B]]
@@ -150,7 +150,9 @@ def test_a_killed_process_leaves_its_device_to_the_next(machine: Callable[..., N
     waiting.end()
 
 
-def test_who_needs_two_is_not_passed_by_who_needs_one(machine: Callable[..., None], tmp_path: Path) -> None:
+def test_a_process_that_needs_one_device_does_not_overtake_one_that_needs_two(
+    machine: Callable[..., None], tmp_path: Path
+) -> None:
     machine(TWO)
     first, second = Holder(tmp_path), Holder(tmp_path)
     assert sorted([first.sees(), second.sees()]) == [[A], [B]]

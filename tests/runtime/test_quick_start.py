@@ -1,4 +1,4 @@
-"""What a process that trains or measures does not import, because nothing that it does needs it."""
+"""A process that trains or measures does not import modules that it does not need."""
 
 import json
 import os
@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from ft_dagster.config.recipe import resolve_recipe
+from ft_dagster.config.recipe_file import resolve_recipe
 from ft_dagster.runtime.quick_start import UNUSED_PACKAGES, compile_nothing, import_quickly
 
 _NEVER_NEEDED = (*UNUSED_PACKAGES, "torch._inductor.compile_fx")
 _START = """
 import json, sys
-from ft_dagster.config.recipe import resolve_recipe
+from ft_dagster.config.recipe_file import resolve_recipe
 from ft_dagster.runtime.quick_start import compile_nothing, import_quickly
 compile_nothing(resolve_recipe(json.loads(sys.argv[2])))
 import_quickly(sys.argv[1])
@@ -24,7 +24,7 @@ print(json.dumps([name for name in sys.argv[3:] if name in sys.modules]))
 
 
 def imported(module: str, recipe: dict[str, Any], *names: str) -> list[str]:
-    """Those of the modules that a process has imported once it is ready to begin."""
+    """Return which of the modules a process has imported once it is ready to start."""
     command = [sys.executable, "-c", _START, module, json.dumps(recipe), *names]
     return json.loads(subprocess.check_output(command, text=True))
 
@@ -35,7 +35,7 @@ def test_a_plain_base_needs_no_compiler_and_no_optional_package(module: str, tin
 
 
 @pytest.mark.parametrize("parts", [{"base": {"quantization": "nf4"}}, {"training": {"optimizer": "adamw_bnb_8bit"}}])
-def test_what_bitsandbytes_compiles_stays_compiled_where_it_is_asked_for(
+def test_functions_that_bitsandbytes_compiles_stay_compiled_if_requested(
     parts: dict[str, Any], tiny_recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("TORCHDYNAMO_DISABLE", raising=False)
@@ -44,7 +44,7 @@ def test_what_bitsandbytes_compiles_stays_compiled_where_it_is_asked_for(
     assert "TORCHDYNAMO_DISABLE" not in os.environ
 
 
-def test_a_module_that_needs_a_hidden_package_is_imported_all_the_same(
+def test_a_module_that_needs_a_hidden_package_can_still_be_imported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "a_hidden_package.py").write_text("answer = 42\n")

@@ -1,4 +1,4 @@
-"""What a newer version wrote is refused; what an older one wrote is read."""
+"""Data written by a newer version is refused; data written by an older one is read."""
 
 import sqlite3
 import tarfile
@@ -24,7 +24,7 @@ from ft_dagster.store.local import StoreError
 from ft_dagster.store.shared import open_store
 
 WRITTEN_BEFORE = sorted((Path(__file__).parents[1] / "data").glob("format-*.tar.xz"))
-"""A workspace of each format that there was; data/README.md says how to make one."""
+"""A workspace of each earlier format; data/README.md says how to make one."""
 NEWER = "says 99: this was written by a newer ft_dagster"
 
 
@@ -34,13 +34,13 @@ def files(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Of the first format, with one thing in it."""
+    """Return a folder of the first format with one file in it."""
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "name").write_text("old")
     return tmp_path / "folder"
 
 
-def test_a_new_folder_gets_the_number_of_this_version_and_one_without_a_number_the_first(
+def test_a_new_folder_gets_the_current_format_number_and_an_unmarked_one_the_first(
     folder: Path, tmp_path: Path
 ) -> None:
     for place, number in ((tmp_path / "new", 3), (folder, 1)):
@@ -53,7 +53,7 @@ def test_a_new_folder_gets_the_number_of_this_version_and_one_without_a_number_t
 def test_a_newer_or_unreadable_number_is_refused_by_name_and_nothing_is_changed(folder: Path, content: bytes) -> None:
     (folder / formats.NAME).write_bytes(content)
     before = files(folder)
-    with pytest.raises(StoreError, match=NEWER if content == b"99\n" else "it holds no number") as refused:
+    with pytest.raises(StoreError, match=NEWER if content == b"99\n" else "it contains no number") as refused:
         formats.mark(folder, 1)
     assert str(folder / formats.NAME) in str(refused.value)
     assert files(folder) == before
@@ -88,7 +88,7 @@ def test_a_bucket_has_a_number_too(workspace: Path, s3_url: str, monkeypatch: py
 
 
 @pytest.mark.parametrize("archive", WRITTEN_BEFORE, ids=lambda path: path.name.partition(".")[0])
-def test_a_workspace_of_each_format_there_was_is_brought_up_to_date_and_read_whole(
+def test_a_workspace_of_each_earlier_format_is_upgraded_and_read_completely(
     archive: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with tarfile.open(archive) as tar:
@@ -130,7 +130,7 @@ def test_a_newer_home_is_refused(home: Settings) -> None:
             attempt()
 
 
-def test_the_doctor_says_what_a_newer_version_has_written(home: Settings) -> None:
+def test_the_doctor_names_what_a_newer_version_has_written(home: Settings) -> None:
     prepare_home(home)
     for place in (home.dagster_home, home.state):
         place.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""The store: whole or not at all, and every damaged byte is noticed by name."""
+"""The store keeps artifacts completely or not at all, and detects and names every damaged byte."""
 
 import errno
 import json
@@ -40,16 +40,16 @@ def flip_bit(path: Path, at: int = -1) -> None:
 
 
 def kept_files(store: Store) -> set[str]:
-    """Names of all files where the blobs are, hidden ones included."""
+    """Return the names of all files in the folder of blobs, including hidden ones."""
     return {path.name for path in (store.root / "blobs").rglob("*") if path.is_file()}
 
 
-def take_in_at_once(root: Path, number: int) -> str:
-    """What one of several processes does that finish the same work."""
+def commit_at_once(root: Path, number: int) -> str:
+    """Commit as one of several processes that finish the same work."""
     store = Store(root)
     with store.staging() as folder:
         fill(folder, {"weights.bin": bytes([number]) * 1000})
-        return str(store.take_in("kind", "key", folder, {"number": number}).about["number"])
+        return str(store.commit("kind", "key", folder, {"number": number}).about["number"])
 
 
 # Texts and hashes
@@ -82,7 +82,7 @@ def test_a_file_is_replaced_and_its_folder_made(tmp_path: Path) -> None:
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_a_write_that_fails_half_way_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_write_that_fails_halfway_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "file.json"
     write_atomically(path, "old")
 
@@ -96,11 +96,11 @@ def test_a_write_that_fails_half_way_leaves_the_old_file(tmp_path: Path, monkeyp
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_what_is_taken_in_can_be_read_by_whoever_may_read_new_files(tmp_path: Path) -> None:
+def test_committed_files_can_be_read_by_anyone_who_may_read_new_files(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "weights").write_text("1")
     (tmp_path / "folder" / "weights").chmod(0o600)  # as safetensors leaves it
-    taken = Store(tmp_path / "store").take_in("kind", "key", tmp_path / "folder", {})
+    taken = Store(tmp_path / "store").commit("kind", "key", tmp_path / "folder", {})
     (tmp_path / "plain").write_text("")
     assert (taken.path / "weights").stat().st_mode == (tmp_path / "plain").stat().st_mode
     assert set(taken.files) == {"weights"}
@@ -121,7 +121,7 @@ def test_a_blob_is_read_back_by_its_hash(store: Store) -> None:
     assert store.get_blob(name) == b"# Chapter 1\r\n"
 
 
-def test_a_blob_that_is_there_is_not_written_again(store: Store) -> None:
+def test_an_existing_blob_is_not_written_again(store: Store) -> None:
     path = store.root / "blobs" / digest(b"text")[:2] / digest(b"text")
     store.put_blobs([b"text"])
     written = path.stat().st_ino
@@ -129,19 +129,19 @@ def test_a_blob_that_is_there_is_not_written_again(store: Store) -> None:
     assert path.stat().st_ino == written
 
 
-def test_one_flipped_bit_in_a_blob_is_noticed_by_name(store: Store) -> None:
+def test_one_flipped_bit_in_a_blob_is_detected_and_named(store: Store) -> None:
     name = store.put_blobs([b"text"])[0]
     flip_bit(store.root / "blobs" / name[:2] / name)
     with pytest.raises(StoreError, match=f"{name} is damaged"):
         store.get_blob(name)
 
 
-def test_a_missing_blob_is_noticed_by_name(store: Store) -> None:
+def test_a_missing_blob_is_detected_and_named(store: Store) -> None:
     with pytest.raises(StoreError, match=r"abc123 is missing from the store\. Delete the folders raw_chapters, sect"):
         store.get_blob("abc123")
 
 
-def test_of_many_blobs_each_is_kept_once_and_named_in_order(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_blobs_are_kept_once_each_and_named_in_order(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ft_dagster.store.local._BATCH_BLOBS", 3)
     store.put_blobs([b"2"])
     written = store.blob_path(digest(b"2")).stat().st_ino
@@ -153,7 +153,7 @@ def test_of_many_blobs_each_is_kept_once_and_named_in_order(store: Store, monkey
     assert store.blob_path(digest(b"2")).stat().st_ino == written
 
 
-def test_blobs_get_their_names_when_their_bytes_are_on_the_disk(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blobs_get_their_names_only_once_their_bytes_are_on_disk(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[set[str]] = []
     monkeypatch.setattr("ft_dagster.store.local._BATCH_BYTES", 3)
     monkeypatch.setattr(os, "sync", lambda: seen.append(store.blobs()))
@@ -162,7 +162,7 @@ def test_blobs_get_their_names_when_their_bytes_are_on_the_disk(store: Store, mo
     assert store.blobs() == {digest(b"ab"), digest(b"cd"), digest(b"ef")}
 
 
-def test_of_blobs_whose_making_fails_half_way_none_is_half_written(store: Store) -> None:
+def test_if_making_blobs_fails_halfway_no_blob_is_half_written(store: Store) -> None:
     def contents() -> Iterator[bytes]:
         yield b"one"
         raise ValueError("no more")
@@ -192,12 +192,12 @@ def test_blobs_that_cannot_be_written_leave_nothing_behind(store: Store, monkeyp
     assert [store.get_blob(digest(data)) for data in (b"one", b"two", b"three")] == [b"one", b"two", b"three"]
 
 
-def test_a_store_that_is_not_there_has_no_blobs(store: Store) -> None:
+def test_a_store_that_does_not_exist_has_no_blobs(store: Store) -> None:
     assert store.blobs() == set()
     assert not store.has_blob("abc123")
 
 
-def test_a_blob_that_is_being_written_is_not_one_yet(store: Store) -> None:
+def test_a_blob_that_is_being_written_is_not_listed(store: Store) -> None:
     name = store.put_blobs([b"text"])[0]
     store.blob_path(name).with_name(f".{name}.half").write_bytes(b"te")
     assert store.blobs() == {name}
@@ -206,9 +206,9 @@ def test_a_blob_that_is_being_written_is_not_one_yet(store: Store) -> None:
 # Artifacts
 
 
-def test_an_artifact_is_read_back_with_what_was_said_of_it(store: Store) -> None:
+def test_an_artifact_is_read_back_with_its_metadata(store: Store) -> None:
     with store.staging() as folder:
-        taken = store.take_in("kind", "key", fill(folder), {"pair": (1, 2), 3: "é"})
+        taken = store.commit("kind", "key", fill(folder), {"pair": (1, 2), 3: "é"})
     assert store.get("kind", "key") == taken
     assert taken.path == store.root / "kind" / "key"
     assert taken.about == {"pair": [1, 2], "3": "é"}
@@ -218,35 +218,35 @@ def test_an_artifact_is_read_back_with_what_was_said_of_it(store: Store) -> None
 
 def test_an_artifact_can_be_opened_by_its_folder(store: Store) -> None:
     with store.staging() as folder:
-        taken = store.take_in("kind", "key", fill(folder), {"number": 1})
+        taken = store.commit("kind", "key", fill(folder), {"number": 1})
     opened = Artifact.open(taken.path)
     assert (opened.path, opened.about, opened.files) == (taken.path, taken.about, taken.files)
     assert opened.store.root == store.root
-    with pytest.raises(StoreError, match=r"kind/other is no artifact: it has no artifact\.json"):
+    with pytest.raises(StoreError, match=r"kind/other is not an artifact: it has no artifact\.json"):
         Artifact.open(store.root / "kind" / "other")
 
 
 def test_json_of_an_artifact_is_checked_when_it_is_read(store: Store) -> None:
     with store.staging() as folder:
-        taken = store.take_in("kind", "key", fill(folder, {"list.json": b"[1, 2]"}), {})
+        taken = store.commit("kind", "key", fill(folder, {"list.json": b"[1, 2]"}), {})
     assert taken.read_json("list.json") == [1, 2]
     flip_bit(taken.path / "list.json", 1)
     with pytest.raises(StoreError, match=r"kind/key/list\.json is damaged: its hash is not the one recorded\. Delete "):
         taken.read_json("list.json")
 
 
-def test_of_artifacts_that_say_the_same_the_newest_is_the_one_taken_in_last(store: Store) -> None:
+def test_of_artifacts_with_equal_metadata_the_newest_is_the_one_committed_last(store: Store) -> None:
     assert store.newest("kind") is None
     for at, (key, color) in enumerate([("b", "red"), ("a", "red"), ("c", "blue")], start=1):
         with store.staging() as folder:
-            taken = store.take_in("kind", key, fill(folder), {"color": color})
+            taken = store.commit("kind", key, fill(folder), {"color": color})
         os.utime(taken.path, ns=(at, at))  # clocks of file systems are too coarse for a test
     assert [found.key for color in ("red", "blue") if (found := store.newest("kind", color=color))] == ["a", "c"]
     assert (newest := store.newest("kind")) and newest.key == "c"
     assert store.newest("kind", color="green") is None
 
 
-def test_what_was_not_taken_in_is_not_found(store: Store) -> None:
+def test_an_artifact_that_was_not_committed_is_not_found(store: Store) -> None:
     assert store.find("kind", "key") is None
     with pytest.raises(StoreError, match=r"has no kind key\. Materialize kind again"):
         store.get("kind", "key")
@@ -255,35 +255,37 @@ def test_what_was_not_taken_in_is_not_found(store: Store) -> None:
 def test_the_first_artifact_under_a_key_is_kept(store: Store) -> None:
     for number in (1, 2):
         with store.staging() as folder:
-            artifact = store.take_in("kind", "key", fill(folder, {"a": bytes([number])}), {"number": number})
+            artifact = store.commit("kind", "key", fill(folder, {"a": bytes([number])}), {"number": number})
             assert not folder.exists()
     assert artifact.about == {"number": 1}
     assert (store.get("kind", "key").path / "a").read_bytes() == b"\x01"
 
 
-def test_of_processes_that_finish_the_same_work_at_once_one_is_kept(store: Store) -> None:
+def test_if_processes_finish_the_same_work_at_once_one_result_is_kept(store: Store) -> None:
     with ProcessPoolExecutor(4, mp_context=get_context("forkserver")) as pool:
-        numbers = set(pool.map(take_in_at_once, [store.root] * 12, range(12)))
+        numbers = set(pool.map(commit_at_once, [store.root] * 12, range(12)))
     kept = store.get("kind", "key").about["number"]
     assert numbers == {str(kept)}
     assert list((store.root / "staging").iterdir()) == []
 
 
-def test_of_threads_that_take_in_together_one_is_kept(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_if_threads_commit_the_same_key_at_once_one_result_is_kept(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     together = threading.Barrier(4)
     rename = Path.rename
 
     def rename_together(folder: Path, target: Path) -> Path:
-        together.wait()  # all have seen that nothing is there yet
+        together.wait()  # all have seen that no artifact exists yet
         return rename(folder, target)
 
     monkeypatch.setattr(Path, "rename", rename_together)
     with ThreadPoolExecutor(4) as pool:
-        numbers = set(pool.map(take_in_at_once, [store.root] * 4, range(4)))
+        numbers = set(pool.map(commit_at_once, [store.root] * 4, range(4)))
     assert numbers == {str(store.get("kind", "key").about["number"])}
 
 
-def test_a_folder_left_over_from_a_killed_process_is_not_seen(store: Store) -> None:
+def test_a_folder_left_over_from_a_killed_process_is_ignored(store: Store) -> None:
     with store.staging() as folder:
         fill(folder)
         write_atomically(folder / MANIFEST, "{}")
@@ -293,14 +295,14 @@ def test_a_folder_left_over_from_a_killed_process_is_not_seen(store: Store) -> N
         assert list(folder.iterdir()) == []
 
 
-def test_a_folder_without_a_manifest_is_not_seen_and_said_to_be_in_the_way(store: Store) -> None:
+def test_a_folder_without_a_manifest_is_ignored_and_reported_when_in_the_way(store: Store) -> None:
     fill(store.root / "kind" / "key")
     assert store.find("kind", "key") is None
-    with store.staging() as folder, pytest.raises(StoreError, match="kind/key is in the way, without a manifest"):
-        store.take_in("kind", "key", fill(folder), {})
+    with store.staging() as folder, pytest.raises(StoreError, match="kind/key already exists, but has no manifest"):
+        store.commit("kind", "key", fill(folder), {})
 
 
-def test_a_folder_on_another_disk_is_taken_in_too(
+def test_a_folder_on_another_disk_is_committed_too(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rename = Path.rename
@@ -312,41 +314,41 @@ def test_a_folder_on_another_disk_is_taken_in_too(
 
     monkeypatch.setattr(Path, "rename", refuse_between_disks)
     attempt = fill(tmp_path / "attempt")
-    store.take_in("kind", "key", attempt, {"step": 4})
+    store.commit("kind", "key", attempt, {"step": 4})
     assert store.get("kind", "key").about == {"step": 4}
     assert set(store.get("kind", "key").files) == set(FILES)
     assert not attempt.exists()
 
 
-def test_a_disk_that_cannot_be_written_is_reported_as_it_is(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_cannot_be_written_is_reported_as_such(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(folder: Path, target: Path) -> Path:
         raise OSError(errno.EROFS, "Read-only file system")
 
     monkeypatch.setattr(Path, "rename", refuse)
     with store.staging() as folder, pytest.raises(OSError, match="Read-only file system"):
-        store.take_in("kind", "key", fill(folder), {})
+        store.commit("kind", "key", fill(folder), {})
 
 
 @pytest.mark.parametrize("name", sorted(FILES))
-def test_one_flipped_bit_in_a_file_of_an_artifact_is_noticed_by_name(store: Store, name: str) -> None:
+def test_one_flipped_bit_in_a_file_of_an_artifact_is_detected_and_named(store: Store, name: str) -> None:
     with store.staging() as folder:
-        store.take_in("kind", "key", fill(folder), {})
+        store.commit("kind", "key", fill(folder), {})
     flip_bit(store.root / "kind" / "key" / name)
     with pytest.raises(StoreError, match=rf"kind/key/{name} is damaged: its hash is not the one recorded\. Delete "):
         store.get("kind", "key")
 
 
-def test_a_missing_file_of_an_artifact_is_noticed_by_name(store: Store) -> None:
+def test_a_missing_file_of_an_artifact_is_detected_and_named(store: Store) -> None:
     with store.staging() as folder:
-        store.take_in("kind", "key", fill(folder), {})
+        store.commit("kind", "key", fill(folder), {})
     (store.root / "kind" / "key" / "weights.bin").unlink()
     with pytest.raises(StoreError, match=r"kind/key/weights\.bin is missing from the store\. Delete "):
         store.get("kind", "key")
 
 
-def test_any_flipped_bit_in_a_manifest_is_noticed(store: Store) -> None:
+def test_any_flipped_bit_in_a_manifest_is_detected(store: Store) -> None:
     with store.staging() as folder:
-        taken = store.take_in("kind", "key", fill(folder, {"a": b"a"}), {"version": "1f", "gain": 0.25})
+        taken = store.commit("kind", "key", fill(folder, {"a": b"a"}), {"version": "1f", "gain": 0.25})
     path = taken.path / MANIFEST
     for at in range(path.stat().st_size):
         flip_bit(path, at)
@@ -357,19 +359,19 @@ def test_any_flipped_bit_in_a_manifest_is_noticed(store: Store) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "7", "{}", '{"about": {}, "files": {}}', "\ufeff{}"])
-def test_a_manifest_that_is_not_one_is_noticed_by_name(store: Store, content: str) -> None:
+def test_an_invalid_manifest_is_detected_and_named(store: Store, content: str) -> None:
     with store.staging() as folder:
-        store.take_in("kind", "key", fill(folder), {})
+        store.commit("kind", "key", fill(folder), {})
     (store.root / "kind" / "key" / MANIFEST).write_text(content, "utf-8")
     with pytest.raises(StoreError, match=r"kind/key/artifact\.json is damaged"):
         store.find("kind", "key")
     with store.staging() as folder, pytest.raises(StoreError, match=r"kind/key/artifact\.json is damaged"):
-        store.take_in("kind", "key", fill(folder), {})
+        store.commit("kind", "key", fill(folder), {})
 
 
-def test_an_artifact_that_was_moved_to_another_key_is_noticed(store: Store) -> None:
+def test_an_artifact_that_was_moved_to_another_key_is_detected(store: Store) -> None:
     with store.staging() as folder:
-        store.take_in("kind", "key", fill(folder), {})
+        store.commit("kind", "key", fill(folder), {})
     (store.root / "kind" / "key").rename(store.root / "kind" / "other")
     with pytest.raises(StoreError, match=r"kind/other/artifact\.json is damaged"):
         store.get("kind", "other")

@@ -1,4 +1,4 @@
-"""A store in a bucket: what one machine puts there whole, another finds; what is half there does not exist."""
+"""A store in a bucket: another machine finds what one machine stored completely, and nothing incomplete."""
 
 import json
 import shutil
@@ -39,7 +39,7 @@ def made(store: Store, key: str = "key", files: dict[str, bytes] = FILES, **abou
         for name, data in files.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(data)
-        return store.take_in("kind", key, folder, about)
+        return store.commit("kind", key, folder, about)
 
 
 def objects(store: SharedStore) -> set[str]:
@@ -68,7 +68,7 @@ def test_an_artifact_made_on_one_machine_is_the_same_on_another(here: SharedStor
     assert (taken.path / MANIFEST).read_bytes() == (found.path / MANIFEST).read_bytes()
 
 
-def test_what_is_said_of_an_artifact_is_read_without_its_files(here: SharedStore, there: SharedStore) -> None:
+def test_the_metadata_of_an_artifact_is_read_without_fetching_its_files(here: SharedStore, there: SharedStore) -> None:
     made(here, number=1)
     found = there.find("kind", "key")
     assert found and found.about == {"number": 1}
@@ -83,7 +83,7 @@ def test_the_folder_on_a_machine_is_a_store_that_needs_no_bucket(
     names = here.put_blobs([b"one", b"two"])
     made(here, number=1)
     found = there.get("kind", "key")
-    there.bring_blobs(names)
+    there.fetch_blobs(names)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     opened = Artifact.open(found.path)
     opened.verify()
@@ -97,12 +97,12 @@ def test_blobs_are_found_by_their_hash_on_another_machine(here: SharedStore, the
     assert names == [digest(data) for data in contents]
     assert there.blobs() == set(names)
     assert there.has_blob(names[0]) and not there.has_blob(digest(b"other"))
-    there.bring_blobs([*names, names[0]])
+    there.fetch_blobs([*names, names[0]])
     assert all(there.blob_path(name).exists() for name in names)
     assert [there.get_blob(name) for name in names] == contents
 
 
-def test_of_artifacts_the_newest_is_the_one_that_the_bucket_took_in_last(
+def test_the_newest_artifact_is_the_one_that_the_bucket_received_last(
     here: SharedStore, there: SharedStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for key, color in (("b", "red"), ("a", "red"), ("c", "blue")):
@@ -120,7 +120,7 @@ def test_of_artifacts_the_newest_is_the_one_that_the_bucket_took_in_last(
     assert (newest := there.newest("kind", color="red")) and newest.key == "a"
     assert there.newest("kind", color="green") is None
     assert there.match("kind", "b").key == "b"
-    with pytest.raises(StoreError, match="There is not one kind whose key begins with 'x' in s3://"):
+    with pytest.raises(StoreError, match="There is not exactly one kind whose key begins with 'x' in s3://"):
         there.match("kind", "x")
 
 
@@ -134,7 +134,7 @@ def test_what_was_removed_from_the_bucket_is_gone_on_every_machine(here: SharedS
         with pytest.raises(StoreError, match=r"The store s3://.* has no kind key\. Materialize kind again"):
             store.get("kind", "key")
     made(there, files={"a": b"other"}, number=2)
-    again = here.get("kind", "key")  # over the copy of what was there before
+    again = here.get("kind", "key")  # over the copy of the earlier content
     assert again.about == {"number": 2} and (again.path / "a").read_bytes() == b"other"
     assert not (again.path / "weights.bin").exists()
 
@@ -155,7 +155,7 @@ def test_a_plan_reads_from_the_bucket_and_writes_to_its_own_folder(
     assert objects(here) == before
 
 
-# Whole or not at all
+# Completely or not at all
 
 
 def test_an_artifact_without_a_manifest_does_not_exist(here: SharedStore, there: SharedStore) -> None:
@@ -170,14 +170,14 @@ def test_an_artifact_without_a_manifest_does_not_exist(here: SharedStore, there:
 
 @pytest.fixture
 def wire(s3_server: Server, s3_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Wire]:
-    """What this machine reaches the server through."""
+    """Return the proxy through which this machine reaches the server."""
     with wire_to(s3_server) as wire:
         set_environment(monkeypatch, s3_server, through=wire.address)
         yield wire
 
 
 @pytest.mark.parametrize("after", [0, 3_000, 150_000, 250_000])
-def test_an_upload_that_is_cut_off_leaves_nothing_that_is_read_and_the_next_one_completes(
+def test_an_interrupted_upload_leaves_nothing_readable_and_the_next_one_completes(
     wire: Wire, s3_server: Server, s3_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
 ) -> None:
     files = {f"part-{number}": bytes([number]) * 100_000 for number in range(3)}
@@ -194,7 +194,7 @@ def test_an_upload_that_is_cut_off_leaves_nothing_that_is_read_and_the_next_one_
         assert other.find("kind", "key") is None and list(other.all("kind")) == []
         for name in other.blobs():
             assert digest(other.get_blob(name)) == name, "what is there is whole"
-    wire.mend()
+    wire.restore()
     names = store.put_blobs(blobs)
     made(store, files=files)
     with monkeypatch.context() as patch:
@@ -205,7 +205,7 @@ def test_an_upload_that_is_cut_off_leaves_nothing_that_is_read_and_the_next_one_
         assert [other.get_blob(name) for name in names] == blobs
 
 
-def test_of_two_machines_that_finish_the_same_work_at_once_one_wins_as_a_whole(
+def test_if_two_machines_finish_the_same_work_at_once_one_result_is_kept_complete(
     here: SharedStore, there: SharedStore, s3_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     together = threading.Barrier(2)
@@ -241,7 +241,7 @@ def test_the_first_artifact_under_a_key_is_kept(here: SharedStore, there: Shared
 
 
 @pytest.mark.parametrize("damage", [b"\x00\x01\x03", b"\x00\x01", b""])
-def test_a_damaged_or_truncated_file_is_noticed_by_name_with_what_to_do(
+def test_a_damaged_or_truncated_file_is_named_with_what_to_do(
     here: SharedStore, there: SharedStore, damage: bytes
 ) -> None:
     made(here)
@@ -256,7 +256,7 @@ def test_a_damaged_or_truncated_file_is_noticed_by_name_with_what_to_do(
     SharedStore(here.url, here.root.with_name("third")).get("kind", "key")
 
 
-def test_a_missing_file_is_noticed_by_name(here: SharedStore, there: SharedStore) -> None:
+def test_a_missing_file_is_detected_and_named(here: SharedStore, there: SharedStore) -> None:
     made(here)
     here.bucket.remove([blob(FILES["weights.bin"])])
     with pytest.raises(StoreError, match=rf"{blob(FILES['weights.bin'])} is missing from the store\. Delete"):
@@ -264,7 +264,7 @@ def test_a_missing_file_is_noticed_by_name(here: SharedStore, there: SharedStore
 
 
 @pytest.mark.parametrize("damage", [b"tex", b"Text"])
-def test_a_damaged_blob_is_noticed_by_name(here: SharedStore, there: SharedStore, damage: bytes) -> None:
+def test_a_damaged_blob_is_detected_and_named(here: SharedStore, there: SharedStore, damage: bytes) -> None:
     (name,) = here.put_blobs([b"text"])
     spoil(here, blob(b"text"), damage)
     with pytest.raises(StoreError, match=rf"s3://.*{name} is damaged: .* Delete it and the folders raw_chapters"):
@@ -273,7 +273,7 @@ def test_a_damaged_blob_is_noticed_by_name(here: SharedStore, there: SharedStore
         there.get_blob(digest(b"never there"))
 
 
-def test_a_damaged_manifest_is_noticed_by_name(here: SharedStore, there: SharedStore) -> None:
+def test_a_damaged_manifest_is_detected_and_named(here: SharedStore, there: SharedStore) -> None:
     made(here, number=1)
     text = json.dumps(json.loads(here.bucket.read(f"kind/key/{MANIFEST}") or b"") | {"about": {"number": 2}})
     spoil(here, f"kind/key/{MANIFEST}", text.encode())
@@ -282,7 +282,7 @@ def test_a_damaged_manifest_is_noticed_by_name(here: SharedStore, there: SharedS
             read()
 
 
-def test_a_copy_that_is_damaged_is_brought_again(here: SharedStore, there: SharedStore) -> None:
+def test_a_damaged_copy_is_fetched_again(here: SharedStore, there: SharedStore) -> None:
     (name,) = here.put_blobs([b"text"])
     made(here)
     found = there.get("kind", "key")
@@ -325,7 +325,9 @@ def test_a_url_without_a_bucket_is_refused(workspace: Path, monkeypatch: pytest.
         load_settings()
 
 
-def test_what_is_missing_for_a_bucket_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_or_unknown_scheme_for_a_bucket_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "s3fs", None)
     monkeypatch.delitem(_registry, "s3", raising=False)  # as in a process that has not looked for it yet
     with pytest.raises(StoreError, match=r"the package for that is missing .* `pip install \.\[s3\]`"):
@@ -334,7 +336,7 @@ def test_what_is_missing_for_a_bucket_is_named(tmp_path: Path, monkeypatch: pyte
         SharedStore("nowhere://bucket/store", tmp_path)
 
 
-def test_a_bucket_that_is_not_there_is_named_and_nothing_is_kept(s3_url: str, tmp_path: Path) -> None:
+def test_a_missing_bucket_is_named_and_nothing_is_kept(s3_url: str, tmp_path: Path) -> None:
     store = SharedStore("s3://no-such-bucket/store", tmp_path)
     assert store.find("kind", "key") is None
     with pytest.raises(StoreError, match=r"The store s3://no-such-bucket/store cannot be used: .*bucket"):

@@ -1,7 +1,7 @@
-"""Reads a released adapter over and over, as whoever serves it would: every read must find all of it.
+"""Reads a released adapter repeatedly, as a server would: every read must find a complete adapter.
 
-As a program, `python adapter_reader.py LINK`, it reads until its input is closed, and prints how often it did; it ends
-with an error at the first read that is not whole.
+Run as `python adapter_reader.py LINK`, it reads until its input is closed and prints how often it read; it exits
+with an error at the first incomplete read.
 """
 
 import hashlib
@@ -19,14 +19,14 @@ _PAUSE_SECONDS = 0.05
 
 @dataclass
 class Reads:
-    """What came of it."""
+    """The result of the reads."""
 
     count: int = 0
 
 
 @contextmanager
 def reading_throughout(link: Path) -> Iterator[Reads]:
-    """Read in a process of its own while this lasts; fails if a read was not whole. `count` is set at the end."""
+    """Read in a separate process during the block; fail if a read was incomplete. `count` is set at the end."""
     reads = Reads()
     command = [sys.executable, str(Path(__file__)), str(link)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
@@ -39,7 +39,7 @@ def reading_throughout(link: Path) -> Iterator[Reads]:
 
 
 def read(link: Path) -> None:
-    """One read: the link is followed once, then every byte is compared with the manifest. Raises if not whole."""
+    """Read once: follow the link once and compare every byte with the manifest. Raises if the adapter is incomplete."""
     from safetensors.numpy import load
 
     folder = link.resolve(strict=True)

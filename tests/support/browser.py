@@ -21,12 +21,12 @@ _GROUP = "/locations/ft_dagster/asset-groups/ft_dagster/lineage"
 _WATCHER = "/locations/ft_dagster/sensors/keep_up_to_date"
 _PATIENCE_SECONDS = 60
 _RUN_SECONDS = 1800
-"""The pictures are taken of a real training, perhaps on a machine that does other work, too."""
+"""The pictures show a real training, perhaps on a machine that also does other work."""
 _ENDED = ("SUCCESS", "FAILURE", "CANCELED")
 
 
 def find_chromium() -> str:
-    """The browser of this machine. Without one the test is skipped; with CI_BROWSER=required it fails."""
+    """Return the browser of this machine. Without one the test is skipped; with CI_BROWSER=required it fails."""
     found = next(filter(None, map(shutil.which, _NAMES)), None)
     if found is None:
         said = f"no browser: none of {', '.join(_NAMES)} is on the PATH (Debian: apt-get install chromium)"
@@ -38,7 +38,7 @@ def find_chromium() -> str:
 
 @contextmanager
 def open_page() -> Iterator[Page]:
-    """An empty page in a browser of its own, which is gone afterwards with all of its processes."""
+    """Open an empty page in a browser of its own, which is closed afterwards with all of its processes."""
     chromium = find_chromium()
     before = set(psutil.Process().children(recursive=True))
     with sync_playwright() as playwright:
@@ -54,7 +54,7 @@ def open_page() -> Iterator[Page]:
 
 
 class UserInterface:
-    """What a person does in the UI and sees there."""
+    """The UI as a user operates and sees it."""
 
     def __init__(self, dev: DagsterDev, page: Page) -> None:
         self.dev = dev
@@ -68,7 +68,7 @@ class UserInterface:
         self.page.goto(self.dev.address + path)
 
     def open_graph(self) -> None:
-        """The page of the asset group, which shows nothing but the graph."""
+        """Open the page of the asset group, which shows only the graph."""
         self.open(_GROUP, *_SCREEN)
         expect(self.node("report_files")).to_be_visible()
 
@@ -79,24 +79,24 @@ class UserInterface:
     # The graph
 
     def node(self, asset: str) -> Locator:
-        """An asset in the graph: name, last event, checks, whether it is unsynced."""
+        """Return an asset in the graph: name, last event, checks, whether it is unsynced."""
         return self.page.locator("foreignObject", has=self.page.get_by_text(asset, exact=True))
 
     def place(self, asset: str) -> FloatRect:
-        """Where an asset stands in the graph, in pixels of the window."""
+        """Return the position of an asset in the graph, in pixels of the window."""
         box = self.node(asset).bounding_box()
         assert box is not None, f"{asset} is not shown"
         return box
 
     def materialize_all(self) -> Run:
-        """Click the button; gives the run that it started."""
+        """Click the button and return the run that it started."""
         before = {run.id for run in self.dev.runs()}
         self.page.get_by_role("button", name="Materialize all").click()
         (started,) = wait_until(lambda: [run for run in self.dev.runs() if run.id not in before], "a run was started")
         return started
 
     def end_of(self, started: Run) -> Run:
-        """The run as it ended."""
+        """Wait for the run to finish and return it."""
         return wait_until(
             lambda: next((run for run in self.dev.runs() if run.id == started.id and run.status in _ENDED), None),
             "the run has ended",
@@ -105,37 +105,37 @@ class UserInterface:
 
     # Other things
 
-    def turn_watcher(self, on: bool) -> None:
-        """The switch of the sensor `keep_up_to_date`."""
+    def turn_sensor(self, on: bool) -> None:
+        """Click the switch of the sensor `keep_up_to_date`."""
         self.open(_WATCHER)
         switch = self.page.get_by_role("checkbox")
         expect(switch).to_be_checked(checked=not on)
-        self.page.locator("label", has=switch).click()  # which draws the switch; the checkbox itself is out of sight
-        wait_until(lambda: self.dev.watches() is on, f"the watcher is {'on' if on else 'off'}")
+        self.page.locator("label", has=switch).click()  # which draws the switch; the checkbox itself is hidden
+        wait_until(lambda: self.dev.watches() is on, f"the sensor is {'on' if on else 'off'}")
 
     def row(self, key: str) -> Locator:
-        """A line of an asset's metadata."""
+        """Return a line of an asset's metadata."""
         return self.page.get_by_role("row").filter(has=self.page.get_by_text(key, exact=True))
 
 
 class Album:
-    """The pictures of the documentation, taken while tests look at the same pages. Without a folder it takes none."""
+    """Takes the pictures of the documentation while tests look at the same pages. Without a folder it takes none."""
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
 
     def take(self, page: Page, name: str, clip: FloatRect | None = None) -> None:
-        """A picture of the window, or of a part of it, in few colours: some tens of kB."""
+        """Take a picture of the window, or of a part of it, in few colors, which makes some tens of kB."""
         if self.folder is None:
             return
-        page.mouse.move(0, 0)  # nothing under the pointer is highlighted
+        page.mouse.move(0, 0)  # so that nothing under the pointer is highlighted
         taken = Image.open(io.BytesIO(page.screenshot(clip=clip, animations="disabled"))).convert("RGB")
         self.folder.mkdir(parents=True, exist_ok=True)
         few = taken.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
         few.save(self.folder / f"{name}.png", optimize=True)
 
     def take_graph(self, shown: UserInterface, name: str) -> None:
-        """A picture of the graph without the empty space around it."""
+        """Take a picture of the graph without the empty space around it."""
         boxes = [box for node in shown.page.locator("foreignObject").all() if (box := node.bounding_box())]
         left, top = (min(box[side] for box in boxes) - 12 for side in ("x", "y"))
         right = max(box["x"] + box["width"] for box in boxes) + 12

@@ -30,12 +30,12 @@ class Server:
 
     address: str
     environment: Mapping[str, str]
-    """Variables of those who use it."""
+    """The environment variables of processes that use it."""
 
 
 @contextmanager
 def serving_s3(folder: Path) -> Iterator[Server]:
-    """A server while the block lasts; it keeps its objects in memory."""
+    """Run a server during the block; it keeps its objects in memory."""
     port = free_port()
     address = f"http://127.0.0.1:{port}"
     command = [str(Path(sys.executable).with_name("moto_server")), "-H", "127.0.0.1", "-p", str(port)]
@@ -49,7 +49,7 @@ def serving_s3(folder: Path) -> Iterator[Server]:
                 "AWS_SESSION_TOKEN": SESSION_TOKEN,
                 "AWS_DEFAULT_REGION": "us-east-1",
                 "AWS_EC2_METADATA_DISABLED": "true",
-                "AWS_MAX_ATTEMPTS": "1",  # what is cut off is not tried for long
+                "AWS_MAX_ATTEMPTS": "1",  # requests that are cut off are not retried for long
             },
         )
         with pytest.MonkeyPatch.context() as patch:
@@ -59,7 +59,7 @@ def serving_s3(folder: Path) -> Iterator[Server]:
 
 
 def set_environment(patch: pytest.MonkeyPatch, server: Server, through: str | None = None) -> None:
-    """Let what follows use this server, perhaps through another address."""
+    """Make the code that follows use this server, perhaps through another address."""
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         patch.delenv(name)
     for name, value in server.environment.items():
@@ -70,7 +70,7 @@ def set_environment(patch: pytest.MonkeyPatch, server: Server, through: str | No
 
 class Wire:
     """A TCP proxy in front of a server. `cut_after(n)` breaks every connection once n more bytes were sent up it, and
-    refuses new ones until `mend()`."""
+    refuses new ones until `restore()`."""
 
     def __init__(self, address: str) -> None:
         self._target = (str(urlsplit(address).hostname), int(urlsplit(address).port or 0))
@@ -86,7 +86,7 @@ class Wire:
         with self._lock:
             self._left, self.cuts = count, 0
 
-    def mend(self) -> None:
+    def restore(self) -> None:
         with self._lock:
             self._left = None
 
@@ -114,7 +114,7 @@ class Wire:
                     (far if ready is near else near).sendall(data)
 
     def _passed(self, data: bytes) -> bytes:
-        """What of it is still let through."""
+        """Return the part of the data that is still let through."""
         with self._lock:
             if self._left is None:
                 return data

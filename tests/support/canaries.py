@@ -1,4 +1,4 @@
-"""Secrets that are planted in a test, and the search for them in everything that was written."""
+"""Plants secrets in a test and searches everything that was written for them."""
 
 import gzip
 import json
@@ -26,19 +26,19 @@ _SAMPLE_SECONDS = 0.1
 
 @lru_cache
 def spellings(secret: str) -> tuple[bytes, ...]:
-    """A secret as it is, as URLs, JSON and hexadecimal digits spell it, and within anything that is in base64."""
+    """Return a secret verbatim, as spelled in URLs, JSON and hexadecimal digits, and within anything in base64."""
     data = secret.encode()
     found = {data, quote(secret).encode(), quote(secret, safe="").encode(), quote_plus(secret).encode()}
     found |= {json.dumps(secret)[1:-1].encode(), data.hex().encode(), data.hex().upper().encode()}
-    for before in range(3):  # bytes of the triple that it begins in
+    for before in range(3):  # bytes of the triple in which it starts
         whole = b64encode(b"\0" * before + data)
-        own = whole[-(-8 * before // 6) : 8 * (before + len(data)) // 6]  # what no neighbour has a part in
+        own = whole[-(-8 * before // 6) : 8 * (before + len(data)) // 6]  # the characters that depend on no neighbor
         found |= {own, own.replace(b"+", b"-").replace(b"/", b"_"), quote(own, safe="").encode()}
     return tuple(sorted(found))
 
 
 def secrets_in(data: bytes, secrets: Mapping[str, str]) -> set[str]:
-    """Names of the secrets that can be read in it, also where it is compressed."""
+    """Return the names of the secrets that can be read in the data, also if it is compressed."""
     found = {name for name, secret in secrets.items() if any(form in data for form in spellings(secret))}
     for inner in _unpacked(data):
         found |= secrets_in(inner, secrets)
@@ -58,7 +58,7 @@ def _unpacked(data: bytes) -> Iterator[bytes]:
 
 
 def files_with(folder: Path, secrets: Mapping[str, str], except_for: Iterable[Path] = ()) -> dict[str, set[str]]:
-    """Files below a folder in whose name or content a secret can be read -> which."""
+    """Return the files below a folder in whose name or content a secret can be read, and which secret it is."""
     found = {}
     spared = set(except_for)
     for path in folder.rglob("*"):
@@ -71,7 +71,7 @@ def files_with(folder: Path, secrets: Mapping[str, str], except_for: Iterable[Pa
 
 
 def rows_with(tables: Mapping[str, str], secrets: Mapping[str, str]) -> dict[str, set[str]]:
-    """Tables of a database, each as text, in which a secret can be read -> which. Bytes stand there as digits."""
+    """Return the tables of a database, as text, in which a secret can be read, and which. Bytes are digits there."""
     found = {}
     for name, rows in tables.items():
         told = secrets_in(rows.encode(), secrets)
@@ -88,17 +88,17 @@ class Watched:
 
     commands: dict[int, str] = field(default_factory=dict)
     given: dict[str, set[str]] = field(default_factory=dict)
-    """Module or program -> variables with a secret in the environment of such processes."""
+    """Module or program -> variables with a secret in the environment of its processes."""
 
     def given_to(self, module: str) -> set[str]:
-        """Variables with a secret that processes of a module had. Fails if there was no such process."""
+        """Return the variables with a secret that processes of a module had. Fails if there was no such process."""
         assert module in self.given, f"no process of {module} was seen, but of {sorted(self.given)}"
         return self.given[module]
 
 
 @contextmanager
 def processes_watched(workspace: Path, secrets: Mapping[str, str]) -> Iterator[Watched]:
-    """Look at the processes of a workspace, again and again, while the block lasts."""
+    """Watch the processes of a workspace repeatedly during the block."""
     watched, over = Watched(), threading.Event()
 
     def watch() -> None:
@@ -122,7 +122,7 @@ def processes_watched(workspace: Path, secrets: Mapping[str, str]) -> Iterator[W
 
 @contextmanager
 def echoing() -> Iterator[str]:
-    """A server that refuses everything and quotes all that it was sent, as one with verbose errors does."""
+    """Run a server that refuses every request and quotes all that it was sent, as one with verbose errors does."""
 
     class Echo(BaseHTTPRequestHandler):
         def _refuse(self) -> None:
@@ -144,7 +144,7 @@ def echoing() -> Iterator[str]:
                 self.wfile.write(body.encode())
 
         def __getattr__(self, name: str) -> Callable[[], None]:
-            if name.startswith("do_"):  # GET, POST and the others
+            if name.startswith("do_"):  # GET, POST and the other methods
                 return self._refuse
             raise AttributeError(name)
 

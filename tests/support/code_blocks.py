@@ -1,11 +1,11 @@
 """The code blocks of the documentation: found in its pages, and run as a reader types them.
 
-What the word behind the fence says:
+The word behind the fence determines what happens with a block:
     sh, python          run in the order of the page, in one folder and one environment
     yaml                a recipe, or parts of one
     dotenv              settings
     text, json, ...     shown only
-    WORD no-run: REASON  none of these; the reason says why
+    WORD no-run: REASON  neither run nor read; the reason says why
 """
 
 import os
@@ -50,21 +50,21 @@ class Block:
 
     page: str
     line: int
-    """Of its opening fence, from 1."""
+    """The line of its opening fence, from 1."""
     info: str | None
-    """What stands behind the fence; None for a block that is indented instead."""
+    """The text behind the fence; None for a block that is indented instead."""
     code: str
 
     @property
     def language(self) -> str | None:
-        """Its language; None if what stands behind the fence is not known."""
+        """Its language; None if the text behind the fence is unknown."""
         found = _INFO.fullmatch(self.info or "")
         known = RUN | CHECKED | SHOWN
         return found["language"] if found and found["language"] in known else None
 
     @property
     def is_used(self) -> bool:
-        """Whether it is run, or its content read."""
+        """Whether it is run or its content is read."""
         return self.language in RUN | CHECKED and " no-run" not in str(self.info)
 
     def __str__(self) -> str:
@@ -72,7 +72,7 @@ class Block:
 
 
 def blocks_of(page: str) -> list[Block]:
-    """Every code block of a page, in lists and quotations too."""
+    """Return every code block of a page, including those in lists and quotations."""
     tokens = MarkdownIt().parse((PROJECT / page).read_text("utf-8"))
     return [
         Block(page, token.map[0] + 1, token.info.strip() if token.type == "fence" else None, token.content)
@@ -82,14 +82,14 @@ def blocks_of(page: str) -> list[Block]:
 
 
 def used_blocks(*languages: str) -> list[Block]:
-    """The blocks of all pages that are run or read, in these languages."""
+    """Return the blocks of all pages in these languages that are run or read."""
     return [block for page in PAGES for block in blocks_of(page) if block.is_used and block.language in languages]
 
 
 def copy_project(folder: Path) -> Path:
-    """A fresh clone in a new folder, whose `.venv` is the environment that runs the tests.
+    """Make a fresh clone in a new folder, whose `.venv` is the environment that runs the tests.
 
-    `.venv` is a folder of links with a mark of its own that everything is installed, so that `make` installs nothing.
+    `.venv` is a folder of links that is marked as completely installed, so that `make` installs nothing.
     """
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
@@ -111,12 +111,12 @@ def copy_project(folder: Path) -> Path:
 
 
 def run_blocks(blocks: Sequence[Block], folder: Path, recipe: Path) -> str:
-    """Run sh and python blocks, one after the other, in a copy of the project; give what they wrote.
+    """Run sh and python blocks, one after the other, in a copy of the project and return their output.
 
-    It fails with the block that failed and the end of what it wrote. No process that a block started lives on.
+    The error names the block that failed and the end of its output. No process that a block started survives.
 
     Args:
-        recipe: what is trained where a block does not say otherwise.
+        recipe: the recipe that is trained where a block does not name another.
     """
     script, output = folder.with_suffix(".sh"), folder.with_suffix(".txt")
     script.write_text(_script(blocks), "utf-8")
@@ -162,7 +162,7 @@ def _here_document(command: str, text: str) -> str:
 
 
 def _environment(folder: Path, recipe: Path) -> dict[str, str]:
-    """That of a reader: nothing of the test run's own settings, and no way to the network."""
+    """Return a reader's environment: without the test run's own settings, and without a network."""
     nowhere = "http://127.0.0.1:9"
     home = folder.with_suffix(".home")
     home.mkdir()

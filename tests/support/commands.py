@@ -1,4 +1,4 @@
-"""`ft-dagster`, in this process or one of its own, and where it works."""
+"""Runs `ft-dagster` in this process or in a separate one, and sets the workspace it works in."""
 
 import gc
 import logging
@@ -21,10 +21,10 @@ COMMAND = [sys.executable, "-m", "ft_dagster.cli"]
 
 
 def ft_dagster(*arguments: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """The command in this process, which need not load its libraries again.
+    """Run the command in this process, which need not load its libraries again.
 
-    For commands that answer themselves: what the processes of `generate`, `chat` and `serve` write is not seen.
-    What it logs is on standard error, as in a process where nobody handles it. What it changes of this one is undone:
+    The output of the processes that `generate`, `chat` and `serve` start is not captured.
+    Its log is on standard error, as in a process without log handlers. What it changes in this process is undone:
     the environment, handlers of signals, filters of warnings.
     """
     before, on_term = dict(os.environ), signal.getsignal(signal.SIGTERM)
@@ -45,7 +45,7 @@ def ft_dagster(*arguments: str, folder: Path | None = None) -> subprocess.Comple
 
 
 def as_process(*arguments: str, folder: Path | None = None, said: str = "") -> subprocess.CompletedProcess[str]:
-    """The same in a process of its own, as people type it; `said` is its standard input."""
+    """Run the command in a separate process, as users type it; `said` is its standard input."""
     return subprocess.run([*COMMAND, *arguments], input=said, capture_output=True, text=True, check=False, cwd=folder)
 
 
@@ -54,7 +54,7 @@ def on_one_line(text: str) -> str:
 
 
 def work_in(folder: Path, patch: pytest.MonkeyPatch) -> Path:
-    """Have commands work in a folder with `workspace/`, `home/` and `cache/`, made where missing; give the first."""
+    """Make commands work in a folder with `workspace/`, `home/` and `cache/`, created if missing; return the first."""
     for name in ("HUGGINGFACE_TOKEN", "FT_STORE", "FT_THREADS", "MLFLOW_TRACKING_URI"):
         patch.delenv(name, raising=False)
     for name, value in {
@@ -70,7 +70,7 @@ def work_in(folder: Path, patch: pytest.MonkeyPatch) -> Path:
 
 
 def work_in_copy(finished: Path, folder: Path, patch: pytest.MonkeyPatch) -> Path:
-    """The same in a copy of a workspace and its history."""
+    """Make commands work in a copy of a workspace and its history."""
     for part in ("workspace", "home"):
         shutil.copytree(finished / part, folder / part, symlinks=True)
     return work_in(folder, patch)

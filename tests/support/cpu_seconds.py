@@ -1,4 +1,4 @@
-"""`pytest -p cpu_seconds`: what each module costs, in CPU-seconds, which other work on the machine does not change."""
+"""`pytest -p cpu_seconds` reports the CPU-seconds of each module, which other work on the machine does not change."""
 
 import resource
 from collections import defaultdict
@@ -11,7 +11,7 @@ _spent: dict[str, float] = defaultdict(float)
 
 
 def _seconds() -> float:
-    """Of this process and of those children, and theirs, that have ended and were waited for."""
+    """Return the CPU time of this process and of all descendants that have exited and were waited for."""
     used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return sum(usage.ru_utime + usage.ru_stime for usage in used) + forks.cpu_seconds()
 

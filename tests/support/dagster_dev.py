@@ -1,4 +1,4 @@
-"""`dagster dev` in a test: started, watched, and ended or killed with everything that it started."""
+"""Starts, watches, stops and kills `dagster dev` in a test, with all processes that it started."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ import psutil
 import pytest
 from dagster_ui import Asset, Run, Tick, answers, asset, is_running, runs, ticks
 from machines import remember_machine
-from processes import command_of, free_port, heed_ctrl_c, inheriting, suspended
+from processes import accept_ctrl_c, command_of, free_port, inheriting, suspended
 
 from ft_dagster.config.settings import Settings
 from ft_dagster.defs.instance import prepare_home
@@ -30,7 +30,7 @@ UP_TO_DATE = "Everything is up to date."
 WRITING = "somebody may be writing"
 _WAIT_SECONDS = 240
 _QUICK_QUEUE = "\nrun_queue:\n  dequeue_interval_seconds: 1\n"
-"""For DAGSTER_HOME's dagster.yaml: a run that was asked for starts after a second, not after five."""
+"""For DAGSTER_HOME's dagster.yaml: a requested run starts after one second instead of five."""
 
 _KINDS = {
     "dagster dev": "dagster dev",
@@ -43,13 +43,13 @@ _KINDS = {
     "training": "-m ft_dagster.training",
     "evaluation": "-m ft_dagster.evaluation",
 }
-"""What a process is -> what stands in its command. The server with the code is a child of the code server, and the
+"""Kind of process -> text in its command. The server with the code is a child of the code server, and the
 steps of a run are in the run's process."""
 
 
 @dataclass(frozen=True)
 class Made:
-    """What training and evaluation processes leave behind: one process more, and it is another value."""
+    """What training and evaluation processes leave behind; it changes with every such process."""
 
     adapters: frozenset[str]
     """Keys of the adapters in the store."""
@@ -60,15 +60,15 @@ class Made:
 
 
 def wait_until(condition: Callable[[], Any], what: str, seconds: float = _WAIT_SECONDS, pause: float = 1.0) -> Any:
-    """Ask until the answer is true, and give it; fails, saying what was waited for, when it stays false too long.
+    """Poll until the condition is true and return its value; fail, naming what was waited for, if that takes too long.
 
-    Asking costs the servers a share of a core, so the longer it takes, the less often it is asked.
+    Polling costs the servers a share of a core, so the longer it takes, the less often they are polled.
 
     Args:
-        condition: what is asked.
-        what: for the message.
+        condition: the condition that is polled.
+        what: what is waited for, for the message.
         seconds: how long it may stay false.
-        pause: the longest time between two questions, in seconds.
+        pause: the longest time between two polls, in seconds.
     """
     until, next_pause = time.monotonic() + seconds, 0.1
     while not (answer := condition()):
@@ -80,7 +80,7 @@ def wait_until(condition: Callable[[], Any], what: str, seconds: float = _WAIT_S
 
 @contextmanager
 def training_held(workspace: Path) -> Iterator[None]:
-    """Wait for a training that is under way in a workspace, and hold it in mid-step while this lasts."""
+    """Wait for a training to be under way in a workspace, and suspend it in mid-step during the block."""
     attempts = workspace / ".ft" / "attempts"
     wait_until(lambda: any(attempts.glob("*/*/checkpoint-*/complete")), "a training is under way", pause=0.1)
     with suspended(p for p in inheriting("FT_WORKSPACE", str(workspace)) if "ft_dagster.training" in command_of(p)):
@@ -97,11 +97,11 @@ def until_one_waits() -> None:
 class DagsterDev:
     """`dagster dev` on one workspace: web server, daemon and code server, through workspace.yaml as in `make dev`.
 
-    A context manager: whatever it started is ended at its exit, in whatever way the test ended.
+    A context manager, which stops all that it started at its exit, however the test finished.
     """
 
     def __init__(self, folder: Path, **settings: str) -> None:
-        """`folder` holds `workspace/`, and `home/` where there is a history. Settings are variables such as FT_..."""
+        """`folder` contains `workspace/`, and `home/` if there is a history. Settings are variables such as FT_..."""
         self.workspace = folder / "workspace"
         self.home = folder / "home"
         self.address = ""
@@ -147,7 +147,7 @@ class DagsterDev:
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
-                preexec_fn=heed_ctrl_c,
+                preexec_fn=accept_ctrl_c,
             )
         try:
             wait_until(lambda: self._process.poll() is not None or answers(self.address), "the UI answers")
@@ -157,7 +157,7 @@ class DagsterDev:
             raise
 
     def stop(self) -> None:
-        """End it as Ctrl-C does, and kill what is left of it after a minute."""
+        """Stop it as Ctrl-C does, and kill what is left after a minute."""
         if self._process is None:
             return
         try:
@@ -169,10 +169,10 @@ class DagsterDev:
                 self.kill()
 
     def kill(self, spare: str = "") -> None:
-        """SIGKILL to all of its processes at once, in whatever session: the power goes.
+        """Send SIGKILL to all of its processes at once, in any session, as in a power failure.
 
         Args:
-            spare: a module whose processes are not killed; they may end by themselves.
+            spare: a module whose processes are not killed; they may exit on their own.
         """
         for process in self.processes():
             with suppress(psutil.NoSuchProcess):
@@ -182,29 +182,29 @@ class DagsterDev:
             self._process.wait()
 
     def until_ended(self) -> None:
-        """Wait until `dagster dev` itself has ended; what it started may live on."""
+        """Wait until `dagster dev` itself has exited; what it started may survive."""
         if self._process is not None:
             self._process.wait(120)
 
     def interrupt(self) -> None:
-        """Ask it to end, as Ctrl-C does, and wait until it has."""
+        """Ask it to exit, as Ctrl-C does, and wait until it has."""
         assert self._process is not None
         self._interrupt(self._process)
         self.until_ended()
 
     def until_gone(self, seconds: float = 30) -> None:
-        """Wait until no process works on the workspace any more; one that lives on is an orphan."""
+        """Wait until no process works on the workspace any more; one that survives is orphaned."""
         wait_until(lambda: not self.processes(), "no process is left", seconds)
 
     def processes(self) -> list[psutil.Process]:
-        """Every living process that works on this workspace, whoever its parent is now.
+        """Return every living process that works on this workspace, whatever its parent is now.
 
-        They are told by the environment that they inherited.
+        They are recognized by the environment that they inherited.
         """
         return inheriting("FT_WORKSPACE", str(self.workspace))
 
     def kinds(self) -> dict[str, list[psutil.Process]]:
-        """Its living processes by what they are, those of no kind left out."""
+        """Return its living processes by kind; those of no kind are left out."""
         found: dict[str, list[psutil.Process]] = {}
         for process in self.processes():
             with suppress(psutil.Error):
@@ -220,31 +220,31 @@ class DagsterDev:
     def _interrupt(self, process: subprocess.Popen[bytes]) -> None:
         process.send_signal(signal.SIGINT)
 
-    # What it did
+    # What it has done
 
     def runs(self) -> list[Run]:
         """All runs, oldest first."""
         return runs(self.address)
 
     def watches(self) -> bool:
-        """Whether the watcher is on."""
+        """Return whether the sensor is on."""
         return is_running(self.address)
 
     def until_up_to_date(self) -> None:
-        """Wait for a tick of the watcher that begins after this call and finds nothing to do."""
+        """Wait for a tick of the sensor that starts after this call and finds nothing to do."""
         self.until_skipped(UP_TO_DATE)
 
     def until_skipped(self, why: str) -> None:
-        """Wait for a tick of the watcher that begins after this call and asks for no run for this reason."""
+        """Wait for a tick of the sensor that starts after this call and requests no run for this reason."""
         now = time.time()
         wait_until(lambda: any(why in tick.skipped for tick in self.ticks_since(now, 20)), f"a tick says {why!r}")
 
     def ticks_since(self, moment: float, limit: int = 500) -> list[Tick]:
-        """The ticks of the watcher that began after a moment, oldest first; at most the last so many."""
+        """Return the ticks of the sensor that started after a moment, oldest first, up to a limit."""
         return [tick for tick in ticks(self.address, limit=limit) if tick.at > moment]
 
     def runs_for(self, change: Callable[[], object]) -> list[Run]:
-        """Make a change, wait until everything is up to date, and give the runs that were made for it."""
+        """Make a change, wait until everything is up to date, and return the runs for it."""
         before = {run.id for run in self.runs()}
         change()
         self.until_up_to_date()
@@ -271,11 +271,11 @@ class DagsterDev:
         return asset(self.address, name)
 
     def not_fresh(self) -> set[str]:
-        """The stages that the UI does not show as fresh."""
+        """Return the stages that the UI does not show as fresh."""
         return {stage.name for stage in STAGES if self.asset(stage.name).stale_status != "FRESH"}
 
     def made(self) -> Made:
-        """What training and evaluation processes have left behind by now."""
+        """Return what training and evaluation processes have left behind so far."""
         logs = {(path.name, path.stat().st_size) for path in (self.workspace / "logs").glob("*.log")}
         evaluations = {log for log in logs if log[0].startswith("evaluation-")}
         return Made(
@@ -286,17 +286,17 @@ class DagsterDev:
 
 
 class MakeDev(DagsterDev):
-    """The same through `make dev` itself, with the Python of the tests in the place of `.venv`."""
+    """`dagster dev` started by `make dev`, with the Python of the tests in place of `.venv`."""
 
     def _command(self) -> list[str]:
         return ["make", "dev", f"BIN={Path(sys.executable).parent}", "READY="]
 
     def _interrupt(self, process: subprocess.Popen[bytes]) -> None:
-        os.killpg(process.pid, signal.SIGINT)  # a terminal sends Ctrl-C to make and to all that it started
+        os.killpg(process.pid, signal.SIGINT)  # a terminal sends Ctrl-C to make and to all processes that it started
 
 
 def _modified(path: Path) -> float:
     try:
         return path.stat().st_mtime
-    except FileNotFoundError:  # the training has just ended
+    except FileNotFoundError:  # the training has just finished
         return 0.0

@@ -1,4 +1,4 @@
-"""Asking a running Dagster UI."""
+"""Queries a running Dagster UI."""
 
 import json
 import urllib.request
@@ -34,7 +34,7 @@ class Run:
 
     @property
     def reason(self) -> str | None:
-        """Why the sensor or the schedule asked for it."""
+        """Why the sensor or the schedule requested it."""
         return self.tags.get("ft_dagster/reason")
 
 
@@ -43,16 +43,16 @@ class Tick:
     """One evaluation of the sensor or of the schedule."""
 
     at: float
-    """When it began, seconds since 1970."""
+    """When it started, in seconds since 1970."""
     status: str
     skipped: str
-    """Why it asked for no run; empty if it did ask for one, and while it is under way."""
+    """Why it requested no run; empty if it did request one, and while it is under way."""
     runs: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Asset:
-    """An asset as its page in the UI shows it: its staleness, and its last materialization."""
+    """An asset as its page in the UI shows it: its staleness and its last materialization."""
 
     stale_status: str
     run: str
@@ -62,7 +62,7 @@ class Asset:
 
 
 def answers(address: str) -> bool:
-    """Whether the UI is there and has loaded the code location."""
+    """Return whether the UI answers and has loaded the code location."""
     try:
         return bool(graphql(address, "{ repositoriesOrError { ... on RepositoryConnection { nodes { name } } } }"))
     except OSError:
@@ -86,14 +86,14 @@ def runs(address: str) -> list[Run]:
 
 
 def steps(address: str, run: str) -> dict[str, str]:
-    """The stages that a run began, each with its status; checks that are steps of their own left out."""
+    """Return the stages that a run started with their status; checks that are separate steps are left out."""
     stats = graphql(address, _STEPS.format(run=run))["runOrError"]["stepStats"]
     stages = {stage.name for stage in STAGES}
     return {step["stepKey"]: step["status"] for step in stats if step["stepKey"] in stages}
 
 
 def ticks(address: str, name: str = SENSOR, limit: int = 500) -> list[Tick]:
-    """The last ticks of the sensor, or of the schedule, oldest first."""
+    """Return the last ticks of the sensor or of the schedule, oldest first."""
     found = graphql(address, _TICKS.format(selector=_REPOSITORY.format(key="name", name=name), limit=limit))
     return [
         Tick(tick["timestamp"], tick["status"], tick["skipReason"] or "", tuple(tick["runIds"]))
@@ -113,13 +113,13 @@ def asset(address: str, name: str) -> Asset:
 
 
 def is_running(address: str) -> bool:
-    """Whether the watcher is on."""
+    """Return whether the sensor is on."""
     found = graphql(address, _TICKS.format(selector=_REPOSITORY.format(key="name", name=SENSOR), limit=1))
     return found["instigationStateOrError"]["status"] == "RUNNING"
 
 
 def terminate(address: str, run: str) -> None:
-    """Cancel a run, as a person does."""
+    """Cancel a run, as a user does."""
     done = graphql(address, _TERMINATE.format(run=run))["terminateRun"]
     assert done["__typename"] == "TerminateRunSuccess", done
 
@@ -132,13 +132,13 @@ def launch(address: str, *assets: str) -> None:
 
 
 def stop_sensor(address: str) -> None:
-    """Turn the watcher off, as the switch in the UI does."""
+    """Turn the sensor off, as the switch in the UI does."""
     found = graphql(address, _TICKS.format(selector=_REPOSITORY.format(key="name", name=SENSOR), limit=1))
     done = graphql(address, _STOP.format(id=found["instigationStateOrError"]["id"]))["stopSensor"]
     assert done["__typename"] == "StopSensorMutationResult", done
 
 
 def slots_taken(address: str) -> int:
-    """How many slots of the pool `gpu` steps hold, and how many steps wait for one."""
+    """Return how many slots of the pool `gpu` are held by steps, and how many steps wait for one."""
     limit = graphql(address, _SLOTS)["instance"]["concurrencyLimit"]
     return int(limit["activeSlotCount"]) + len(limit["pendingSteps"])

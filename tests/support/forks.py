@@ -1,7 +1,7 @@
 """Training and evaluation processes forked from one that has their libraries loaded.
 
-A new interpreter imports torch, transformers and peft for seconds of CPU time before it does anything, dozens of
-times in a run of the tests. How the product starts its processes is tested where that is the subject: by
+A new interpreter spends seconds of CPU time importing torch, transformers and peft before it does anything, dozens of
+times in a run of the tests. How the product really starts its processes is tested elsewhere: by
 tests/defs/runs/test_child_process.py, by the main job, through a real daemon, and in tests/system.
 """
 
@@ -25,18 +25,18 @@ from ft_dagster.runtime.parent import die_with_parent
 
 MODULES = ("ft_dagster.training", "ft_dagster.evaluation")
 _LOADED = ["ft_dagster.training.train", "ft_dagster.evaluation.evaluate", "frozen"]
-"""What the server imports and never calls: libgomp does not survive a fork after its threads have worked."""
+"""What the server imports but never calls, because libgomp does not survive a fork after its threads have run."""
 _FROM_THE_START = {"PYTHONHASHSEED": "0", "TOKENIZERS_PARALLELISM": "false"}
-"""What the product gives its processes and an interpreter reads only once."""
+"""What the product sets for its processes and an interpreter reads only once."""
 
 _context = multiprocessing.get_context("forkserver")
 
 
 class Forked:
-    """`python -m MODULE ARGUMENT` in a session of its own, as far as `subprocess.Popen` is used of it."""
+    """`python -m MODULE ARGUMENT` in its own session, with the part of `subprocess.Popen` that is used."""
 
     def __init__(self, module: str, argument: str, environment: Mapping[str, str], output: Path) -> None:
-        """`output` gets what it writes."""
+        """`output` receives its output."""
         with pytest.MonkeyPatch.context() as patch:
             for name, value in _FROM_THE_START.items():
                 patch.setenv(name, value)
@@ -68,7 +68,7 @@ class Forked:
         return None, self.written()
 
     def written(self) -> str:
-        """What it has written by now."""
+        """Return what it has written so far."""
         return self._output.read_text("utf-8", "replace")
 
     def send_signal(self, number: int) -> None:
@@ -79,7 +79,7 @@ class Forked:
 
 
 def _become(module: str, argument: str, environment: Mapping[str, str], output: Path) -> None:
-    die_with_parent()  # with the server, which ends when the tests do
+    die_with_parent()  # with the server, which exits when the tests do
     os.setsid()
     with output.open("ab") as file:
         for stream in (sys.stdout, sys.stderr):
@@ -104,14 +104,14 @@ _in_a_new_interpreter = ChildProcess._start
 
 @contextmanager
 def forking() -> Iterator[None]:
-    """While this lasts, runs in this process fork what trains and evaluates."""
+    """During the block, runs in this process fork their training and evaluation processes."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ChildProcess, "_start", _start)
         yield
 
 
 def cpu_seconds() -> float:
-    """What those that have ended took, the server's own start included."""
+    """Return the CPU time of the processes that have exited, including the start of the server."""
     server = forkserver._forkserver._forkserver_pid
     if server is None:
         return 0.0

@@ -1,4 +1,4 @@
-"""Imported last by the server of tests/support/forks.py: its children need not look for garbage in what it loaded."""
+"""Imported last by tests/support/forks.py's server: its children skip what it loaded in garbage collection."""
 
 import gc
 

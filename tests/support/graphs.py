@@ -1,4 +1,4 @@
-"""Running the graph in a test."""
+"""Runs the graph in a test."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +20,7 @@ NO_TELEMETRY = {"telemetry": {"enabled": False}}
 
 
 def run(instance: dg.DagsterInstance, *names: str) -> dg.ExecuteInProcessResult:
-    """Look at the reports, then materialize these assets, or all."""
+    """Scan the reports, then materialize these assets, or all."""
     record(instance, look(load_settings()), Workspace().recipe)
     result = defs.resolve_job_def(BRING_UP_TO_DATE).execute_in_process(
         instance=instance,
@@ -35,7 +35,7 @@ def run(instance: dg.DagsterInstance, *names: str) -> dg.ExecuteInProcessResult:
 
 @contextmanager
 def instance_on(workspace: Path, home: Path, cache: Path) -> Iterator[dg.DagsterInstance]:
-    """An instance for longer than a test, with an environment that names the workspace and its own recipe."""
+    """Open an instance for longer than one test, with an environment that names the workspace and its own recipe."""
     remember_machine(cache)
     with (
         pytest.MonkeyPatch.context() as patch,

@@ -1,4 +1,4 @@
-"""What Dagster's Helm chart makes of our values, as its templates have it: Helm itself is not needed."""
+"""What Dagster's Helm chart makes of our values, reproduced from its templates without Helm."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ _SERVERS = f"{RELEASE}-dagster-user-deployments"
 
 
 def deployment(values: dict[str, Any]) -> dict[str, Any]:
-    """The code server."""
+    """Return the deployment of the code server."""
     (found,) = values["dagster-user-deployments"]["deployments"]
     return found
 
@@ -19,12 +19,12 @@ def image(values: dict[str, Any]) -> str:
 
 
 def config_map(values: dict[str, Any]) -> str:
-    """The ConfigMap that holds the code server's environment."""
+    """Return the ConfigMap with the code server's environment."""
     return f"{_SERVERS}-{deployment(values)['name']}-user-env"
 
 
 def container_context(values: dict[str, Any]) -> dict[str, Any]:
-    """What of the code server is handed on to runs and steps (`dagsterUserDeployments.k8sContainerContext`)."""
+    """Return what runs and steps inherit from the code server (`dagsterUserDeployments.k8sContainerContext`)."""
     server = deployment(values)
     assert server["includeConfigInLaunchedRuns"]["enabled"]
     return {
@@ -43,7 +43,7 @@ def container_context(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def dagster_yaml(values: dict[str, Any], **launcher: Any) -> dict[str, Any]:
-    """The instance, but for the database (`templates/configmap-instance.yaml`)."""
+    """Return the instance's configuration except the database (`templates/configmap-instance.yaml`)."""
     of_runs = values["runLauncher"]["config"]["k8sRunLauncher"]
     monitoring = values["dagsterDaemon"]["runMonitoring"]
     raw = {_snake(name): content for name, content in of_runs["runK8sConfig"].items()}

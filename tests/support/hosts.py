@@ -1,4 +1,4 @@
-"""Hosts for tests of what runs on several machines: network namespaces that only see each other."""
+"""Hosts for tests with several machines: network namespaces that only see each other."""
 
 import os
 import shutil
@@ -18,28 +18,28 @@ INTERFACE = "net0"
 
 @dataclass(frozen=True)
 class Host:
-    """One network namespace. It has the machine's files and processes, and a network of its own."""
+    """A network namespace with the machine's files and processes and a network of its own."""
 
     name: str
     address: str
 
     def command(self, *arguments: str | Path) -> list[str]:
-        """What runs these arguments on this host."""
+        """Return the command that runs these arguments on this host."""
         return ["ip", "netns", "exec", self.name, *map(str, arguments)]
 
     def cut_off(self) -> None:
-        """Pull the plug of its network."""
+        """Disconnect its network."""
         _ip("-n", self.name, "link", "set", INTERFACE, "down")
 
     def plug_in(self) -> None:
-        """Put the plug back."""
+        """Reconnect its network."""
         _ip("-n", self.name, "link", "set", INTERFACE, "up")
 
     def freeze(self, histories: Path) -> None:
-        """All that runs there stands still: nobody gets an answer, and nothing is written to a disk.
+        """Stop all processes there: none answers, and nothing is written to a disk.
 
-        Not in the middle of a write to one of the SQLite files below `histories`: it would keep others from writing
-        for as long as it is frozen, and no host that is lost can do that.
+        They are not stopped while they write to a SQLite file below `histories`, which would block other writers
+        while they are frozen, as a host that is really lost cannot.
         """
         while True:
             for process in self.processes():
@@ -50,13 +50,13 @@ class Host:
             self.thaw()
 
     def thaw(self) -> None:
-        """It goes on as if no time had passed."""
+        """Let the processes continue as if no time had passed."""
         for process in self.processes():
             with suppress(psutil.NoSuchProcess):
                 process.resume()
 
     def processes(self) -> list[psutil.Process]:
-        """All that runs there."""
+        """Return all processes that run there."""
         found = []
         for number in subprocess.check_output(["ip", "netns", "pids", self.name], text=True).split():
             with suppress(psutil.NoSuchProcess):
@@ -75,7 +75,7 @@ def _is_locked(database: Path) -> bool:
 
 
 def require_namespaces() -> None:
-    """Where this machine lets nobody make namespaces the test is skipped; with CI_HOSTS=required it fails."""
+    """Skip the test if this machine does not allow namespaces; with CI_HOSTS=required, fail."""
     if os.geteuid() or not shutil.which("ip") or not shutil.which("unshare"):
         said = "namespaces need root, `ip` and `unshare` (Debian: apt-get install iproute2 util-linux)"
         pytest.fail(said) if os.environ.get("CI_HOSTS") == "required" else pytest.skip(said)
@@ -83,7 +83,7 @@ def require_namespaces() -> None:
 
 @contextmanager
 def hosts(count: int = 2) -> Iterator[Sequence[Host]]:
-    """Hosts on one network (10.77.0.0/24 between them), gone afterwards with all that runs there.
+    """Make hosts on one network (10.77.0.0/24), which are removed afterwards with all of their processes.
 
     See `require_namespaces`.
     """

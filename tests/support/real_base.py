@@ -1,11 +1,11 @@
-"""The embedded base model in tests: with a recipe that takes little time, and its tokenizer before a tiny model."""
+"""The embedded base model in tests: with a quick recipe, and its tokenizer with a tiny model."""
 
 import shutil
 from pathlib import Path
 from typing import Any
 
 from ft_dagster.base.prepare import prepare_base
-from ft_dagster.config.recipe import load_recipe
+from ft_dagster.config.recipe_file import load_recipe
 from ft_dagster.config.settings import Settings
 
 PROJECT = Path(__file__).parents[2]
@@ -20,7 +20,7 @@ def cache() -> Path:
 
 
 def quick_recipe(workspace: Path, **training: Any) -> dict[str, Any]:
-    """The shipped recipe for the real base, one epoch of it, measured on few texts, which it puts into the workspace.
+    """Return the shipped recipe for the real base with one epoch and few texts, which it puts into the workspace.
 
     Args:
         workspace: a folder.
@@ -35,7 +35,7 @@ def quick_recipe(workspace: Path, **training: Any) -> dict[str, Any]:
 
 
 def _some_texts(workspace: Path, kind: str) -> Path:
-    """A folder with the first three of the texts beside the reports that ship with the project."""
+    """Make a folder with the first three of the shipped texts for evaluation."""
     folder = workspace / kind
     folder.mkdir(parents=True)
     for path in sorted((TEXTS / kind).iterdir())[:3]:
@@ -44,7 +44,7 @@ def _some_texts(workspace: Path, kind: str) -> Path:
 
 
 def tiny_with_its_tokenizer(folder: Path) -> Path:
-    """A random Llama of three million parameters that has the tokenizer and the chat template of the real base."""
+    """Make a random Llama of three million parameters with the tokenizer and chat template of the real base."""
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 

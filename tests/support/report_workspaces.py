@@ -1,4 +1,4 @@
-"""Reports that change, and what is made of them in a store of their own."""
+"""Reports that change, with a store for what is made of them."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ HELD_OUT = Split(frozenset({"c2", "c7"}), Pinned())
 
 
 class Reports:
-    """Report files of a workspace, and a store that they went through before."""
+    """Report files of a workspace, and a store that is kept between changes."""
 
     def __init__(self, folder: Path, base: Path) -> None:
         self.workspace = folder
@@ -33,7 +33,7 @@ class Reports:
         self.base = base
 
     def put(self, files: Mapping[str, str]) -> None:
-        """Make these the only report files: {path: text}."""
+        """Make these the only report files, given as {path: text}."""
         for folder in ("chapter_markdowns", "outputs"):
             shutil.rmtree(self.workspace / folder, ignore_errors=True)
         for path, text in files.items():
@@ -57,7 +57,7 @@ def path_of(name: str) -> str:
 
 
 def rewritten(name: str, pairs: Sequence[tuple[str, Any]]) -> tuple[str, str]:
-    """Path and text of a report of (improved, original)."""
+    """Return the path and text of a report of (improved, original)."""
     sections = {
         f"S{number}": {
             "improved": f"{text}, {name} {number}\n\n## Sub {number}\n\nsub {name} {number}",

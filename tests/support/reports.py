@@ -13,7 +13,7 @@ PROSE = (
 
 
 def recipe_for(base: Path) -> dict[str, Any]:
-    """A recipe, as plain data, that trains on the tiny base within seconds."""
+    """Return a recipe, as plain data, that trains on the tiny base within seconds."""
     return {
         "name": "tiny",
         "base": {"source": "folder", "model": str(base)},
@@ -31,11 +31,11 @@ def recipe_for(base: Path) -> dict[str, Any]:
 
 
 def chapter_text(number: int) -> str:
-    """A chapter of plain prose, different for every number."""
+    """Return a chapter of plain prose, different for every number."""
     items = (PROSE[(number + i) % len(PROSE)] + f"It was item {number * 10 + i}. " for i in range(8))
     return f"# Chapter {number}\n\n## BACKGROUND KNOWLEDGE\n\n{''.join(items)}\n"
 
 
 def prose_of(number: int) -> str:
-    """The prose alone of such a chapter."""
+    """Return only the prose of such a chapter."""
     return chapter_text(number).rpartition("\n\n")[2]

@@ -1,4 +1,4 @@
-"""Sections of report files given in a test, through a store and back, every account checked."""
+"""Reads sections of report files given in a test through a store, and checks every byte account."""
 
 import json
 from collections import Counter
@@ -25,7 +25,7 @@ Content = str | bytes | dict[str, Any]
 
 @dataclass
 class Made:
-    """What became of reports: the chapters as they were stored, and what is said of them all."""
+    """What was made of reports: the chapters as they were stored, and the metadata of all of them."""
 
     sections: list[Section]
     pairs: list[Pair]
@@ -42,7 +42,7 @@ def source_file(name: str, data: bytes) -> SourceFile:
 
 
 def read(files: Mapping[str, Content], *unreadable: Unreadable, **options: Any) -> Made:
-    """Sections of files given as {name with suffix: text, bytes or JSON content}."""
+    """Read sections of files given as {name with suffix: text, bytes or JSON content}."""
     sources = []
     with TemporaryDirectory() as folder:
         store = Store(Path(folder))
@@ -95,7 +95,7 @@ def read(files: Mapping[str, Content], *unreadable: Unreadable, **options: Any) 
 
 
 def texts(files: dict[str, Content], **options: Any) -> list[tuple[str, str, str]]:
-    """(chapter, title, text) of each section."""
+    """Return (chapter, title, text) of each section."""
     return [(section.chapter, section.title, section.text) for section in read(files, **options).sections]
 
 
@@ -116,7 +116,7 @@ def reviewed(
     original: Any = None,
     points: Sequence[Any] = (),
 ) -> dict[str, Any]:
-    """One reviewed section, shape 2c; `points` are those of each iteration."""
+    """Return one reviewed section (shape 2c); `points` are those of each iteration."""
     iterations = [{"improvement_points": found} for found in points]
     scores = [] if score is None else [{"panel_scores": {"clarity": score}}]
     return {

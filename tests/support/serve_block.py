@@ -1,4 +1,4 @@
-"""`python serve_block.py < BLOCK`: run commands that start the UI, until it answers; then end it as Ctrl-C does."""
+"""`python serve_block.py < BLOCK`: run commands that start the UI, until it answers; then stop it as Ctrl-C does."""
 
 import os
 import signal
@@ -8,7 +8,7 @@ from contextlib import suppress
 
 from dagster_dev import wait_until
 from dagster_ui import answers
-from processes import end_inheriting, free_port, heed_ctrl_c
+from processes import accept_ctrl_c, end_inheriting, free_port
 
 MARK = "UI_ON_PORT"
 PORT = "DAGSTER_WEBSERVER_PORT"
@@ -22,7 +22,7 @@ def serve(commands: str) -> None:
         env=os.environ | {PORT: port, MARK: port},
         stdin=subprocess.DEVNULL,
         start_new_session=True,
-        preexec_fn=heed_ctrl_c,
+        preexec_fn=accept_ctrl_c,
     )
     try:
         wait_until(

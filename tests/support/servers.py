@@ -1,4 +1,4 @@
-"""Servers on loopback that a test starts and ends."""
+"""Starts and stops servers on loopback in tests."""
 
 import os
 import subprocess
@@ -9,12 +9,12 @@ from pathlib import Path
 
 import psutil
 from dagster_dev import wait_until
-from processes import heed_ctrl_c
+from processes import accept_ctrl_c
 
 
 @contextmanager
 def serving(command: Sequence[str], address: str, log: Path, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A server while the block lasts, once `address` answers; ended with all that it started."""
+    """Run a server during the block, once `address` answers; it is stopped with all processes that it started."""
     with log.open("wb") as output:
         process = subprocess.Popen(
             command,
@@ -22,7 +22,7 @@ def serving(command: Sequence[str], address: str, log: Path, **environment: str)
             stderr=subprocess.STDOUT,
             env=os.environ | environment,
             cwd=log.parent,
-            preexec_fn=heed_ctrl_c,
+            preexec_fn=accept_ctrl_c,
         )
     try:
         wait_until(lambda: process.poll() is not None or _answers(address), f"{address} answers")

@@ -1,4 +1,4 @@
-"""A Slurm of a controller and nodes, each on a host of its own; all that it writes is in one folder."""
+"""A Slurm cluster of a controller and nodes, each on its own host; all that it writes is in one folder."""
 
 import os
 import shutil
@@ -58,18 +58,18 @@ _SIZE = "CPUs=8 RealMemory=65536 Gres=gpu:1"
 
 @dataclass(frozen=True)
 class Slurm:
-    """A cluster that takes jobs."""
+    """A cluster that accepts jobs."""
 
     folder: Path
     controller: Host
     nodes: Mapping[str, Host]
 
     def submit(self, script: Path, folder: Path, *options: str) -> str:
-        """Submit a batch script from a folder, with the environment of this process; gives the job's number."""
+        """Submit a batch script from a folder, with the environment of this process, and return the job's number."""
         return self.tell("sbatch", "--parsable", *options, str(script), folder=folder)
 
     def tell(self, *command: str, folder: Path | None = None) -> str:
-        """What one of Slurm's commands answers on the controller."""
+        """Return the output of one of Slurm's commands on the controller."""
         done = subprocess.run(
             self.controller.command(*command),
             env=os.environ | self.environment,
@@ -86,34 +86,34 @@ class Slurm:
         return {"SLURM_CONF": str(self.folder / "slurm.conf")}
 
     def job(self, number: str) -> dict[str, str]:
-        """What Slurm says of a job."""
+        """Return what Slurm reports about a job."""
         words = self.tell("scontrol", "--oneliner", "show", "job", number).split()
         return dict(word.partition("=")[::2] for word in words)
 
     def start_elsewhere(self, number: str, node: Host) -> None:
-        """Start a job that was queued again at once, on another node: a node does not take the same job so soon."""
+        """Start a requeued job at once on another node, because a node does not accept the same job so soon."""
         (name,) = [name for name, host in self.nodes.items() if host == node]
         if self.job(number)["JobState"] != "PENDING":  # on a slow machine it has been queued long enough
             return
         self.tell("scontrol", "update", f"JobId={number}", "StartTime=now", f"ExcNodeList={name}")
 
     def node_of(self, number: str) -> Host:
-        """Where a job runs."""
+        """Return the host that a job runs on."""
         return self.nodes[self.job(number)["NodeList"]]
 
 
 @contextmanager
 def slurm(folder: Path, controller: Host, nodes: Sequence[Host], local: Path, patience: int = 10) -> Iterator[Slurm]:
-    """A cluster while the block lasts; whoever ends the hosts ends what is left of its jobs.
+    """Run a cluster during the block; what is left of its jobs is killed with the hosts.
 
-    Each node has more cores and memory than the machine, and a GPU that is none, in Slurm's books. Skipped where Slurm
+    For Slurm each node has more cores and memory than the machine, and a fake GPU. The test is skipped if Slurm
     is not installed; with CI_SLURM=required it fails.
 
     Args:
         folder: for all that the daemons write.
         controller: where jobs are submitted.
         nodes: where they run, as node1, node2, ...
-        local: the FT_CACHE that each node has for itself; all other folders are shared by them.
+        local: the FT_CACHE that each node has on its own; all other folders are shared.
         patience: seconds of silence after which a node is down.
     """
     if missing := [name for name in _DAEMONS if shutil.which(name) is None]:
@@ -157,13 +157,13 @@ def slurm(folder: Path, controller: Host, nodes: Sequence[Host], local: Path, pa
 
 
 def _as_machine(name: str, disk: Path, mounted: Path) -> list[str]:
-    """What gives a process a host name and a folder of its own, as it has on a machine of its own."""
+    """Return the command that gives a process its own host name and folder, as on a separate machine."""
     script = 'hostname "$1" && mount --bind "$2" "$3" && shift 3 && exec "$@"'
     return ["unshare", "--uts", "--mount", "sh", "-c", script, "sh", name, str(disk), str(mounted)]
 
 
 def _munged(folder: Path) -> subprocess.Popen[bytes]:
-    """Slurm's messages are signed with a key of the test's own."""
+    """Run the daemon that signs Slurm's messages, with the test's own key."""
     key = folder / "munge.key"
     key.touch(mode=0o600)
     key.write_bytes(os.urandom(128))
@@ -177,5 +177,5 @@ def _munged(folder: Path) -> subprocess.Popen[bytes]:
 def _idle(cluster: Slurm) -> int:
     try:
         return cluster.tell("sinfo", "--noheader", "--Node", "--format=%t").split().count("idle")
-    except AssertionError:  # the controller does not listen yet
+    except AssertionError:  # until the controller listens
         return 0

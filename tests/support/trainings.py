@@ -1,4 +1,4 @@
-"""Training processes, as the asset starts them but without Dagster."""
+"""Starts training processes as the asset does, but without Dagster."""
 
 import json
 import os
@@ -15,13 +15,13 @@ from ft_dagster.training.request import RESULT, WEIGHTS, TrainingRequest
 
 
 def start(request: TrainingRequest) -> Forked:
-    """A training process, forked; `communicate` gives what it wrote."""
+    """Fork a training process; `communicate` returns its output."""
     path = request.write(Path(request.attempt) / "request.json")
     return Forked("ft_dagster.training", str(path), os.environ, path.with_suffix(".log"))
 
 
-def start_anew(request: TrainingRequest) -> subprocess.Popen[str]:
-    """A training process with an interpreter of its own, which shows its environment to others."""
+def start_interpreter(request: TrainingRequest) -> subprocess.Popen[str]:
+    """Start a training process with a new interpreter, whose environment other processes can see."""
     path = request.write(Path(request.attempt) / "request.json")
     environment = os.environ | {"PYTHONHASHSEED": "0"}
     command = [sys.executable, "-m", "ft_dagster.training", str(path)]
@@ -37,12 +37,12 @@ def wait_until(condition: Callable[[], bool], process: Forked | subprocess.Popen
 
 
 def weights(request: TrainingRequest) -> bytes:
-    """The bytes of the adapter that a request made."""
+    """Return the bytes of the adapter that a request made."""
     return (Path(request.attempt) / "adapter" / WEIGHTS).read_bytes()
 
 
 def asked(processes: int, *parts: dict[str, Any], **training: Any) -> dict[str, Any]:
-    """Parts of a recipe whose steps have four rows, an incomplete one at the end of each epoch."""
+    """Return parts of a recipe with four rows per step and an incomplete step at the end of each epoch."""
     changed: dict[str, Any] = {}
     for part in parts:
         changed |= {name: changed.get(name, {}) | fields for name, fields in part.items()}
@@ -51,7 +51,7 @@ def asked(processes: int, *parts: dict[str, Any], **training: Any) -> dict[str, 
 
 
 def made(request: TrainingRequest) -> dict[str, Any]:
-    """What a process that a run would start makes of a request."""
+    """Return the adapter that a process, as a run would start it, makes of a request."""
     process = start(request)
     assert process.communicate()[1] is not None and process.returncode == 0
     return json.loads((Path(request.attempt) / RESULT).read_bytes())

@@ -1,4 +1,4 @@
-"""A workspace that `dagster dev` watches, to be changed by a test."""
+"""A workspace that `dagster dev` watches and that a test may change."""
 
 from dataclasses import dataclass
 from itertools import takewhile
@@ -36,14 +36,14 @@ class Watched:
 
     @property
     def released(self) -> str:
-        """Key of the released adapter."""
+        """The key of the released adapter."""
         return (self.folder / "fine_tuned_model").resolve().name
 
     def adapter(self, key: str) -> Path:
         return self.folder / ".ft" / "store" / "lora_adapter" / key
 
     def current_text(self) -> str:
-        """The text of all sections as they are now."""
+        """The current text of all sections."""
         key = self.dev.asset("sections").metadata["artifact"]
         return "\n".join(section.text for section in sections(self.folder, key))
 
@@ -53,6 +53,6 @@ def statuses(runs: list[Run]) -> list[str]:
 
 
 def asked_at_once(ticks: list[Tick]) -> bool:
-    """Whether the first tick that saw the reports lie still asked for a run, and no tick did after it."""
+    """Return whether the first tick after the reports had settled requested a run, and no later tick did."""
     waited = list(takewhile(lambda tick: not tick.runs, ticks))
     return all(WRITING in tick.skipped for tick in waited) and sum(bool(tick.runs) for tick in ticks) == 1

@@ -1,13 +1,13 @@
-"""How much a piece of code does, told by something that a busy machine does not change."""
+"""Measures the work of a piece of code in a way that a busy machine does not change."""
 
 import sys
 from collections.abc import Callable
 
 
 def calls(work: Callable[[], object]) -> int:
-    """How many functions are called, those written in C included: what is done over and over in Python shows here.
+    """Return how many functions are called, including those in C, which shows repeated work in Python.
 
-    What one call does in C, such as a regular expression, does not.
+    The work of a single call in C, such as a regular expression, is not visible.
     """
     count = 0
 

@@ -1,4 +1,4 @@
-"""A real Dagster: web server, daemon and code server."""
+"""Fixtures with a real Dagster: web server, daemon and code server."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -8,11 +8,11 @@ import pytest
 from dagster_dev import DagsterDev
 
 collect_ignore = [] if "FT_LONG_TESTS" in os.environ else ["test_canaries.py", "test_kills.py", "test_soak.py"]
-"""Minutes each: `make test-long`."""
+"""Tests that take minutes each, run by `make test-long`."""
 
 
 @pytest.fixture
 def user_interface(workspace: Path, chapters: list[Path], new_history: Callable[[], dict[str, str]]) -> Iterator[str]:
-    """`dagster dev` on six chapters, as `make dev` starts it; gives its address."""
+    """Start `dagster dev` on six chapters, as `make dev` does, and return its address."""
     with DagsterDev(workspace.parent, **new_history()) as dev:
         yield dev.address

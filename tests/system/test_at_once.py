@@ -1,4 +1,4 @@
-"""Of those who ask for the same adapter at once one trains, the others wait for it, and one release comes of it."""
+"""Of several runs for the same adapter at once one trains, the others wait for it, and one release results."""
 
 import json
 import os
@@ -13,7 +13,7 @@ import pytest
 from adapter_reader import reading_throughout
 from commands import COMMAND, work_in
 from dagster_dev import DagsterDev, training_held, until_one_waits
-from processes import end_inheriting, heed_ctrl_c
+from processes import accept_ctrl_c, end_inheriting
 from reports import prose_of
 
 from ft_dagster.defs.stages import stale_stages
@@ -22,13 +22,13 @@ from ft_dagster.defs.workspace import GPU_POOL, Workspace
 
 @pytest.fixture
 def edited(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A finished workspace with an edit that has not been learned, and what reads its released adapter."""
+    """Return a finished workspace with an edit that is not trained on yet; a process reads its released adapter."""
     for part in ("workspace", "home"):
         shutil.copytree(finished / part, tmp_path / part, symlinks=True)
     workspace = tmp_path / "workspace"
     with (workspace / "chapter_markdowns" / "chapter_1.md").open("a") as chapter:
         chapter.writelines(prose_of(number) for number in range(20, 26))
-    with reading_throughout(workspace / "fine_tuned_model") as reads:  # by a process that the variables do not name
+    with reading_throughout(workspace / "fine_tuned_model") as reads:  # by a process that does not see the variables
         work_in(tmp_path, monkeypatch)
         try:
             yield workspace
@@ -39,18 +39,18 @@ def edited(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
 
 def start() -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [*COMMAND, "run"], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, preexec_fn=heed_ctrl_c
+        [*COMMAND, "run"], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, preexec_fn=accept_ctrl_c
     )
 
 
 def trainings(instance: dg.DagsterInstance) -> list[str]:
-    """The runs that started a process that trains, one entry for each process."""
+    """Return the runs that started a training process, one entry for each process."""
     said = [(run.run_id, event.user_message) for run in instance.get_runs() for event in instance.all_logs(run.run_id)]
     return [run for run, message in said if message and "ft_dagster.training runs as process" in message]
 
 
 def require_one_release(workspace: Path, before: int) -> None:
-    """All is up to date, by one release after so many; nothing of a training is left."""
+    """Require that everything is up to date by one more release, and that nothing is left of a training."""
     lines = (workspace / ".ft" / "released" / "history.jsonl").read_text().splitlines()
     assert len(lines) == before + 1
     assert (workspace / "fine_tuned_model").resolve().name == json.loads(lines[-1])["adapter"]
@@ -62,7 +62,7 @@ def require_one_release(workspace: Path, before: int) -> None:
         assert (pool.active_slot_count, pool.pending_step_count) == (0, 0)
 
 
-def test_of_two_runs_one_trains_and_the_other_waits_says_so_and_uses_what_it_made(edited: Path) -> None:
+def test_the_second_of_two_runs_reports_that_it_waits_and_reuses_the_firsts_adapter(edited: Path) -> None:
     both = [start()]
     with training_held(edited):
         both.append(start())
@@ -75,7 +75,7 @@ def test_of_two_runs_one_trains_and_the_other_waits_says_so_and_uses_what_it_mad
     require_one_release(edited, before=1)
 
 
-def test_a_run_that_waits_for_one_that_is_killed_takes_over_and_goes_on_with_its_work(edited: Path) -> None:
+def test_a_run_waiting_for_one_that_is_killed_takes_over_and_continues_its_training(edited: Path) -> None:
     with ExitStack() as stack:
         first = stack.enter_context(start())
         with training_held(edited):
@@ -90,7 +90,7 @@ def test_a_run_that_waits_for_one_that_is_killed_takes_over_and_goes_on_with_its
     require_one_release(edited, before=1)
 
 
-def test_a_run_beside_the_watchers_trains_nothing_twice(edited: Path) -> None:
+def test_a_run_next_to_the_daemons_trains_nothing_twice(edited: Path) -> None:
     with DagsterDev(edited.parent) as dev:
         with training_held(edited):
             beside = start()

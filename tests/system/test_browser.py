@@ -1,7 +1,7 @@
-"""What people see in the UI of `make dev`, in a real browser, on chapters of the example report.
+"""What users see in the UI of `make dev`, in a real browser, on chapters of the example report.
 
-With FT_SCREENSHOTS=FOLDER the tests take the pictures of the documentation (`make screenshots`): then of the whole
-example report, learned by the real base model with the shipped recipe, in a workspace whose path tells nothing about
+With FT_SCREENSHOTS=FOLDER the tests take the pictures of the documentation (`make screenshots`), of the complete
+example report with the real base model and the shipped recipe, in a workspace whose path reveals nothing about
 the machine.
 """
 
@@ -19,16 +19,16 @@ from dagster_ui import Run, steps
 from playwright.sync_api import expect
 from real_base import CHAPTERS, cache, quick_recipe
 
-from ft_dagster.config.recipe import load_recipe
+from ft_dagster.config.recipe_file import load_recipe
 from ft_dagster.defs.stages import BASE_MODEL, REPORT_FILES, STAGES
 
 QUICK = ("chapter_1.md", "chapter_6.md", "chapter_7.md")
 PICTURES = os.environ.get("FT_SCREENSHOTS")
 ASSETS = [BASE_MODEL.to_user_string(), REPORT_FILES.to_user_string(), *(stage.name for stage in STAGES)]
 UNSYNCED = "Unsynced (1)"
-"""The UI's word for an asset whose parent has other content now than it was made from."""
-HELD_BACK = "the least interval is"
-"""Why the watcher starts no second run: so that a person can look at what an edit made stale."""
+"""The UI's word for an asset that was made from earlier content of its parent."""
+HELD_BACK = "the minimum interval is"
+"""Why the sensor starts no second run, so that a test can look at what an edit made stale."""
 
 album = Album(Path(PICTURES) if PICTURES else None)
 
@@ -47,7 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def ui(folder: Path, tiny_base: Path) -> Iterator[UserInterface]:
-    """`make dev` on a workspace without chapters, and a browser."""
+    """Start `make dev` on a workspace without chapters, and a browser."""
     workspace = folder / "workspace"
     (workspace / "chapter_markdowns").mkdir(parents=True)
     if PICTURES:
@@ -57,14 +57,14 @@ def ui(folder: Path, tiny_base: Path) -> Iterator[UserInterface]:
         recipe["base"] = {"source": "folder", "model": str(tiny_base)}
     (workspace / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     settings = {"FT_CACHE": str(cache()), "FT_MINIMUM_INTERVAL_SECONDS": "3600"}
-    with open_page() as page, MakeDev(folder, **settings) as dev:  # the base, once converted, is kept
+    with open_page() as page, MakeDev(folder, **settings) as dev:  # the converted base is kept
         yield UserInterface(dev, page)
 
 
 @pytest.fixture(scope="module")
 def first_run(ui: UserInterface) -> Run:
-    """A person turns the watcher off, brings chapters, and clicks 'Materialize all'; then the watcher is on again."""
-    ui.turn_watcher(on=False)
+    """Turn the sensor off, add chapters, click 'Materialize all', and turn the sensor on again."""
+    ui.turn_sensor(on=False)
     chapters = ui.dev.workspace / "chapter_markdowns"
     if PICTURES:
         shutil.copytree(CHAPTERS, chapters, dirs_exist_ok=True)
@@ -78,11 +78,11 @@ def first_run(ui: UserInterface) -> Run:
     expect(ui.node("lora_adapter")).to_contain_text("Materializing")
     album.take_graph(ui, "lineage-running")
     run = ui.end_of(run)
-    ui.turn_watcher(on=True)
+    ui.turn_sensor(on=True)
     return run
 
 
-def test_the_graph_is_whole_on_the_first_page_of_lineage_and_runs_from_the_reports_to_the_release(
+def test_the_lineage_page_shows_the_complete_graph_from_reports_to_release(
     ui: UserInterface,
 ) -> None:
     ui.open("/", 1600, 900)
@@ -98,7 +98,7 @@ def test_the_graph_is_whole_on_the_first_page_of_lineage_and_runs_from_the_repor
             assert before["x"] + before["width"] < ui.place(stage.name)["x"], f"{parent} stands left of {stage.name}"
 
 
-def test_materialize_all_makes_and_releases_an_adapter_and_leaves_nothing_for_the_watcher(
+def test_materialize_all_trains_and_releases_an_adapter_and_leaves_nothing_stale(
     ui: UserInterface, first_run: Run
 ) -> None:
     assert first_run.status == "SUCCESS"
@@ -132,7 +132,7 @@ def test_the_adapters_page_shows_its_loss_curve_its_chapters_its_checks_and_its_
     ui.page.get_by_role("button", name="Close").click()
     ui.page.get_by_role("tab", name="Checks").click()
     for check in ("loss_is_finite", "adapter_reloads_and_differs_from_base", "every_token_is_supervised_once_an_epoch"):
-        expect(ui.page.get_by_text(check).first).to_be_attached()  # what is seen of a long name is its two ends
+        expect(ui.page.get_by_text(check).first).to_be_attached()  # only both ends of a long name are visible
     expect(ui.page.get_by_text("Succeeded")).to_have_count(3)
 
 
@@ -153,11 +153,11 @@ def test_the_evaluations_page_shows_a_table_of_chapters_the_rules_and_the_checks
     album.take(ui.page, "checks")
 
 
-def test_an_edit_is_marked_in_the_graph_until_a_run_has_learned_it(ui: UserInterface, first_run: Run) -> None:
+def test_an_edit_is_marked_in_the_graph_until_a_run_has_trained_on_it(ui: UserInterface, first_run: Run) -> None:
     chapter = ui.dev.workspace / "chapter_markdowns" / "chapter_1.md"
     text = chapter.read_text()
     chapter.write_text(text + "\n\n")
-    (automatic,) = wait_until(lambda: ui.dev.runs()[1:], "the watcher started a run")
+    (automatic,) = wait_until(lambda: ui.dev.runs()[1:], "the sensor started a run")
     assert ui.end_of(automatic).status == "SUCCESS"
     assert steps(ui.dev.address, automatic.id).keys() == {"raw_chapters", "sections"}, "no word has changed"
 

@@ -1,4 +1,4 @@
-"""The main job on a bucket: the same bytes as on a folder, and what one machine made is there for the others."""
+"""The main job on a bucket: it gives the same bytes as on a folder, and other machines reuse what one made."""
 
 import shutil
 import subprocess
@@ -15,7 +15,7 @@ from buckets import KEY_ID, SECRET_KEY, SESSION_TOKEN, Server, set_environment, 
 from commands import COMMAND, ft_dagster
 from dagster_dev import wait_until
 from graphs import instance_on, run
-from processes import command_of, heed_ctrl_c
+from processes import accept_ctrl_c, command_of
 
 from ft_dagster.defs.clean import find_removable
 from ft_dagster.defs.stages import stale_stages
@@ -33,14 +33,14 @@ CANARIES = (SECRET_KEY, SESSION_TOKEN)
 
 @dataclass(frozen=True)
 class Machine:
-    """A workspace with a cache and a history of its own; the bucket is all that it shares."""
+    """A workspace with its own cache and history, which shares only the bucket."""
 
     folder: Path
     instance: dg.DagsterInstance
 
     @property
     def trainings(self) -> list[str]:
-        """Names of the logs of training processes."""
+        """Return the names of the logs of training processes."""
         logs = self.folder / "workspace" / "logs"
         return sorted(path.name for path in logs.glob("*.log") if not path.name.startswith("evaluation-"))
 
@@ -52,7 +52,7 @@ class Machine:
 def machine(
     name: str, of: Path, folder: Path, server: Server, url: str, through: str | None = None
 ) -> Iterator[Machine]:
-    """A machine with the reports and the recipe of the finished workspace, and nothing that was made of them."""
+    """Make a machine with the reports and the recipe of the finished workspace, and nothing that was made of them."""
     here = folder / name
     for part in ("chapter_markdowns", "recipe.yaml"):
         source, target = of / "workspace" / part, here / "workspace" / part
@@ -68,21 +68,21 @@ def machine(
 
 
 def weights_of(finished: Path) -> bytes:
-    """Of the adapter that the same reports and recipe make in a folder."""
+    """Return the weights of the adapter that the same reports and recipe make in a folder."""
     store = Store(finished / "workspace" / ".ft" / "store")
     (adapter,) = store.all(ADAPTER)
     return (adapter.path / WEIGHTS).read_bytes()
 
 
 def without(*canaries: str, bucket: Bucket, folders: list[Path]) -> None:
-    """Nothing that was written anywhere holds a secret."""
+    """Require that no secret was written anywhere."""
     for name, data in bucket.read_many(bucket.list("")).items():
         assert not any(canary.encode() in data for canary in canaries), name
     for path in (path for folder in folders for path in folder.rglob("*") if path.is_file()):
         assert not any(canary.encode() in path.read_bytes() for canary in canaries), path
 
 
-def test_the_main_job_gives_the_bytes_of_a_folder_and_another_machine_uses_them_again(
+def test_a_bucket_gives_the_same_adapter_as_a_folder_and_another_machine_reuses_it(
     finished: Path, tmp_path: Path, s3_server: Server, s3_url: str
 ) -> None:
     with machine("here", finished, tmp_path, s3_server, s3_url) as here:
@@ -107,7 +107,7 @@ def test_the_main_job_gives_the_bytes_of_a_folder_and_another_machine_uses_them_
     without(*CANARIES, KEY_ID, bucket=Bucket(s3_url), folders=[tmp_path])
 
 
-def test_an_adapter_whose_upload_is_cut_off_is_not_half_there_and_not_trained_again(
+def test_an_adapter_whose_upload_is_cut_off_is_not_half_stored_and_not_retrained(
     finished: Path, tmp_path: Path, s3_server: Server, s3_url: str
 ) -> None:
     with wire_to(s3_server) as wire, machine("here", finished, tmp_path, s3_server, s3_url, wire.address) as here:
@@ -120,7 +120,7 @@ def test_an_adapter_whose_upload_is_cut_off_is_not_half_there_and_not_trained_ag
         with pytest.MonkeyPatch.context() as patch:
             set_environment(patch, s3_server)
             assert list(Workspace().store.all(ADAPTER)) == []
-        wire.mend()
+        wire.restore()
         log = here.folder / "workspace" / "logs" / here.trainings[0]
         before = log.stat().st_size
         assert run(here.instance, "lora_adapter").success
@@ -129,7 +129,7 @@ def test_an_adapter_whose_upload_is_cut_off_is_not_half_there_and_not_trained_ag
         assert adapter.files[WEIGHTS] == digest(weights_of(finished))
 
 
-def test_a_killed_run_goes_on_on_another_machine_and_no_secret_is_shown(
+def test_a_killed_run_resumes_on_another_machine_and_no_secret_is_shown(
     finished: Path, tmp_path: Path, s3_server: Server, s3_url: str
 ) -> None:
     def longer(workspace: Path) -> None:
@@ -141,7 +141,7 @@ def test_a_killed_run_goes_on_on_another_machine_and_no_secret_is_shown(
     bucket = Bucket(s3_url)
     with machine("here", finished, tmp_path, s3_server, s3_url) as here:
         longer(here.folder / "workspace")
-        killed = subprocess.Popen([*COMMAND, "run"], preexec_fn=heed_ctrl_c, stderr=subprocess.DEVNULL)
+        killed = subprocess.Popen([*COMMAND, "run"], preexec_fn=accept_ctrl_c, stderr=subprocess.DEVNULL)
         try:
             wait_until(lambda: any(name.endswith("/complete") for name in bucket.list("attempts")), "a checkpoint")
             children = psutil.Process(killed.pid).children(recursive=True)

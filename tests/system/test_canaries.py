@@ -1,4 +1,4 @@
-"""Every secret planted at once: in no log, event, row, object, file, message or list of processes, whatever fails."""
+"""All secrets are planted at once and reach no log, event, row, object, file, message or process list."""
 
 import gzip
 import json
@@ -52,13 +52,13 @@ _RUNS = (
 
 @dataclass
 class Planted:
-    """A workspace whose environment holds every secret, and all that its commands have said."""
+    """A workspace whose environment contains every secret, and all output of its commands."""
 
     folder: Path
     database: Database
     store: str
     refusing: str
-    """Address of a server that quotes what it is sent."""
+    """The address of a server that quotes what it is sent."""
     said: list[str] = field(default_factory=list)
 
     @property
@@ -81,7 +81,7 @@ class Planted:
 def planted(
     finished: Path, tiny_base: Path, tmp_path: Path, s3_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Planted]:
-    """The reports and the recipe of the finished workspace, and nothing that was made of them."""
+    """Return a workspace with the reports and recipe of the finished one, and nothing that was made of them."""
     workspace = tmp_path / "workspace"
     shutil.copytree(finished / "workspace" / "chapter_markdowns", workspace / "chapter_markdowns")
     shutil.copy(finished / "workspace" / "recipe.yaml", workspace)
@@ -109,7 +109,7 @@ def planted(
 
 
 def instead(planted: Planted, patch: pytest.MonkeyPatch) -> None:
-    """Put the secrets into `.env`, those too that are not looked for there, and take two out of the environment."""
+    """Put the secrets into `.env`, even those that are not read from it, and take two out of the environment."""
     lines = [f"{name}='{os.environ.get(name, secret)}'" for name, secret in SECRETS.items()]
     (planted.workspace / ".env").write_text("\n".join(lines) + "\n")
     for name in ("HUGGINGFACE_TOKEN", "MLFLOW_TRACKING_URI"):
@@ -117,7 +117,7 @@ def instead(planted: Planted, patch: pytest.MonkeyPatch) -> None:
 
 
 def everything_fails(planted: Planted, patch: pytest.MonkeyPatch) -> None:
-    """One failure after the other, each of which has something to say about a secret."""
+    """Cause one failure after the other, each with an error that could quote a secret."""
     chapter, recipe = planted.workspace / "chapter_markdowns" / "chapter_1.md", planted.workspace / "recipe.yaml"
     text, asked = chapter.read_text(), recipe.read_text()
     planted.change_recipe(lambda content: content.update(tokens={"block_size": 1}))
@@ -137,7 +137,7 @@ def everything_fails(planted: Planted, patch: pytest.MonkeyPatch) -> None:
     planted.ft_dagster("doctor")
     recipe.write_text(asked)
     planted.ft_dagster("release", "push", "owner/model", "--yes", code=1, says="owner/model")
-    planted.ft_dagster("track", code=1, says="MLflow was not told")
+    planted.ft_dagster("track", code=1, says="MLflow was not updated")
 
     with patch.context() as away:
         away.setenv("AWS_ENDPOINT_URL", f"http://{planted.refusing}")
@@ -153,7 +153,7 @@ def everything_fails(planted: Planted, patch: pytest.MonkeyPatch) -> None:
 
 
 def shown_by_the_ui(planted: Planted) -> str:
-    """What the UI tells of the instance, of all runs and their events, after the daemon has looked at the reports."""
+    """Return what the UI shows of the instance, all runs and their events, after the daemon has scanned the reports."""
     with DagsterDev(planted.folder, **dev_settings(planted)) as dev:
         dev.until_up_to_date()
         answers = [graphql(dev.address, _RUNS)]
@@ -169,7 +169,7 @@ def dev_settings(planted: Planted) -> dict[str, str]:
 
 
 def leaks(planted: Planted, watched: Watched, *shown: str) -> dict[str, Any]:
-    """Where a secret can be read -> which."""
+    """Return the places where a secret can be read, and which secret it is."""
     found = {
         **files_with(planted.folder, SECRETS, except_for=[planted.workspace / ".env"]),
         **{f"table {name}": names for name, names in rows_with(planted.database.tables(), SECRETS).items()},
@@ -186,7 +186,7 @@ def leaks(planted: Planted, watched: Watched, *shown: str) -> dict[str, Any]:
     return {place: names for place, names in found.items() if names}
 
 
-def test_no_secret_is_written_said_or_shown_when_all_goes_well_and_when_everything_fails(
+def test_no_secret_is_written_logged_or_shown_in_success_or_failure(
     planted: Planted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with processes_watched(planted.workspace, SECRETS) as watched:
@@ -197,7 +197,7 @@ def test_no_secret_is_written_said_or_shown_when_all_goes_well_and_when_everythi
             planted.ft_dagster("doctor", says="HUGGINGFACE_TOKEN")
             planted.ft_dagster("lineage", "show")
             planted.ft_dagster("release", "push", "owner/model", says="Would go to owner/model")
-            planted.ft_dagster("track", code=1, says="MLflow was not told")
+            planted.ft_dagster("track", code=1, says="MLflow was not updated")
         everything_fails(planted, monkeypatch)
         planted.ft_dagster("run")
         shown = shown_by_the_ui(planted)

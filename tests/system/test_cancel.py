@@ -1,4 +1,4 @@
-"""A run that a person cancels in the UI stops its training, children included, whether or not they heed it."""
+"""Canceling a run in the UI stops its training and all children, whether or not they respond."""
 
 import shutil
 import subprocess
@@ -19,7 +19,7 @@ from ft_dagster.training.request import KIND as ADAPTER
 
 _GRACE = ChildProcess().grace_seconds
 _TRAINING = {"run", "training", "torchrun", "one of several that train"}
-"""What lives while a run trains, and must be gone when it does not."""
+"""The processes that exist while a run trains, and only then."""
 
 
 @pytest.fixture(scope="module")
@@ -33,10 +33,10 @@ def dev(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Da
 
 
 def training_of_an_edit(dev: DagsterDev, **training: int) -> tuple[Run, list[psutil.Process]]:
-    """Change the recipe; give the run that the watcher asks for, and its processes that train, in mid-step."""
+    """Change the recipe and return the run that the sensor requests, with its training processes in mid-step."""
     path = dev.workspace / "recipe.yaml"
     recipe = yaml.safe_load(path.read_text())
-    # Nothing saves a checkpoint but being asked to stop.
+    # Only a request to stop saves a checkpoint.
     recipe["training"] |= {"epochs": 12, "save_every": 100_000, **training}
     path.write_text(yaml.safe_dump(recipe))
     dev.until_training()
@@ -45,7 +45,7 @@ def training_of_an_edit(dev: DagsterDev, **training: int) -> tuple[Run, list[psu
 
 
 def is_over(dev: DagsterDev, run: Run, seconds: float) -> None:
-    """Wait until a cancelled run says so and nothing of it lives or holds the slot."""
+    """Wait until a run is canceled and no process of it is alive or holds the slot."""
     wait_until(lambda: not dev.kinds().keys() & _TRAINING, "no process of the run is left", seconds)
     wait_until(lambda: dev.runs()[-1].status == "CANCELED", "the run is cancelled", seconds=60)
     assert dev.runs()[-1].id == run.id and slots_taken(dev.address) == 0
@@ -56,7 +56,7 @@ def checkpoints(dev: DagsterDev) -> list[Path]:
 
 
 def resumed_from(dev: DagsterDev) -> int:
-    """Run again, as the person who cancelled does; give the step at which training went on."""
+    """Run again, as the user who canceled would, and return the step at which training resumed."""
     done = subprocess.run([*COMMAND, "run"], env=dev.environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     newest = Store(dev.workspace / ".ft" / "store").newest(ADAPTER)
@@ -65,11 +65,11 @@ def resumed_from(dev: DagsterDev) -> int:
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_training_saves_and_stops_within_thirty_seconds_and_the_next_run_goes_on_from_there(
+def test_canceled_training_saves_within_thirty_seconds_and_the_next_run_resumes_it(
     dev: DagsterDev, processes: int
 ) -> None:
     run, training = training_of_an_edit(dev, processes=processes, seed=processes)
-    with suspended(training):  # it takes seconds, and would be done before it is asked to stop
+    with suspended(training):  # it takes seconds, and would finish before it is asked to stop
         terminate(dev.address, run.id)
         wait_until(lambda: all(map(is_asked_to_stop, training)), "it is asked to stop")
     is_over(dev, run, seconds=30)
@@ -78,7 +78,7 @@ def test_training_saves_and_stops_within_thirty_seconds_and_the_next_run_goes_on
     assert not checkpoints(dev)
 
 
-def test_a_training_that_does_not_react_is_killed_after_the_grace_period(dev: DagsterDev) -> None:
+def test_a_training_that_does_not_respond_is_killed_after_the_grace_period(dev: DagsterDev) -> None:
     run, training = training_of_an_edit(dev, processes=2, seed=3)
     assert len(training) == 2
     with suspended(training):

@@ -1,4 +1,4 @@
-"""Flipped bits and a checkpoint that was cut off: noticed before use, told by name, and made again as is said."""
+"""Flipped bits and truncated checkpoints are detected before use and named, and following the message fixes them."""
 
 import re
 import shutil
@@ -25,18 +25,18 @@ from ft_dagster.store.local import Artifact, Store
 USED_BY = {
     "raw_chapters": ("sections",),
     "sections": ("tokenized_dataset",),
-    "tokenized_dataset": ("lora_adapter", "adapter_evaluation"),  # one reads what is taught, one what is held out
+    "tokenized_dataset": ("lora_adapter", "adapter_evaluation"),  # one reads the training text, one the held-out text
     "lora_adapter": ("adapter_evaluation",),
     "adapter_evaluation": ("released_adapter",),
 }
 NOT_READ_THERE = {
-    # What a stage does not read it cannot be misled by; whoever reads it checks it.
+    # A stage cannot be misled by what it does not read; the stage that reads it checks it.
     "sections": {"unreadable.json", "findings.json"},
 }
 
 
 def flip(path: Path) -> None:
-    """One bit in the middle of a file."""
+    """Flip one bit in the middle of a file."""
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
@@ -53,18 +53,18 @@ def blobs_of(artifact: Artifact) -> Iterator[str]:
                 yield from (stored.lines, stored.figures)
         case "tokenized_dataset":
             for rows in dataset_shards(artifact):
-                yield from (rows.documents, *rows.rows.values())  # the figures are read for the next dataset alone
+                yield from (rows.documents, *rows.rows.values())  # the figures are read only for the next dataset
 
 
 def files_of(store: Store, kind: str) -> list[Path]:
-    """Every file of the one artifact of a kind, manifest included, and the blobs that it names."""
+    """Return every file of the only artifact of a kind, with its manifest and the blobs that it names."""
     artifact = store.get(kind, store.keys(kind)[0])
     folder = [path for path in sorted(artifact.path.rglob("*")) if path.is_file()]
     return folder + [store.blob_path(name) for name in dict.fromkeys(blobs_of(artifact))]
 
 
 def contents(store: Store) -> dict[str, Any]:
-    """What must come out again: keys and bytes; of an evaluation what it measured, because it also holds its time."""
+    """Return the keys and bytes that must be the same again; of an evaluation only its measurements, not its time."""
     found = {}
     for stage in KINDS:
         for key in store.keys(stage.name):
@@ -74,13 +74,13 @@ def contents(store: Store) -> dict[str, Any]:
 
 
 def said_by(instance: dg.DagsterInstance, *assets: str) -> str:
-    """Why a run of these failed; nothing where it did not."""
+    """Return why a run of these stages failed; nothing if it did not."""
     result = run(instance, *assets)
     return "" if result.success else " ".join(map(failure_message, result.get_step_failure_events()))
 
 
 @pytest.mark.parametrize("kind", USED_BY)
-def test_each_flipped_bit_is_noticed_by_name_before_what_it_is_in_is_used(
+def test_each_flipped_bit_is_detected_and_named_before_the_damaged_file_is_used(
     up_to_date: dg.DagsterInstance, workspace: Path, tmp_path: Path, kind: str
 ) -> None:
     store = Store(workspace / ".ft" / "store")
@@ -89,7 +89,7 @@ def test_each_flipped_bit_is_noticed_by_name_before_what_it_is_in_is_used(
     for path in files_of(store, kind):
         whole = path.read_bytes()
         for stage in USED_BY[kind]:
-            shutil.rmtree(store.root / stage, ignore_errors=True)  # so that it is made, not found
+            shutil.rmtree(store.root / stage, ignore_errors=True)  # so that it is made and not found
             flip(path)
             said = said_by(up_to_date, stage)
             path.write_bytes(whole)
@@ -103,7 +103,7 @@ def test_each_flipped_bit_is_noticed_by_name_before_what_it_is_in_is_used(
 
 
 @pytest.mark.parametrize("kind", USED_BY)
-def test_what_was_damaged_is_made_again_with_the_same_bytes_when_one_does_what_the_message_says(
+def test_following_the_message_about_damage_restores_an_artifact_with_the_same_bytes(
     up_to_date: dg.DagsterInstance, workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home"))
@@ -140,7 +140,7 @@ def test_reports_and_rows_that_were_damaged_are_made_again_from_the_reports(
     assert contents(store) != before
 
 
-def test_a_checkpoint_that_was_cut_off_is_named_and_training_goes_on_from_the_one_before(
+def test_a_truncated_checkpoint_is_named_and_training_resumes_from_the_one_before(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = []
@@ -165,7 +165,7 @@ def test_a_checkpoint_that_was_cut_off_is_named_and_training_goes_on_from_the_on
 
 
 def two_checkpoints_of_a_killed_run(workspace: Path) -> list[Path]:
-    """Run, kill everything once two checkpoints are whole, and give the last two, the older one first."""
+    """Run, kill everything once two checkpoints are complete, and return the last two, the older one first."""
 
     def whole() -> list[Path]:
         found = [path.parent for path in (workspace / ".ft" / "attempts").glob("*/*/checkpoint-*/complete")]

@@ -1,4 +1,4 @@
-"""One training on a device at a time, however many are asked for."""
+"""A device runs one training at a time, however many are requested."""
 
 import os
 import subprocess
@@ -40,7 +40,7 @@ def nothing_left(workspace: Path) -> Iterator[None]:
 def recipe(
     workspace: Path, content: dict[str, Any], monkeypatch: pytest.MonkeyPatch, **training: Any
 ) -> Iterator[None]:
-    """While this lasts, what is started uses a recipe with these fields."""
+    """Make processes that are started during the block use a recipe with these fields."""
     name = "-".join(map(str, training.values())) + ".yaml"
     (workspace / name).write_text(yaml.safe_dump(content | {"training": content["training"] | training}))
     with monkeypatch.context() as patch:
@@ -49,7 +49,7 @@ def recipe(
 
 
 def trainings(instance: dg.DagsterInstance) -> list[tuple[float, float]]:
-    """When training began and ended, of each run that has trained."""
+    """Return when training started and stopped, for each run that has trained."""
     found = []
     for run_ in instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.SUCCESS])):
         steps = {s.step_key: s for s in instance.get_run_step_stats(run_.run_id)}
@@ -61,13 +61,13 @@ def trainings(instance: dg.DagsterInstance) -> list[tuple[float, float]]:
 def train(
     workspace: Path, content: dict[str, Any], monkeypatch: pytest.MonkeyPatch, **training: Any
 ) -> subprocess.Popen[bytes]:
-    """A process that trains by a recipe with these fields."""
+    """Start a process that trains with a recipe with these fields."""
     paths = os.pathsep.join([str(SUPPORT), os.environ.get("PYTHONPATH", "")])
     with recipe(workspace, content, monkeypatch, **training):
         return subprocess.Popen([sys.executable, "-c", TRAIN], env=os.environ | {"PYTHONPATH": paths})
 
 
-def test_of_two_recipes_asked_for_at_once_one_waits_and_both_end_right(
+def test_of_two_recipes_requested_at_once_one_waits_and_both_give_the_right_adapter(
     workspace: Path, chapters: list[Path], tiny_recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with open_instance(load_settings()) as instance:

@@ -1,6 +1,6 @@
-"""Disks that are full or cannot be written to: said by name, nothing is torn, and it goes on when there is room.
+"""Full and read-only disks are named, nothing is left half written, and work continues once there is free space.
 
-Each command runs where the disk is another one: in a mount namespace of its own, which the rest does not see.
+Each command runs with another disk, in its own mount namespace, which other processes do not see.
 """
 
 import os
@@ -36,7 +36,7 @@ mount --bind "$folder" "$folder" && mount -o remount,bind,ro "$folder"
 
 @pytest.fixture
 def edited(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A finished workspace with an edit that has not been learned."""
+    """Return a finished workspace with an edit that is not trained on yet."""
     require_namespaces()
     return with_an_edit(finished, tmp_path, monkeypatch)
 
@@ -50,7 +50,7 @@ def with_an_edit(finished: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.fixture(scope="module")
 def undisturbed(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[bytes]:
-    """The weights that the edit makes where there is room, of reports that lie where nothing can be written."""
+    """Return the weights that the edit gives with enough disk space and with reports in a read-only folder."""
     require_namespaces()
     with pytest.MonkeyPatch.context() as patch:
         workspace = with_an_edit(finished, tmp_path_factory.mktemp("undisturbed"), patch)
@@ -60,7 +60,7 @@ def undisturbed(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 
 def elsewhere(script: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """`ft-dagster run` as a script has it run, with mounts that nobody else has."""
+    """Run `ft-dagster run` as a script does, with mounts that no other process sees."""
     command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh", *map(str, arguments)]
     return subprocess.run([*command, *COMMAND, "run"], capture_output=True, text=True, check=False)
 
@@ -74,7 +74,7 @@ def elsewhere(script: str, *arguments: str | Path) -> subprocess.CompletedProces
     ],
     ids=["store", "checkpoints", "history"],
 )
-def test_a_full_disk_is_named_and_with_room_on_it_the_next_run_ends_with_the_bytes_of_an_undisturbed_one(
+def test_a_full_disk_is_named_and_once_it_has_space_the_next_run_gives_equal_bytes(
     edited: Path, undisturbed: bytes, tmp_path: Path, folder: str, size: str, name: str
 ) -> None:
     place = Path(os.path.normpath(edited / folder))
@@ -91,9 +91,7 @@ def test_a_full_disk_is_named_and_with_room_on_it_the_next_run_ends_with_the_byt
     ("folder", "name"),
     [(".ft/store", "FT_STORE"), (".ft", "the state of the workspace"), ("../home", "DAGSTER_HOME")],
 )
-def test_a_folder_that_cannot_be_written_to_is_named_and_nothing_is_changed(
-    edited: Path, folder: str, name: str
-) -> None:
+def test_a_folder_that_is_not_writable_is_named_and_nothing_is_changed(edited: Path, folder: str, name: str) -> None:
     place = Path(os.path.normpath(edited / folder))
     before = (edited / "fine_tuned_model").resolve()
     refused = elsewhere(_READ_ONLY, place)
@@ -104,5 +102,5 @@ def test_a_folder_that_cannot_be_written_to_is_named_and_nothing_is_changed(
     assert (edited / "fine_tuned_model").resolve() == before
 
 
-def test_reports_may_lie_where_nothing_can_be_written(undisturbed: bytes, finished: Path) -> None:
+def test_reports_may_be_in_a_read_only_folder(undisturbed: bytes, finished: Path) -> None:
     assert undisturbed != (finished / "workspace" / WEIGHTS).read_bytes(), "the edit has been learned"

@@ -1,4 +1,4 @@
-"""A base model that comes from a hub: fetched once, and again where its bytes are not those that the hub named."""
+"""A base model from a hub is fetched once, and files that differ from the hub's hashes are fetched again."""
 
 import shutil
 import subprocess
@@ -24,7 +24,7 @@ def hub(tiny_base: Path) -> Iterator[Hub]:
 def trained(
     finished: Path, hub: Hub, tiny_base: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Path, bytes]]:
-    """A folder with a workspace that learned from the hub's model, and the weights that an edit makes there."""
+    """Return a folder with a workspace trained on the hub's model, and the weights that an edit gives there."""
     folder = tmp_path_factory.mktemp("hub")
     shutil.copytree(finished / "workspace" / "chapter_markdowns", folder / "workspace" / "chapter_markdowns")
     recipe = recipe_for(tiny_base) | {"base": {"source": "hub", "model": MODEL, "revision": COMMIT}}
@@ -45,7 +45,7 @@ def trained(
 
 @pytest.fixture
 def edited(trained: tuple[Path, bytes], tmp_path: Path) -> Path:
-    """A copy of that folder with an edit that has not been learned."""
+    """Return a copy of that folder with an edit that is not trained on yet."""
     folder = shutil.copytree(trained[0], tmp_path / "copy", symlinks=True)
     edit(folder)
     return folder
@@ -63,7 +63,7 @@ def run_in(folder: Path, hub: Hub, patch: pytest.MonkeyPatch) -> subprocess.Comp
 
 
 def in_cache(folder: Path, name: str) -> Path:
-    """Where the bytes of one of the model's files are."""
+    """Return the path of the bytes of one of the model's files."""
     (link,) = (folder / "cache" / "hub").glob(f"models--*/snapshots/{COMMIT}/{name}")
     return link.resolve()
 
@@ -74,7 +74,7 @@ def flip(path: Path) -> None:
     path.write_bytes(data)
 
 
-def test_files_of_the_base_that_are_damaged_or_gone_are_fetched_again_before_anything_is_learned(
+def test_damaged_or_missing_base_files_are_fetched_again_before_training(
     edited: Path, trained: tuple[Path, bytes], hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = len(hub.fetched)
@@ -89,7 +89,7 @@ def test_files_of_the_base_that_are_damaged_or_gone_are_fetched_again_before_any
     assert (edited / "workspace" / WEIGHTS).read_bytes() == trained[1]
 
 
-def test_without_a_way_to_the_hub_a_damaged_base_is_named_and_nothing_is_learned(
+def test_without_access_to_the_hub_a_damaged_base_is_named_and_nothing_is_trained(
     edited: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     weights = in_cache(edited, "model.safetensors")

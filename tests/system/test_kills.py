@@ -1,4 +1,4 @@
-"""Killed at random moments and started again, it comes to the state that nobody disturbed."""
+"""After kills at random moments and restarts, the state is that of an undisturbed update."""
 
 import json
 import os
@@ -29,38 +29,38 @@ KILLS = int(os.environ.get("FT_KILLS", "2"))
 SEED = int(os.environ.get("FT_KILLS_SEED", "1"))
 EVERYTHING = "everything"
 _ENDS_WITH = ("dagster dev", "web server", "daemon", EVERYTHING)
-"""What `dagster dev` ends with: it is started again."""
+"""The processes whose death stops `dagster dev`; it is started again."""
 _NOT_STARTED_AGAIN = ("code server", "code")
-"""Without which Dagster goes on, does nothing, and says so in the UI: a person starts `dagster dev` anew."""
+"""Without these Dagster keeps running idle and reports it in the UI, so a user restarts `dagster dev`."""
 _SERVICES = ("dagster dev", "web server", "daemon", "code server", "code")
 _ORPHANS_SECONDS = 120
-"""A code server ends by itself when it has not heard of `dagster dev` for 45 s, and its child 45 s after it."""
+"""A code server exits after 45 s without a heartbeat of `dagster dev`, and its child 45 s later."""
 
 
 @dataclass(frozen=True)
 class Undisturbed:
-    """An update that nobody disturbed."""
+    """An undisturbed update."""
 
     seconds: float
-    """From the edit until everything was up to date."""
+    """The seconds from the edit until everything was up to date."""
     lives: dict[str, tuple[float, float]]
-    """Kind of process -> when the first was seen after the edit, and the last, in seconds."""
+    """Kind of process -> when the first and the last were seen after the edit, in seconds."""
     idle: Counter[str]
-    """Kind of process -> how many are there when nothing runs."""
+    """Kind of process -> how many there are when nothing runs."""
     outcome: dict[str, Any]
 
 
 def a_copy(finished: Path, folder: Path) -> Path:
-    """A finished workspace with its history, whose recipe has not changed yet."""
+    """Return a copy of a finished workspace with its history, whose recipe is unchanged."""
     for part in ("workspace", "home"):
         shutil.copytree(finished / part, folder / part, symlinks=True)
     return folder
 
 
 def edit(workspace: Path) -> None:
-    """Some seconds' worth of new text, and two processes to learn it, so that training has children of its own.
+    """Add text that takes seconds to train on, with two processes, so that training has children of its own.
 
-    The text comes first: until the reports lie still nobody asks for a run, which would be one for the recipe alone.
+    The text is added first: no run, which would be for the recipe alone, is requested before the reports settle.
     """
     with (workspace / "chapter_markdowns" / "chapter_1.md").open("a") as chapter:
         chapter.write("\nThe ferry went only once.\n")
@@ -75,7 +75,7 @@ def released(dev: DagsterDev) -> str:
 
 
 def outcome(dev: DagsterDev) -> dict[str, Any]:
-    """Everything that must not depend on what happened on the way: versions, keys, and bytes."""
+    """Return everything that must not depend on the kills: versions, keys and bytes."""
     store = Store(dev.workspace / ".ft" / "store")
     assets = {stage.name: dev.asset(stage.name) for stage in STAGES}
     keys = {name: asset.metadata["artifact"] for name, asset in assets.items()}
@@ -101,7 +101,7 @@ def counted(dev: DagsterDev) -> Counter[str]:
 
 
 def require_whole(store: Store) -> None:
-    """Every artifact has its manifest and every byte is what was taken in; so has every blob."""
+    """Require that every artifact has its manifest, and that it and every blob have the bytes that were committed."""
     for stage in KINDS:
         for key in store.keys(stage.name):
             store.get(stage.name, key)
@@ -128,20 +128,20 @@ def undisturbed(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Und
 
 
 def rounds() -> Iterator[list[int]]:
-    """Numbers of the kills, two in each update: one while it goes on, one while it recovers from that."""
+    """Return the numbers of the kills, two in each update: one during the update and one during its recovery."""
     for first in range(0, KILLS, 2):
         yield list(range(first, min(first + 2, KILLS)))
 
 
 def in_turn(undisturbed: Undisturbed, number: int) -> str:
-    """What is killed in an update: each kind as often as every other one, in an order that is drawn."""
+    """Return what is killed in an update: each kind equally often, in random order."""
     kinds = sorted([*undisturbed.lives, EVERYTHING])
     random.Random(SEED).shuffle(kinds)
     return kinds[number // 2 % len(kinds)]
 
 
 def strike(dev: DagsterDev, kind: str, moment: float, done: str, chance: random.Random) -> str:
-    """SIGKILL to a process of a kind at a moment, or as soon as there is one; to all if there comes none any more."""
+    """Send SIGKILL to a process of a kind at a moment, or once there is one; to all if none appears any more."""
     began = time.monotonic()
     wait_until(lambda: time.monotonic() - began >= moment, "the moment has come")
     if kind != EVERYTHING:
@@ -155,7 +155,7 @@ def strike(dev: DagsterDev, kind: str, moment: float, done: str, chance: random.
 
 
 def restart(dev: DagsterDev, hit: str, chance: random.Random) -> str:
-    """What a supervisor does when `dagster dev` has ended: systemd kills what is left of it, a person does not."""
+    """Restart `dagster dev` as a supervisor does: systemd kills what is left of it, a user does not."""
     if hit in _NOT_STARTED_AGAIN:
         dev.interrupt()
         dev.start()
@@ -169,7 +169,7 @@ def restart(dev: DagsterDev, hit: str, chance: random.Random) -> str:
 
 
 @pytest.mark.parametrize("numbers", [*rounds()], ids=lambda numbers: "-".join(map(str, numbers)))
-def test_killed_at_random_moments_it_ends_where_an_undisturbed_run_ends(
+def test_kills_at_random_moments_do_not_change_the_outcome(
     undisturbed: Undisturbed, finished: Path, tmp_path: Path, numbers: list[int]
 ) -> None:
     folder = a_copy(finished, tmp_path)
@@ -180,9 +180,9 @@ def test_killed_at_random_moments_it_ends_where_an_undisturbed_run_ends(
         for number in numbers:
             chance = random.Random(f"{SEED}.{number}")
             first = number == numbers[0]
-            # A second failure for the same content would wait for a person: what is killed in a recovery is a server.
+            # A second failure for the same content would wait for a user, so only servers are killed in a recovery.
             kind = in_turn(undisturbed, number) if first else chance.choice([*_SERVICES, EVERYTHING])
-            # A recovery has less to do than the whole.
+            # A recovery has less to do than the complete update.
             span = undisturbed.lives.get(kind, (0.0, undisturbed.seconds)) if first else (0, undisturbed.seconds / 2)
             moment = chance.uniform(*span)
             hit = strike(dev, kind, moment, done, chance)

@@ -35,7 +35,7 @@ SECRETS = {
 
 @dataclass(frozen=True)
 class Done:
-    """Runs that have ended."""
+    """Runs that have finished."""
 
     cluster: Cluster
     folder: Path
@@ -47,9 +47,9 @@ class Done:
 
 @pytest.fixture(scope="module")
 def done(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Done]:
-    """Runs that make a lost adapter again, as the chart sets it up with our values.
+    """Run twice to make a lost adapter again, configured as by the chart with our values.
 
-    The first one is the watcher's and is cancelled while it trains, the second one a person's.
+    The sensor requests the first run, which is canceled while it trains; a user starts the second.
     """
     folder = tmp_path_factory.mktemp("kubernetes")
     for part in ("workspace", "home"):
@@ -75,7 +75,7 @@ def done(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[D
         with DagsterDev(folder, **environment, **server) as dev:
             dev.until_training()
             (training,) = [process for process in dev.processes() if "ft_dagster.training" in command_of(process)]
-            training.suspend()  # it takes seconds; no more of them until it is asked to stop
+            training.suspend()  # it takes seconds, and is suspended until it is asked to stop
             terminate(dev.address, dev.runs()[-1].id)
             wait_until(lambda: cluster.deleted_steps(), "the Job of the step is deleted")
             training.resume()
@@ -95,7 +95,7 @@ def test_runs_and_their_steps_are_jobs_and_make_the_same_adapter(done: Done, fin
     assert made and before and made.files[WEIGHTS] == before.files[WEIGHTS]
 
 
-def test_a_training_whose_job_is_deleted_saves_a_checkpoint_and_the_next_goes_on_from_it(done: Done) -> None:
+def test_a_training_whose_job_is_deleted_saves_a_checkpoint_and_the_next_resumes_it(done: Done) -> None:
     assert done.statuses == ["CANCELED", "SUCCESS"]
     adapter = Store(done.folder / "workspace" / ".ft" / "store").newest(ADAPTER)
     assert adapter and adapter.about["resumed_from"] > 0
@@ -104,7 +104,7 @@ def test_a_training_whose_job_is_deleted_saves_a_checkpoint_and_the_next_goes_on
     assert adapter.about["resumed_from"] == stopped_at
 
 
-def test_kubernetes_would_take_each_job(done: Done) -> None:
+def test_each_job_is_valid_for_kubernetes(done: Done) -> None:
     assert {job["metadata"]["name"]: problems(job) for job in done.cluster.jobs if problems(job)} == {}
 
 
@@ -114,7 +114,7 @@ def test_the_page_shows_the_pods_as_they_are(done: Done, step: str) -> None:
 
 
 def shown(job: dict[str, Any], folder: Path) -> str:
-    """What matters of a Job, as the page shows it."""
+    """Return the relevant parts of a Job, as the page shows it."""
     pod = copy.deepcopy(job["spec"]["template"]["spec"])
     (container,) = pod.pop("containers")
     container["args"] = [*container["args"][:3], "..."]
@@ -155,7 +155,7 @@ BROKEN: list[tuple[str, Any, str]] = [
 
 
 @pytest.mark.parametrize(("where", "value", "said"), BROKEN, ids=[f"{w.split('/')[-1]}={v}" for w, v, _ in BROKEN])
-def test_a_job_that_would_not_do_is_found_out(done: Done, where: str, value: Any, said: str) -> None:
+def test_an_invalid_job_is_detected(done: Done, where: str, value: Any, said: str) -> None:
     job = copy.deepcopy(done.of_step("lora_adapter"))
     *steps, last = (step.replace("~", "/") for step in where.split("/"))
     holder = reduce(lambda part, step: part[int(step) if isinstance(part, list) else step], steps, job)
@@ -163,7 +163,7 @@ def test_a_job_that_would_not_do_is_found_out(done: Done, where: str, value: Any
     assert any(said in problem for problem in problems(job)), problems(job)
 
 
-def test_the_claim_of_the_workspace_is_one_that_kubernetes_takes() -> None:
+def test_the_claim_of_the_workspace_is_valid_for_kubernetes() -> None:
     claim = yaml.safe_load((DEPLOY / "workspace.yaml").read_text())
     kubernetes_validate.validate(claim, kubernetes_validate.latest_version(), strict=True)
     named = [volume["persistentVolumeClaim"]["claimName"] for volume in helm.deployment(VALUES)["volumes"]]

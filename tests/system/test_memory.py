@@ -1,4 +1,4 @@
-"""Memory that is too little: said what to change, before a training or after it, and what was learned is kept."""
+"""With too little memory the error says what to change, before or after training, and progress is kept."""
 
 import re
 import subprocess
@@ -21,12 +21,12 @@ WEIGHTS = "fine_tuned_model/adapter_model.safetensors"
 
 @pytest.fixture
 def workspace(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A finished workspace."""
+    """Return a finished workspace."""
     return work_in_copy(finished, tmp_path, monkeypatch)
 
 
 def change(workspace: Path, chapters: int = 0, **parts: dict[str, Any]) -> None:
-    """Change parts of the recipe, and add that many chapters' prose to one."""
+    """Change parts of the recipe, and add the prose of this many chapters to one."""
     path = workspace / "recipe.yaml"
     recipe = yaml.safe_load(path.read_text())
     path.write_text(yaml.safe_dump(recipe | {name: recipe[name] | part for name, part in parts.items()}))
@@ -38,7 +38,7 @@ def run(*before: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*before, *COMMAND, "run"], capture_output=True, text=True, check=False)
 
 
-def test_a_training_that_does_not_fit_into_the_memory_of_its_container_is_refused_with_what_would_fit(
+def test_a_training_too_large_for_its_container_is_refused_with_what_would_fit(
     workspace: Path,
 ) -> None:
     before = (workspace / WEIGHTS).read_bytes()
@@ -48,7 +48,7 @@ def test_a_training_that_does_not_fit_into_the_memory_of_its_container_is_refuse
     said = on_one_line(done.stderr)
     assert done.returncode == 1
     assert re.search(r"This training does not fit: it takes about \d+\.\d+ GiB", said), said
-    assert "of memory are there. With training." in said
+    assert "of memory are available. With training." in said
     assert "in the recipe it would take about" in said and "Traceback" not in said
     assert (workspace / WEIGHTS).read_bytes() == before
 
@@ -65,7 +65,7 @@ def test_a_training_that_runs_out_of_memory_says_what_to_change(workspace: Path)
     assert (workspace / WEIGHTS).read_bytes() == before
 
 
-def test_a_training_that_the_system_kills_for_its_memory_says_so_and_the_next_run_goes_on_from_its_checkpoint(
+def test_a_training_killed_for_its_memory_is_reported_and_the_next_run_resumes_it(
     finished: Path, workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = (workspace / WEIGHTS).read_bytes()
@@ -79,7 +79,7 @@ def test_a_training_that_the_system_kills_for_its_memory_says_so_and_the_next_ru
             lambda: list((workspace / ".ft" / "attempts").glob("*/*/checkpoint-*/complete")), "a checkpoint", pause=0.1
         )
         (training,) = (p for p in small.processes() if "ft_dagster.training" in command_of(p))
-        training.suspend()  # it takes seconds, and would be done before memory is used up
+        training.suspend()  # it takes seconds, and would finish before memory is used up
         use_up(small, training)
         said, _ = running.communicate()
     assert running.returncode == 1

@@ -1,4 +1,4 @@
-"""The code blocks of the documentation do what it says, for a reader who types them in from the top of a page."""
+"""The code blocks of each page do what it says for a reader who runs them from the top."""
 
 import shutil
 from collections.abc import Callable
@@ -21,12 +21,12 @@ QUICK = {
     "training": {"epochs": 0.3, "learning_rate": 2e-3, "rows_per_device": 1, "rows_per_step": 1},
     "evaluation": {"general": None, "chat": None, "train_tokens": 128, "sample_tokens": 4, "prompts": ["The most"]},
 }
-"""What pages train in place of the shipped recipe: enough of it for a release."""
+"""The training that pages run in place of the shipped recipe; it is enough for a release."""
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A recipe for a tiny base that has the tokenizer of the real one."""
+    """Return a recipe for a tiny base with the tokenizer of the real one."""
     folder = tmp_path_factory.mktemp("tiny")
     base = {"source": "folder", "model": str(tiny_with_its_tokenizer(folder / "model")), "dtype": "float32"}
     recipe = folder / "quick.yaml"
@@ -36,7 +36,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
-    """The workspace that `make demo` makes in a fresh clone, of the tiny base."""
+    """Return the workspace that `make demo` makes in a fresh clone with the tiny base."""
     folder = copy_project(tmp_path_factory.mktemp("demo") / "ft_dagster")
     assert "verdict" in run_blocks([Block("make demo", 1, "sh", "make demo\n")], folder, tiny)
     assert (folder / "demo" / "fine_tuned_model" / "manifest.json").is_file()
@@ -49,7 +49,7 @@ def used_of(page: str) -> list[Block]:
 
 @pytest.fixture
 def run_page(tiny: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Callable[[str], Path]:
-    """Runs a page in a fresh copy of the project, and gives the copy."""
+    """Return a function that runs a page in a fresh copy of the project and returns the copy."""
 
     def run(page: str) -> Path:
         folder = copy_project(tmp_path / "ft_dagster")
@@ -62,11 +62,11 @@ def run_page(tiny: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Call
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if used_of(page) and page != USING])
-def test_a_page_runs_from_its_top(run_page: Callable[[str], Path], page: str) -> None:
+def test_the_commands_of_a_page_run_in_order(run_page: Callable[[str], Path], page: str) -> None:
     run_page(page)
 
 
-def test_the_page_about_using_an_adapter_ends_with_a_gguf_file_that_says_what_base_and_adapter_say(
+def test_the_gguf_file_that_the_page_makes_predicts_what_base_and_adapter_predict(
     run_page: Callable[[str], Path], tiny: Path
 ) -> None:
     folder = run_page(USING)

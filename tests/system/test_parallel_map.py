@@ -1,4 +1,4 @@
-"""Chapters that are parsed and tokenized on several machines give the dataset of one."""
+"""Chapters that are parsed and tokenized on several machines give the dataset of a single machine."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from ft_dagster.config.settings import load_settings
 from ft_dagster.defs.assets.parallel_map import mapper_for
 
 CHAPTERS = 2000
-"""Several times what is worth spreading, in groups of at most 256."""
+"""Several times the number of chapters worth distributing, in groups of at most 256."""
 SCRIPT = """
 import json, sys
 from functools import partial
@@ -59,7 +59,9 @@ def cluster(tmp_path: Path) -> Iterator[RayCluster]:
         yield cluster
 
 
-def test_two_hosts_write_the_dataset_of_one_byte_by_byte(cluster: RayCluster, tmp_path: Path, tiny_base: Path) -> None:
+def test_two_hosts_write_the_same_dataset_as_one_byte_for_byte(
+    cluster: RayCluster, tmp_path: Path, tiny_base: Path
+) -> None:
     reports = tmp_path / "reports" / "chapter_markdowns"
     reports.mkdir(parents=True)
     for number in range(CHAPTERS):
@@ -80,5 +82,5 @@ def test_two_hosts_write_the_dataset_of_one_byte_by_byte(cluster: RayCluster, tm
     assert found["blobs"] > CHAPTERS
 
 
-def test_one_machine_needs_no_engine(workspace: Path) -> None:
+def test_a_single_machine_needs_no_engine(workspace: Path) -> None:
     assert mapper_for(load_settings()) is map

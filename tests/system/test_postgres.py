@@ -1,4 +1,4 @@
-"""Dagster's history in a real PostgreSQL: the main job, a retraining by the daemon, and a password nobody sees."""
+"""Dagster's history in a real PostgreSQL: the main job, a retraining by the daemon, and a hidden password."""
 
 import os
 import shutil
@@ -28,7 +28,7 @@ PROJECT = Path(__file__).parents[2]
 
 
 RESTARTS = int(os.environ.get("FT_TEST_RESTARTS", "1"))
-"""How many times the server is started again, in each of two moments."""
+"""How often the server is restarted, at each of two moments."""
 BEYOND_DAGSTER = 15.0
 """Seconds: Dagster itself tries to connect for about 11."""
 
@@ -45,7 +45,7 @@ def database(server: Server) -> Database:
 
 
 def work_on(database: Database, finished: Path, folder: Path, patch: pytest.MonkeyPatch) -> Path:
-    """Have commands work in a workspace with a store and no history, whose history is to be in PostgreSQL."""
+    """Make commands work in a workspace with a store and without a history, which will be in PostgreSQL."""
     shutil.copytree(finished / "workspace", folder / "workspace", symlinks=True)
     workspace = work_in(folder, patch)
     for name, value in database.environment.items():
@@ -55,13 +55,13 @@ def work_on(database: Database, finished: Path, folder: Path, patch: pytest.Monk
 
 @pytest.fixture
 def on_postgres(database: Database, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Such a workspace."""
+    """Make such a workspace."""
     return work_on(database, finished, tmp_path, monkeypatch)
 
 
 @dataclass(frozen=True)
 class Deployed:
-    """A workspace whose history began in PostgreSQL with a run in a terminal, and `dagster dev` on it."""
+    """A workspace whose history in PostgreSQL started with a run in a terminal, and `dagster dev` on it."""
 
     folder: Path
     database: Database
@@ -90,7 +90,7 @@ def deployed(server: Server, finished: Path, tmp_path_factory: pytest.TempPathFa
 
 
 def answered(ask: Callable[[], object]) -> bool:
-    """Whether the UI's server answers; each of its pools of connections fails once after a restart."""
+    """Return whether the UI's server answers; each of its connection pools fails once after a restart."""
     try:
         ask()
     except OSError:
@@ -110,7 +110,7 @@ with open_dagster_pipes() as pipes:
 """
 
 
-def test_a_child_that_ends_while_the_server_is_away_is_not_disturbed_and_told_of_afterwards(
+def test_a_child_that_exits_during_a_server_outage_is_undisturbed_and_recorded_later(
     server: Server, database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in {**database.environment, "PYTHONPATH": str(tmp_path)}.items():
@@ -119,7 +119,7 @@ def test_a_child_that_ends_while_the_server_is_away_is_not_disturbed_and_told_of
     (tmp_path / "child_of_the_test.py").write_text(CHILD)
     request = tmp_path / "request.json"
     request.write_text("{}")
-    asked: list[bool | None] = []  # between two messages, whether the run was ended from elsewhere
+    asked: list[bool | None] = []  # between two messages, whether another process ended the run
     ask = child_process._has_ended
 
     def asking(context: dg.AssetExecutionContext) -> bool | None:
@@ -153,7 +153,7 @@ def test_a_child_that_ends_while_the_server_is_away_is_not_disturbed_and_told_of
         assert observed() == [1, 2]
 
 
-def test_the_main_job_and_a_retraining_by_the_daemon_are_in_postgres_and_the_password_is_nowhere(
+def test_main_job_and_daemon_retraining_use_postgres_without_exposing_the_password(
     deployed: Deployed,
 ) -> None:
     dev, chapter = deployed.dev, deployed.chapter
@@ -172,7 +172,7 @@ def test_the_main_job_and_a_retraining_by_the_daemon_are_in_postgres_and_the_pas
     assert PASSWORD not in deployed.said
 
 
-def test_a_server_that_is_started_again_in_the_middle_of_a_run_costs_no_edit_and_no_training(
+def test_a_server_restart_in_the_middle_of_a_run_loses_no_edit_and_no_training(
     server: Server, deployed: Deployed
 ) -> None:
     dev = deployed.dev
@@ -182,7 +182,7 @@ def test_a_server_that_is_started_again_in_the_middle_of_a_run_costs_no_edit_and
             made, before = dev.made(), dev.runs()
             with deployed.chapter.open("a") as file:
                 file.write(f"\nOn day {number} the ferry went {'twice' if training else 'once'}.\n")
-                if training:  # takes some seconds to learn
+                if training:  # takes some seconds to train on
                     file.writelines(prose_of(100 * number + new) for new in range(20, 26))
             (run,) = wait_until(lambda before=before: dev.runs()[len(before) :], "a run is asked for")
             if training:
@@ -205,7 +205,7 @@ def test_a_server_that_is_started_again_in_the_middle_of_a_run_costs_no_edit_and
     assert dev.watches()
 
 
-def test_the_shipped_file_is_that_of_one_machine_with_the_storage_added() -> None:
+def test_the_shipped_file_adds_only_the_storage_to_that_of_one_machine() -> None:
     package = PROJECT / "ft_dagster" / "defs"
     deployed = (PROJECT / "deploy" / "postgres" / "dagster.yaml").read_text()
     parts = [(package / name).read_text() for name in ("dagster.yaml", "postgres.yaml")]
@@ -226,9 +226,7 @@ def test_a_server_that_cannot_be_used_is_named_without_the_password(
         open_instance(load_settings())
 
 
-def test_a_home_that_does_not_agree_with_the_environment_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_home_that_contradicts_the_environment_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DAGSTER_POSTGRES_HOST", raising=False)
     settings = Settings(workspace=tmp_path, DAGSTER_HOME=tmp_path / "folder")
     prepare_home(settings)

@@ -1,4 +1,4 @@
-"""The UI behind a real nginx, as docs/operating.md sets it up: a log-in, TLS, and no orders from other sites."""
+"""The UI behind a real nginx, as docs/operating.md sets it up: a login, TLS, and no requests from other sites."""
 
 import json
 import ssl
@@ -25,11 +25,11 @@ ORDER = {"query": f'mutation {{ stopSensor(id: "{SENSOR}") {{ __typename }} }}'}
 
 @dataclass(frozen=True)
 class Proxy:
-    """nginx before the UI."""
+    """nginx in front of the UI."""
 
     address: str
     plain: str
-    """Without TLS."""
+    """The address without TLS."""
     folder: Path
     ui: str
     """The UI's own address."""
@@ -55,7 +55,7 @@ def proxy(user_interface: str) -> Iterator[Proxy]:
 
 
 def subscribed(proxy: Proxy, **headers: str) -> str:
-    """The first answer to a page that wants to hear news."""
+    """Return the first answer to a page that subscribes to news."""
     trusted = ssl.create_default_context(cafile=proxy.folder / "certificate.pem")
     address = proxy.address.replace("https", "wss") + "/graphql"
     with connect(address, ssl=trusted, subprotocols=["graphql-ws"], additional_headers=headers) as socket:
@@ -64,14 +64,14 @@ def subscribed(proxy: Proxy, **headers: str) -> str:
 
 
 def listening(address: str) -> set[str]:
-    """Where the processes of the Dagster that serves this address listen."""
+    """Return where the processes of the Dagster behind this address listen."""
     connections = psutil.net_connections("tcp")
     (server,) = {c.pid for c in connections if c.status == "LISTEN" and c.laddr.port == urlsplit(address).port}
     ours = {process.pid for process in inheriting("DAGSTER_HOME", psutil.Process(server).environ()["DAGSTER_HOME"])}
     return {c.laddr.ip for c in connections if c.status == "LISTEN" and c.pid in ours}
 
 
-def test_the_ui_is_for_those_who_log_in_and_takes_no_orders_from_other_sites(proxy: Proxy) -> None:
+def test_the_ui_requires_a_login_and_rejects_requests_from_other_sites(proxy: Proxy) -> None:
     for reader in (None, ("reader", "guess"), ("somebody", READER[1])):
         for method, path in (("GET", "/"), ("GET", "/server_info"), ("POST", "/graphql"), ("GET", "/js/main.js")):
             assert proxy.ask(method, path, auth=reader).status_code == 401, (reader, method, path)

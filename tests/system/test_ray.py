@@ -1,4 +1,4 @@
-"""FT_EXECUTOR=ray on a real cluster: head and workers on hosts that a test can cut off."""
+"""FT_EXECUTOR=ray on a real cluster, whose head and workers are on hosts that a test can disconnect."""
 
 import os
 import shutil
@@ -20,7 +20,7 @@ from commands import COMMAND
 from dagster_dev import wait_until
 from graphs import instance_on, run
 from hosts import INTERFACE, Host, hosts
-from processes import heed_ctrl_c
+from processes import accept_ctrl_c
 from ray_cluster import RayCluster
 from reports import chapter_text, recipe_for
 
@@ -39,18 +39,18 @@ SECRETS = {
     "FT_CANARY": "postgresql://user:canary-of-a-database@127.0.0.1/dagster",
 }
 LONG = 30
-"""Epochs of a training that is under way long enough to be disturbed."""
+"""Epochs of a training that runs long enough to be disturbed."""
 
 
 @dataclass
 class Deployment:
-    """A cluster and a workspace that its hosts share."""
+    """A cluster, and a workspace that its hosts share."""
 
     cluster: RayCluster
     workspace: Path
     recipe: dict[str, Any]
     began: float = 0.0
-    """When the last run began."""
+    """When the last run started."""
 
     def train_for(self, epochs: int, **options: int) -> None:
         recipe = self.recipe | {"training": self.recipe["training"] | {"epochs": epochs} | options}
@@ -58,11 +58,11 @@ class Deployment:
 
     @contextmanager
     def run(self, **settings: str) -> Iterator["subprocess.Popen[str]"]:
-        """`ft-dagster run` on the head's host; ended as by Ctrl-C, its jobs too, if it lasts longer than the block."""
+        """Run `ft-dagster run` on the head's host; if it outlasts the block, stop it and its jobs as by Ctrl-C."""
         command = self.cluster.head.command(*COMMAND, "run")
         output = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
         self.began = time.time()
-        process = subprocess.Popen(command, env=os.environ | settings, preexec_fn=heed_ctrl_c, **output)
+        process = subprocess.Popen(command, env=os.environ | settings, preexec_fn=accept_ctrl_c, **output)
         try:
             yield process
         finally:
@@ -71,9 +71,9 @@ class Deployment:
                 process.wait(60)
 
     def events(self, kind: dg.DagsterEventType) -> list[tuple[str, str]]:
-        """Step and message of the events of this kind, of the last run."""
+        """Return the step and message of this kind of event in the last run."""
         if not list((self.workspace / ".dagster" / "history" / "runs").glob("*-*.db")):
-            return []  # there is no run yet
+            return []  # no run exists yet
         with dg.DagsterInstance.from_config(str(self.workspace / ".dagster")) as instance:
             last = instance.get_run_records(limit=1)[0].dagster_run
             entries = instance.all_logs(last.run_id, of_type=kind)
@@ -81,12 +81,12 @@ class Deployment:
         return [(event.step_key or "", _said(event)) for event in events]
 
     def has_checkpoint(self) -> bool:
-        """Whether the training of the last run has made a whole one."""
+        """Return whether the training of the last run has made a complete checkpoint."""
         found = (self.workspace / ".ft" / "attempts").glob("*/*/checkpoint-*/complete")
         return any(modified(path) > self.began for path in found)
 
     def taken_slots(self) -> int:
-        """Of the pool of the steps that train and measure."""
+        """Return how many slots of the pool for training and evaluation are taken."""
         with dg.DagsterInstance.from_config(str(self.workspace / ".dagster")) as instance:
             return instance.event_log_storage.get_concurrency_info(GPU_POOL).active_slot_count
 
@@ -94,7 +94,7 @@ class Deployment:
         return adapter_of(self.workspace)
 
     def log(self) -> str:
-        """What its training, or trainings, said."""
+        """Return the log of its training, or trainings."""
         return (self.workspace / "logs" / f"{self.adapter().key[:12]}.log").read_text()
 
     def host_of_training(self) -> Host | None:
@@ -114,7 +114,7 @@ def adapter_of(workspace: Path) -> Artifact:
 
 
 def locally(workspace: Path) -> Artifact:
-    """The adapter that FT_EXECUTOR=local makes in a workspace."""
+    """Return the adapter that FT_EXECUTOR=local makes in a workspace."""
     cache = Path(os.environ["FT_CACHE"])
     with instance_on(workspace, workspace / ".dagster", cache) as instance, pytest.MonkeyPatch.context() as patch:
         patch.setenv("FT_EXECUTOR", "local")
@@ -123,19 +123,19 @@ def locally(workspace: Path) -> Artifact:
 
 
 def ray_workers(host: Host) -> list[psutil.Process]:
-    """The processes there that train together."""
+    """Return the processes there that train together."""
     return [process for process in host.processes() if "RayTrainWorker" in process.name()]
 
 
 def modified(path: Path) -> float:
     try:
         return path.stat().st_mtime
-    except FileNotFoundError:  # there is a newer one
+    except FileNotFoundError:  # a newer one exists
         return 0.0
 
 
 def trainings(host: Host) -> list[psutil.Process]:
-    """The training processes there."""
+    """Return the training processes there."""
     found = []
     for process in host.processes():
         with suppress(psutil.NoSuchProcess):
@@ -146,7 +146,7 @@ def trainings(host: Host) -> list[psutil.Process]:
 
 @pytest.fixture(scope="module")
 def deployment(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Iterator[Deployment]:
-    """A head, and one worker with a device that exists for Ray's scheduler only; another host has no Ray yet."""
+    """Start a head and one worker with a device that exists only for Ray's scheduler; another host has no Ray yet."""
     folder = tmp_path_factory.mktemp("ray")
     workspace = folder / "workspace"
     (workspace / "chapter_markdowns").mkdir(parents=True)
@@ -169,7 +169,7 @@ def deployment(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Ite
 
 @dataclass
 class Job:
-    """What was seen of the main job while it ran."""
+    """What was observed of the main job while it ran."""
 
     devices: dict[str, set[str | None]]
     """Step -> CUDA_VISIBLE_DEVICES of its processes."""
@@ -177,20 +177,20 @@ class Job:
     """Step -> names of hosts."""
     trained_while_taken: bool
     jobs: str
-    """All that Ray tells of its jobs."""
+    """All that Ray reports about its jobs."""
     output: str
 
 
 @pytest.fixture(scope="module")
 def job(deployment: Deployment) -> Job:
-    """The main job while somebody else has the only GPU, which is given back once training waits for it."""
+    """Run the main job while another job has the only GPU, which is released once training waits for it."""
     cluster = deployment.cluster
     cluster.jobs("submit", "--submission-id=other", "--no-wait", "--entrypoint-num-gpus=1", "--", "sleep infinity")
     seen = Job(defaultdict(set), defaultdict(set), trained_while_taken=False, jobs="", output="")
     taken = True
     with deployment.run() as process:
         while process.poll() is None:
-            time.sleep(0.5)  # looking costs
+            time.sleep(0.5)  # each look takes CPU time
             for host in (cluster.head, *cluster.workers):
                 for member in host.processes():
                     with suppress(psutil.Error):
@@ -212,7 +212,7 @@ def job(deployment: Deployment) -> Job:
 
 @pytest.fixture(scope="module")
 def second_worker(job: Job, deployment: Deployment) -> Host:
-    """The spare host, which has joined the cluster after the main job."""
+    """Make the spare host join the cluster after the main job, and return it."""
     host = deployment.cluster.workers[1]
     deployment.cluster.start_worker(host, num_cpus=2, num_gpus=1)
     return host
@@ -229,7 +229,7 @@ def test_the_main_job_gives_the_same_adapter_as_on_one_machine(
     assert deployment.adapter().files[WEIGHTS] == adapter_of(finished / "workspace").files[WEIGHTS]
 
 
-def test_training_and_evaluation_wait_for_a_gpu_and_get_it_from_ray_and_light_steps_see_none(
+def test_training_and_evaluation_wait_for_a_gpu_from_ray_and_light_steps_see_none(
     job: Job, deployment: Deployment
 ) -> None:
     worker = deployment.cluster.workers[0]
@@ -240,12 +240,12 @@ def test_training_and_evaluation_wait_for_a_gpu_and_get_it_from_ray_and_light_st
     assert job.hosts["lora_adapter"] == job.hosts["adapter_evaluation"] == {worker.name}
 
 
-def test_ray_is_told_settings_and_no_secret(job: Job, deployment: Deployment) -> None:
+def test_ray_receives_settings_and_no_secret(job: Job, deployment: Deployment) -> None:
     assert f"'FT_WORKSPACE': '{deployment.workspace}'" in job.jobs
     assert "canary" not in job.jobs.lower()
 
 
-def test_processes_on_two_hosts_train_as_they_do_on_one_also_when_one_of_them_dies(
+def test_processes_on_two_hosts_train_as_on_one_even_if_one_of_them_dies(
     second_worker: Host, deployment: Deployment, tmp_path: Path
 ) -> None:
     workers = deployment.cluster.workers
@@ -258,15 +258,15 @@ def test_processes_on_two_hosts_train_as_they_do_on_one_also_when_one_of_them_di
         ray_workers(second_worker)[0].kill()
         wait_until(lambda: process.poll() is not None, "the run ends")
         assert process.stderr and process.returncode == 0, process.stderr.read()
-    assert "A worker was lost; all are started again." in deployment.log()
-    assert "Going on from checkpoint-" in deployment.log()
+    assert "A worker was lost; all workers are restarted." in deployment.log()
+    assert "Resuming from checkpoint-" in deployment.log()
     on_one_host = locally(alone)
     found, wanted = deployment.adapter().about, on_one_host.about
     assert found["history"] == wanted["history"]
     assert deployment.adapter().files[WEIGHTS] == on_one_host.files[WEIGHTS]
 
 
-def test_a_lost_host_costs_no_more_than_what_came_after_the_last_checkpoint(
+def test_a_lost_host_costs_only_the_steps_after_the_last_checkpoint(
     second_worker: Host, deployment: Deployment, tmp_path: Path
 ) -> None:
     deployment.train_for(LONG)
@@ -286,7 +286,7 @@ def test_a_lost_host_costs_no_more_than_what_came_after_the_last_checkpoint(
         assert process.stderr and process.returncode == 0, process.stderr.read()
     ((step, why),) = deployment.events(dg.DagsterEventType.STEP_UP_FOR_RETRY)
     assert step == "lora_adapter" and "was lost" in why
-    assert "Going on from checkpoint-" in deployment.log()
+    assert "Resuming from checkpoint-" in deployment.log()
     wait_until(lambda: not trainings(lost), "the lost training is gone")
     assert deployment.adapter().files[WEIGHTS] == locally(alone).files[WEIGHTS]
 
@@ -302,7 +302,7 @@ def test_ctrl_c_stops_the_job_and_its_training_which_saves_a_checkpoint(job: Job
     wait_until(lambda: "STOPPED" in deployment.cluster.jobs("list"), "Ray says so")
 
 
-def test_a_silent_head_fails_the_run_within_the_patience(job: Job, deployment: Deployment) -> None:
+def test_a_silent_head_fails_the_run_within_the_configured_patience(job: Job, deployment: Deployment) -> None:
     deployment.train_for(20 * LONG)
     with deployment.run(FT_RAY_PATIENCE_SECONDS="5") as process:
         wait_until(deployment.host_of_training, "training is under way")

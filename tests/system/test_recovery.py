@@ -1,4 +1,4 @@
-"""Killed at any moment and started again, it ends where it would have ended."""
+"""After kills at any moment and restarts, the result is that of an undisturbed run."""
 
 import shutil
 from pathlib import Path
@@ -8,24 +8,24 @@ from lineage import trained_on
 from reports import prose_of
 
 
-def test_an_edit_outlives_sigkill_of_everything_at_any_moment_and_makes_one_adapter(
+def test_an_edit_survives_sigkill_of_everything_at_any_moment_and_makes_one_adapter(
     finished: Path, tmp_path: Path
 ) -> None:
     for part in ("workspace", "home"):
         shutil.copytree(finished / part, tmp_path / part, symlinks=True)
     workspace = tmp_path / "workspace"
-    with (workspace / "chapter_markdowns" / "chapter_1.md").open("a") as chapter:  # while nobody looks
+    with (workspace / "chapter_markdowns" / "chapter_1.md").open("a") as chapter:  # while no sensor runs
         chapter.write("\nThe ferry went only once.\n")
-        chapter.writelines(prose_of(number) for number in range(20, 26))  # takes some seconds to learn
+        chapter.writelines(prose_of(number) for number in range(20, 26))  # takes some seconds to train on
     with DagsterDev(tmp_path, FT_SETTLE_SECONDS="600") as dev:
         made, before = dev.made(), dev.runs()
         dev.until_skipped(WRITING)
-        dev.kill()  # while the reports are given time to lie still
+        dev.kill()  # while the reports are given time to settle
         dev.until_gone()
         dev.environment["FT_SETTLE_SECONDS"] = "1"
         dev.start()
         dev.until_training()
-        dev.kill(spare="ft_dagster.training")  # which ends with the run that started it
+        dev.kill(spare="ft_dagster.training")  # which exits with the run that started it
         dev.until_gone()
         assert not list((workspace / ".ft" / "attempts").glob("*/*/result.json")), "it did not go on by itself"
         dev.start()
@@ -45,7 +45,7 @@ def test_an_edit_outlives_sigkill_of_everything_at_any_moment_and_makes_one_adap
         assert not any((workspace / ".ft" / "attempts").iterdir()), "nothing is left half made"
 
         (itself,) = dev.kinds()["dagster dev"]
-        itself.kill()  # and what it started lives on
+        itself.kill()  # and the processes that it started survive
         dev.until_ended()
         dev.start()
         kinds = dev.kinds()

@@ -1,8 +1,8 @@
-"""With the daemon running, an edit is all a person does: one `dagster dev`, and every kind of change.
+"""With the daemon running, a user only edits reports: one `dagster dev`, and every kind of change.
 
-That a new chapter is one run, and its deletion the earlier adapter, is in tests/test_daemon.py.
+Adding and deleting a chapter is tested in tests/test_daemon.py.
 
-Each test begins and ends with everything up to date, and leaves its changes behind.
+Each test starts and finishes with everything up to date, and leaves its changes behind.
 """
 
 import json
@@ -32,15 +32,15 @@ NEW_CONTENT = "raw_chapters: report_files has new content"
 def scheduled(
     finished: Path, tmp_path_factory: pytest.TempPathFactory, new_history: Callable[[], dict[str, str]]
 ) -> Iterator[DagsterDev]:
-    """A second `dagster dev`, with the schedule in place of the sensor, on a workspace that is stale.
+    """Start a second `dagster dev`, with the schedule in place of the sensor, on a stale workspace.
 
-    It is there from the first test on, because its ticks come once a minute; the last test looks at them.
+    It runs from the first test on, because it ticks once a minute; the last test checks its ticks.
     """
     folder, history = tmp_path_factory.mktemp("scheduled"), new_history()
     for part in ("workspace",) if history else ("workspace", "home"):
         shutil.copytree(finished / part, folder / part, symlinks=True)
     dev = DagsterDev(folder, FT_SCHEDULE="* * * * *", **history)
-    if history:  # in which nothing was done yet; the store has it all
+    if history:  # the history is empty, and the store has everything
         done = subprocess.run([*COMMAND, "run"], env=dev.environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
     with dev:
@@ -51,7 +51,7 @@ def scheduled(
 
 
 def write_slowly(path: Path, text: str, enough: Callable[[], object]) -> None:
-    """Write a file in pieces until it is enough, then the rest of it, which ends with "Complete."."""
+    """Write a file in pieces until a condition is true, then its rest, which ends with "Complete."."""
     with path.open("w") as file:
         while not enough():
             file.write(text[file.tell() :][:20] or " ")
@@ -68,7 +68,7 @@ def touch_and_copy(watched: Watched) -> None:
 
 
 def save_in_another_way(watched: Watched) -> None:
-    """Windows line ends and a byte-order mark; a review block; JSON in place of Markdown."""
+    """Save reports with Windows line ends and a byte-order mark, a review block, and JSON instead of Markdown."""
     windows = watched.chapter("chapter_1")
     windows.write_bytes(b"\xef\xbb\xbf" + windows.read_bytes().replace(b"\n", b"\r\n"))
     watched.append("chapter_2", "### Citation Accuracy Analysis\n\nOne citation of three was found.\n\n---")
@@ -106,7 +106,7 @@ def save_the_base_by_another_version(watched: Watched) -> None:
         ),
     ],
 )
-def test_what_leaves_the_text_as_it_is_trains_nothing(
+def test_changes_that_leave_the_text_unchanged_train_nothing(
     watched: Watched, change: Callable[[Watched], None], reasons: list[str]
 ) -> None:
     made, adapter = watched.dev.made(), watched.dev.asset("lora_adapter").data_version
@@ -117,7 +117,7 @@ def test_what_leaves_the_text_as_it_is_trains_nothing(
     assert watched.dev.not_fresh() == set()
 
 
-def test_a_renamed_chapter_has_its_new_name_in_the_sections_and_its_text_is_not_learned_again(
+def test_a_renamed_chapter_gets_its_new_name_in_the_sections_without_retraining(
     watched: Watched,
 ) -> None:
     made = watched.dev.made()
@@ -132,7 +132,7 @@ def test_a_renamed_chapter_has_its_new_name_in_the_sections_and_its_text_is_not_
     assert watched.dev.not_fresh() == set()
 
 
-def test_a_changed_recipe_trains_again_and_changed_back_it_uses_the_earlier_adapter(watched: Watched) -> None:
+def test_a_changed_recipe_trains_again_and_reverting_it_reuses_the_earlier_adapter(watched: Watched) -> None:
     first, recipe = watched.released, watched.recipe()
     made = watched.dev.made()
     smaller = recipe | {"lora": recipe["lora"] | {"rank": 2}}
@@ -155,7 +155,7 @@ def test_a_changed_recipe_trains_again_and_changed_back_it_uses_the_earlier_adap
     assert watched.released == first
 
 
-def test_an_edit_that_cannot_be_read_holds_training_back_until_it_is_mended(watched: Watched) -> None:
+def test_an_edit_that_cannot_be_read_prevents_training_until_it_is_fixed(watched: Watched) -> None:
     made, text = watched.dev.made(), watched.chapter("chapter_5").read_text() + "\nThe café of the office was closed.\n"
     before = watched.dev.runs()
     watched.chapter("chapter_5").write_bytes(text.encode("latin-1"))
@@ -171,7 +171,7 @@ def test_an_edit_that_cannot_be_read_holds_training_back_until_it_is_mended(watc
     assert watched.dev.not_fresh() == set()
 
 
-def test_a_training_that_fails_is_tried_once_more_and_said_and_its_change_waits_until_the_cause_is_mended(
+def test_a_failed_training_is_retried_once_and_its_change_waits_for_a_fix(
     watched: Watched,
 ) -> None:
     before, released, recipe, made = watched.dev.runs(), watched.released, watched.recipe(), watched.dev.made()
@@ -195,7 +195,7 @@ def test_a_training_that_fails_is_tried_once_more_and_said_and_its_change_waits_
         assert "lora_adapter failed" in line and "Lower training.learning_rate" in line
 
 
-def test_a_burst_of_files_is_one_training_of_complete_files_and_what_changes_meanwhile_is_one_more(
+def test_a_burst_of_files_causes_one_training_and_changes_during_it_one_more(
     watched: Watched,
 ) -> None:
     *names, last, late = [f"burst_{number}" for number in range(60) if position(f"burst_{number}") >= 0.2][:31]
@@ -205,7 +205,7 @@ def test_a_burst_of_files_is_one_training_of_complete_files_and_what_changes_mea
     def write_files() -> None:
         for number, name in enumerate(names):
             watched.chapter(name).write_text(f"# {name}\n\n{PROSE[number % 5]} It was file {number}.\n")
-            time.sleep(0.1)  # a tool of theirs is at work for some seconds
+            time.sleep(0.1)  # as a tool that writes for some seconds
         began = time.time()
         write_slowly(watched.chapter(last), chapter_text(98), lambda: WRITING in str(watched.dev.ticks_since(began)))
         (run,) = wait_until(lambda: watched.dev.runs()[len(before) :], "a run is asked for")
@@ -235,7 +235,7 @@ def test_a_burst_of_files_is_one_training_of_complete_files_and_what_changes_mea
     assert watched.dev.not_fresh() == set()
 
 
-def test_the_schedule_brings_a_stale_graph_up_to_date_without_the_sensor_and_then_starts_no_run(
+def test_the_schedule_alone_updates_a_stale_graph_and_then_starts_no_more_runs(
     scheduled: DagsterDev,
 ) -> None:
     asked = wait_until(
@@ -246,7 +246,7 @@ def test_the_schedule_brings_a_stale_graph_up_to_date_without_the_sensor_and_the
         lambda: [
             tick
             for tick in ticks(scheduled.address, SCHEDULE)
-            if tick.at > asked[0].at and tick.skipped == UP_TO_DATE  # one before it may have been before the edit
+            if tick.at > asked[0].at and tick.skipped == UP_TO_DATE  # an earlier tick may have been before the edit
         ],
         "a later tick of the schedule finds everything up to date",
     )

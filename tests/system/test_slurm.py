@@ -1,4 +1,4 @@
-"""The batch job of deploy/slurm on a Slurm of two nodes: started anew elsewhere, it ends where it would have ended."""
+"""The batch job of deploy/slurm on a Slurm of two nodes: restarted elsewhere, it gives the undisturbed result."""
 
 import shutil
 import subprocess
@@ -28,7 +28,7 @@ SCRIPT = PROJECT / "deploy" / "slurm" / "retrain.sbatch"
 
 @pytest.fixture
 def cluster(tmp_path: Path, workspace: Path, chapters: list[Path], tiny_recipe: dict[str, Any]) -> Iterator[Slurm]:
-    """A controller and two nodes that share the workspace; a training of many steps is asked for."""
+    """Start a controller and two nodes that share the workspace, whose recipe requests many steps."""
     tiny_recipe["training"] |= {"epochs": 20, "save_every": 5}
     (workspace / "recipe.yaml").write_text(yaml.safe_dump(tiny_recipe))
     (tmp_path / ".venv").mkdir()
@@ -53,7 +53,7 @@ def adapter_of(workspace: Path) -> Artifact:
 
 
 def runs() -> list[dg.DagsterRun]:
-    """Oldest first."""
+    """Return all runs, oldest first."""
     with open_instance(load_settings()) as instance:
         pool = instance.event_log_storage.get_concurrency_info("gpu")
         assert len(pool.claimed_slots) <= 1
@@ -69,7 +69,7 @@ def of_ft_dagster(host: Host) -> list[psutil.Process]:
     return found
 
 
-def test_a_job_whose_node_is_lost_is_started_anew_goes_on_and_is_not_harmed_by_what_is_left_of_it(
+def test_a_job_on_a_lost_node_restarts_resumes_and_is_unharmed_by_orphaned_processes(
     cluster: Slurm, workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(workspace, tmp_path / "undisturbed")
@@ -100,13 +100,13 @@ def test_a_job_whose_node_is_lost_is_started_anew_goes_on_and_is_not_harmed_by_w
     assert (workspace / "fine_tuned_model").resolve().name == adapter.key
 
 
-def test_a_job_whose_time_is_over_is_queued_again_and_one_that_is_cancelled_is_not(
+def test_a_job_that_reaches_its_time_limit_is_requeued_and_a_canceled_one_is_not(
     cluster: Slurm, workspace: Path, tmp_path: Path
 ) -> None:
     job = cluster.submit(SCRIPT, tmp_path)
     wait_until(lambda: checkpoints(workspace), "a checkpoint is there")
     node = cluster.node_of(job)
-    cluster.tell("scancel", "--batch", "--signal=USR1", job)  # as `#SBATCH --signal` has it
+    cluster.tell("scancel", "--batch", "--signal=USR1", job)  # as `#SBATCH --signal` does
     wait_until(lambda: cluster.job(job)["Restarts"] == "1", "it is queued again")
     stopped_at = last_step(workspace)
     cluster.start_elsewhere(job, node)
@@ -115,5 +115,5 @@ def test_a_job_whose_time_is_over_is_queued_again_and_one_that_is_cancelled_is_n
     wait_until(lambda: cluster.job(job)["JobState"] not in ("RUNNING", "COMPLETING"), "it has ended")
     assert (cluster.job(job)["JobState"], cluster.job(job)["Restarts"]) == ("CANCELLED", "1")
     said = (tmp_path / f"ft-dagster-{job}.log").read_text()
-    assert on_one_line(said).count("training goes on from its last checkpoint") == 2, said
+    assert on_one_line(said).count("training continues from its last checkpoint") == 2, said
     assert [run.status for run in runs()] == [dg.DagsterRunStatus.FAILURE] * 2, "neither keeps its slot of the pool"

@@ -1,6 +1,6 @@
-"""Many edits, one after the other and in bursts, with one `dagster dev`: right each time, and it does not grow.
+"""Many edits, singly and in bursts, with one `dagster dev`: the result is always right, and nothing keeps growing.
 
-FT_SOAK_EDITS is how many; FT_SOAK_ROWS a file that takes what was measured after each, as JSON Lines.
+FT_SOAK_EDITS is the number of edits; FT_SOAK_ROWS is a file for the measurements after each, as JSON Lines.
 """
 
 import json
@@ -22,7 +22,7 @@ from dagster_dev import DagsterDev, wait_until
 from reports import PROSE, chapter_text
 
 from ft_dagster.base.prepare import prepare_base
-from ft_dagster.config.recipe import load_recipe
+from ft_dagster.config.recipe_file import load_recipe
 from ft_dagster.corpus.sections import make_sections
 from ft_dagster.corpus.snapshot import take_snapshot
 from ft_dagster.dataset.dataset import choose_split, make_dataset
@@ -38,15 +38,15 @@ EDITS = int(os.environ.get("FT_SOAK_EDITS", "6"))
 SEED = int(os.environ.get("FT_SOAK_SEED", "1"))
 ROWS = os.environ.get("FT_SOAK_ROWS")
 _RECOMPUTED_EVERY = 20
-"""Edits between two trainings of the same reports in a workspace of their own; the last state is always one."""
+"""Edits between two comparisons with a separate workspace; the last state is always compared."""
 _CLEANED_EVERY = 10
 _SERVERS = ("web server", "daemon", "code server", "code", "dagster dev")
 _LEAST_FOR_SLOPES = 40
-"""Edits below which a slope says nothing: the first half of them is warm-up."""
+"""Fewer edits give no meaningful slope: the first half of them is warm-up."""
 _MOST_MIB_AN_EDIT = 0.5
-"""Growth of all five servers' memory. At 20 edits a day it would be 10 MiB a day."""
+"""The limit on the growth of all five servers' memory. At 20 edits a day it would be 10 MiB a day."""
 _MOST_KB_AN_EDIT = 50
-"""Growth of DAGSTER_HOME although old runs go. One run takes ten times as much: it would show if they stayed."""
+"""The limit on the growth of DAGSTER_HOME. A run takes ten times as much, so it shows if old runs are kept."""
 
 Contents = dict[str, bytes]
 """Path in the workspace -> bytes of a report file."""
@@ -59,7 +59,7 @@ def contents(workspace: Path) -> Contents:
 
 
 def save(workspace: Path, wanted: Contents) -> None:
-    """Make the report files what is wanted, as an editor does: only what differs is written or removed."""
+    """Make the report files those wanted, as an editor does: only what differs is written or removed."""
     there = contents(workspace)
     for name in there.keys() - wanted.keys():
         (workspace / name).unlink()
@@ -119,7 +119,7 @@ def made_invalid(reports: Contents, chance: random.Random, number: int) -> Conte
     return reports | {name: reports[name] + f"\nThe café of office {number} was closed.\n".encode("latin-1")}
 
 
-def mended(reports: Contents) -> Contents:
+def repaired(reports: Contents) -> Contents:
     return {n: c if is_text(c) else c.replace(b"caf\xe9", "café".encode()) for n, c in reports.items()}
 
 
@@ -147,17 +147,17 @@ CHANGES: tuple[Edit, ...] = (
     made_invalid,
     spaces_changed,
 )
-TOUCHED, TAKEN_BACK, MENDED = "touched", "taken back", "mended"
+TOUCHED, TAKEN_BACK, REPAIRED = "touched", "taken back", "mended"
 
 
 @dataclass
 class Row:
-    """What was measured after an edit, with everything up to date."""
+    """The measurements after an edit, with everything up to date."""
 
     edit: int
     kind: str
     seconds: float
-    """Since the edit, or since the last of a burst."""
+    """Seconds since the edit, or since the last edit of a burst."""
     runs: int
     """So far."""
     mebibytes: dict[str, float]
@@ -167,11 +167,11 @@ class Row:
     databases: int
     """Bytes of the SQLite files in DAGSTER_HOME."""
     home: int
-    """Bytes of DAGSTER_HOME without its ticks: here they come every second, and Dagster forgets them after a week."""
+    """Bytes of DAGSTER_HOME without ticks, which happen every second here and which Dagster deletes after a week."""
     store: int
-    """Bytes of the store and of what is released."""
+    """Bytes of the store and of the released adapters."""
     cleaned: bool
-    """Whether `ft-dagster clean` has just been there."""
+    """Whether `ft-dagster clean` has just run."""
 
 
 def bytes_of(folder: Path, pattern: str = "*") -> int:
@@ -211,14 +211,14 @@ def ft_dagster(dev: DagsterDev, *arguments: str, **settings: str) -> None:
 
 
 def keys(home: Path) -> dict[str, str]:
-    """Stage -> key of the artifact that it made last."""
+    """Return the key of the last artifact of each stage."""
     with dg.DagsterInstance.from_config(str(home)) as instance:
         found = {stage.name: latest_materialization(instance, stage.key) for stage in STAGES}
         return {name: str(last.metadata[ARTIFACT].value) for name, last in found.items() if last}
 
 
 def keys_offline(dev: DagsterDev) -> dict[str, str]:
-    """What the keys must be: computed from the reports with an empty store, without Dagster."""
+    """Return the expected keys, computed from the reports with an empty store and without Dagster."""
     recipe = load_recipe("recipe.yaml", dev.workspace)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -236,7 +236,7 @@ def keys_offline(dev: DagsterDev) -> dict[str, str]:
 
 
 def require_right(dev: DagsterDev) -> None:
-    """The keys are those of a computation without history, and what is released is what the rules say."""
+    """Require the keys of a computation without history, and the release that the rules demand."""
     found = keys(dev.home)
     assert found == found | keys_offline(dev)
     evaluation = Store(dev.workspace / ".ft" / "store").get("adapter_evaluation", found["adapter_evaluation"])
@@ -253,7 +253,7 @@ def require_right(dev: DagsterDev) -> None:
 
 
 def require_trained_alike(dev: DagsterDev, folder: Path) -> None:
-    """The same reports in a workspace without history give the same bytes of weights, and the same measurements."""
+    """Require the same weights and measurements from the same reports in a workspace without history."""
     workspace = folder / "workspace"
     save(workspace, contents(dev.workspace))
     (workspace / ".ft").mkdir()
@@ -275,7 +275,7 @@ def require_trained_alike(dev: DagsterDev, folder: Path) -> None:
 
 
 def bursts(chance: random.Random) -> Iterator[list[int]]:
-    """Numbers of the edits that are made at once, before anybody waits."""
+    """Return the numbers of the edits that are made at once, without waiting between them."""
     number = 0
     while number < EDITS:
         size = min(chance.choice((1, 2, 4, 6)), EDITS - number)
@@ -283,7 +283,9 @@ def bursts(chance: random.Random) -> Iterator[list[int]]:
         number += size
 
 
-def test_after_many_edits_it_is_right_and_has_not_grown(finished: Path, tmp_path: Path) -> None:
+def test_after_many_edits_the_state_is_correct_and_disk_and_memory_have_not_grown(
+    finished: Path, tmp_path: Path
+) -> None:
     for part in ("workspace", "home"):
         shutil.copytree(finished / part, tmp_path / part, symlinks=True)
     chance = random.Random(SEED)
@@ -297,7 +299,7 @@ def test_after_many_edits_it_is_right_and_has_not_grown(finished: Path, tmp_path
             made = []
             for number in numbers:
                 if not all(map(is_text, reports.values())):
-                    kind, new = MENDED, mended(reports)
+                    kind, new = REPAIRED, repaired(reports)
                 elif (edit := chance.choice([*CHANGES, TOUCHED, TAKEN_BACK])) == TAKEN_BACK:
                     kind, new = TAKEN_BACK, before
                 elif edit == TOUCHED:
@@ -309,9 +311,9 @@ def test_after_many_edits_it_is_right_and_has_not_grown(finished: Path, tmp_path
                 reports, before = new, reports
                 save(dev.workspace, reports)
                 made.append(kind)
-                if len(numbers) > 1 and chance.random() < 0.5:  # while the run for the one before goes on
+                if len(numbers) > 1 and chance.random() < 0.5:  # while the run for the edit before is under way
                     seen = len(dev.runs())
-                    with suppress(AssertionError):  # an edit that changes no content asks for none
+                    with suppress(AssertionError):  # an edit that changes no content requests none
                         wait_until(lambda seen=seen: len(dev.runs()) > seen, "a run is asked for", seconds=6)
             edited = time.monotonic()
             if all(map(is_text, reports.values())):
@@ -333,7 +335,7 @@ def test_after_many_edits_it_is_right_and_has_not_grown(finished: Path, tmp_path
                 with Path(ROWS).open("a") as file:
                     file.write(json.dumps(asdict(rows[-1])) + "\n")
         if not all(map(is_text, reports.values())):
-            save(dev.workspace, mended(reports))
+            save(dev.workspace, repaired(reports))
             dev.until_up_to_date()
             require_right(dev)
         require_trained_alike(dev, tmp_path / "offline")

@@ -1,4 +1,4 @@
-"""Several processes that train together and are killed or stopped go on from their checkpoint, and none is left."""
+"""Processes that train together resume from their checkpoint after a kill or a stop, and none is left over."""
 
 import signal
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from pathlib import Path
 import psutil
 import pytest
 from processes import inheriting
-from trainings import asked, made, start, start_anew, wait_until, weights
+from trainings import asked, made, start, start_interpreter, wait_until, weights
 
 from ft_dagster.training.request import RESULT, TrainingRequest
 
@@ -16,7 +16,9 @@ def last_step(attempt: Path) -> int:
     return max((int(path.parent.name.split("-")[1]) for path in attempt.glob("checkpoint-*/complete")), default=0)
 
 
-def test_they_go_on_exactly_where_they_were(request_for: Callable[..., TrainingRequest]) -> None:
+def test_processes_that_train_together_resume_exactly_where_they_were(
+    request_for: Callable[..., TrainingRequest],
+) -> None:
     parts = asked(2, {"lora": {"dropout": 0.1}}, epochs=3, save_every=2)
     undisturbed, stopped = request_for("undisturbed", **parts), request_for("stopped", **parts)
     expected = made(undisturbed)
@@ -39,12 +41,12 @@ def test_they_go_on_exactly_where_they_were(request_for: Callable[..., TrainingR
     assert weights(stopped) == weights(undisturbed)
 
 
-def test_no_process_is_left_when_the_one_that_started_them_is_killed(
+def test_no_training_process_is_left_when_its_parent_is_killed(
     request_for: Callable[..., TrainingRequest], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     request = request_for("killed", **asked(2, epochs=50))
     monkeypatch.setenv("FT_TEST_MARK", request.attempt)
-    process = start_anew(request)
+    process = start_interpreter(request)
     wait_until(lambda: any(Path(request.attempt).glob("checkpoint-*/complete")), process)
     left = [p for p in inheriting("FT_TEST_MARK", request.attempt) if p.pid != process.pid]
     assert len(left) >= 3, "torchrun and its two"

@@ -1,4 +1,4 @@
-"""Run by torchrun: a loss and its gradients with the base shared out among processes, as FSDP does on GPUs."""
+"""Run by torchrun: computes a loss and its gradients with the base sharded among processes, as FSDP does on GPUs."""
 
 import json
 import sys
@@ -20,7 +20,7 @@ from ft_dagster.training.trainer import forwards_to
 
 
 def look(request: TrainingRequest, shared: bool) -> dict[str, Any]:
-    """Summed nats of this process's rows, and each adapter weight's gradient, added up over the processes."""
+    """Return the summed nats of this process's rows and the gradients of the adapter, summed over the processes."""
     recipe = request.resolved_recipe()
     model = add_adapter(load_base(request.prepared_base(), recipe, offload=None), request.prepared_base(), recipe)
     packed = PackedModel(model, recipe)

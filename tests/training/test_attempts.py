@@ -1,4 +1,4 @@
-"""One attempt after the other, and beside one that was given up and is alive all the same."""
+"""Attempts follow one another, even next to an abandoned one that is still alive."""
 
 import signal
 from collections.abc import Callable
@@ -21,7 +21,7 @@ def add_checkpoint(attempt: Path, step: int, complete: bool = True) -> None:
 
 
 def begun(folder: Path) -> Path:
-    """An attempt that nobody holds any more."""
+    """Return an attempt that no process holds any more."""
     with attempt_in(folder) as attempt:
         return attempt
 
@@ -30,7 +30,7 @@ def attempts(folder: Path) -> set[Path]:
     return {path for path in folder.iterdir() if path.is_dir()}
 
 
-def test_an_attempt_goes_on_from_the_last_whole_checkpoint_of_all_before_it(tmp_path: Path) -> None:
+def test_an_attempt_resumes_from_the_last_complete_checkpoint_of_all_before_it(tmp_path: Path) -> None:
     folder = tmp_path / "key"
     first = begun(folder)
     assert not [path for path in first.iterdir() if path.is_dir()]
@@ -56,13 +56,13 @@ def test_an_attempt_that_another_run_trains_in_is_not_removed(tmp_path: Path) ->
     assert len(attempts(folder)) == 2, "nobody holds them any more"
 
 
-def test_an_attempt_that_has_finished_is_not_made_again(tmp_path: Path) -> None:
+def test_a_finished_attempt_is_not_repeated(tmp_path: Path) -> None:
     finished = begun(tmp_path / "key")
     (finished / RESULT).write_text("{}")
     assert begun(tmp_path / "key") == finished
 
 
-def test_a_training_that_was_given_up_and_lives_does_no_harm(
+def test_an_abandoned_training_that_is_still_alive_does_no_harm(
     request_for: Callable[..., TrainingRequest], tmp_path: Path
 ) -> None:
     undisturbed = request_for("undisturbed", training={"epochs": 8})

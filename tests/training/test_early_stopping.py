@@ -1,4 +1,4 @@
-"""Early stopping keeps the best weights, changes nothing else, and survives a process that died."""
+"""Early stopping keeps the best weights, changes nothing else, and works across a process that died."""
 
 import json
 import shutil
@@ -17,11 +17,11 @@ from ft_dagster.training.request import RESULT, TrainingRequest
 from ft_dagster.training.train import train
 
 OVERFITTING = {"epochs": 12, "learning_rate": 0.05, "schedule": "constant"}
-"""Held-out text gets worse again after a few steps."""
+"""Held-out text whose loss rises again after a few steps."""
 
 
 STRANGE = [f"{n % 7}%{n % 11}#{n % 5}@{n % 13}" for n in range(60)]
-"""Text that is predicted worse, the more prose was learned."""
+"""Text that is predicted worse the more prose the model was trained on."""
 
 
 class KilledError(Exception):
@@ -57,14 +57,14 @@ def measured(values: list[float], patience: int | None) -> EarlyStopping:
         ([3.0, 4.0, 5.0, 6.0], None, 1, False),
     ],
 )
-def test_training_is_over_after_as_many_measurements_without_gain_as_its_patience(
+def test_training_stops_after_as_many_measurements_without_gain_as_its_patience(
     values: list[float], patience: int | None, best: int, over: bool
 ) -> None:
     stopping = measured(values, patience)
     assert (stopping.best["step"], stopping.over) == (best, over)
 
 
-def test_nothing_is_over_before_the_first_measurement() -> None:
+def test_training_does_not_stop_before_the_first_measurement() -> None:
     assert not measured([], 1).over
 
 
@@ -88,7 +88,7 @@ def test_measuring_changes_nothing_in_the_training(
 
 
 @BASES
-def test_the_adapter_kept_is_the_one_that_measured_best_and_the_evaluation_measures_the_same(
+def test_the_best_measured_adapter_is_kept_and_the_evaluation_measures_the_same(
     request_for: Callable[..., TrainingRequest],
     make_dataset: Callable[..., Path],
     prose: Callable[[int, int], str],
@@ -128,7 +128,7 @@ def test_the_adapter_kept_is_the_one_that_measured_best_and_the_evaluation_measu
 
 
 @pytest.mark.parametrize("died_at", [2, 4, 8, "last"])
-def test_a_training_that_died_stops_at_the_same_step_with_the_same_bytes(
+def test_a_resumed_training_stops_at_the_same_step_with_the_same_bytes(
     request_for: Callable[..., TrainingRequest], died_at: int | str
 ) -> None:
     training = OVERFITTING | {"evaluate_every": 2, "patience": 2, "save_every": 3}
@@ -152,7 +152,7 @@ def test_a_training_that_died_stops_at_the_same_step_with_the_same_bytes(
     [{"epochs": 1.5, "save_every": 1}, OVERFITTING | {"evaluate_every": 2, "patience": 1, "save_every": 2}],
     ids=["after the last step", "after it stopped early"],
 )
-def test_a_training_that_died_after_its_last_checkpoint_takes_no_further_step(
+def test_a_training_that_died_after_its_last_checkpoint_runs_no_further_step(
     request_for: Callable[..., TrainingRequest], training: dict[str, Any]
 ) -> None:
     request = request_for(training=training)

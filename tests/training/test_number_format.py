@@ -1,4 +1,4 @@
-"""The number format follows the machine, and an attempt keeps the one that it began with."""
+"""The number format depends on the machine, and an attempt keeps the one that it started with."""
 
 import json
 import logging
@@ -11,7 +11,8 @@ import pytest
 from test_resume import DiedError
 from trainings import weights
 
-from ft_dagster.config.recipe import Recipe, resolve_recipe
+from ft_dagster.config.recipe import Recipe
+from ft_dagster.config.recipe_file import resolve_recipe
 from ft_dagster.model.manifest import read_manifest
 from ft_dagster.model.products import rates_here, time_products
 from ft_dagster.runtime.machine import cores
@@ -35,9 +36,7 @@ H100 = ProductRates("H100", {"float32": 50e12, "bfloat16": 650e12, "float16": 65
 @pytest.mark.parametrize(
     ("rates", "chosen"), [(AVX2, "float32"), (AMX, "bfloat16"), (T4, "float16"), (H100, "bfloat16")]
 )
-def test_bfloat16_is_chosen_where_it_is_fast_and_else_what_the_device_is_fast_in(
-    rates: ProductRates, chosen: str
-) -> None:
+def test_bfloat16_is_chosen_if_it_is_fast_and_otherwise_the_fastest_format(rates: ProductRates, chosen: str) -> None:
     assert rates.best == chosen and rates.slowdown(chosen) == 1
 
 
@@ -54,7 +53,7 @@ def test_a_machine_is_measured_once_in_a_process_of_its_own(tmp_path: Path, monk
     assert known_rates(tmp_path) is None, "the same processor with fewer instructions is another machine"
 
 
-def test_what_is_known_of_a_machine_and_cannot_be_read_is_measured_again(tmp_path: Path) -> None:
+def test_unreadable_measurements_of_a_machine_are_made_again(tmp_path: Path) -> None:
     remember_rates(tmp_path, AVX2)
     (path,) = (tmp_path / "machines").iterdir()
     path.write_text('{"device": "cpu"')
@@ -69,7 +68,7 @@ def test_a_format_is_called_slow_with_its_factor_and_the_line_of_the_recipe() ->
     assert "base.dtype: bfloat16" in str(slowness(recipe(dtype="bfloat16"), AVX2))
     assert "about 80 times as long as in float32" in str(slowness(recipe(dtype="bfloat16"), AVX2))
     assert "about 7 times as long as in bfloat16" in str(slowness(recipe(dtype="float32"), AMX))
-    assert "does not compute in" in str(slowness(recipe(dtype="bfloat16"), T4))
+    assert "cannot compute in" in str(slowness(recipe(dtype="bfloat16"), T4))
     mixed = recipe(dtype="float32").model_dump() | {"training": {"mixed_precision": "bf16"}}
     assert "training.mixed_precision: bf16 in the recipe is slow" in str(slowness(resolve_recipe(mixed), AVX2))
     for said in (recipe(), recipe(dtype="float32")):
@@ -89,7 +88,7 @@ SHORT = {"training": {"epochs": 1, "save_every": 1}, "lora": {"dropout": 0.0}}
 
 
 def on(monkeypatch: pytest.MonkeyPatch, rates: ProductRates) -> None:
-    """From now on this machine is as fast as another."""
+    """Make this machine appear as fast as another one."""
     monkeypatch.setattr("ft_dagster.training.attempt_format.rates_here", lambda _: rates)
 
 
@@ -107,7 +106,7 @@ def stopped_at(step: int, request: TrainingRequest) -> TrainingRequest:
     return request
 
 
-def test_auto_trains_in_the_machines_own_format_and_the_manifest_says_in_which(
+def test_auto_trains_in_the_machines_format_and_the_manifest_names_it(
     request_for: Requests, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for rates in (AVX2, AMX):
@@ -123,20 +122,20 @@ def test_auto_trains_in_the_machines_own_format_and_the_manifest_says_in_which(
         assert (manifest.number_format, manifest.recipe["base"]["dtype"]) == (rates.best, "auto")
 
 
-def test_an_attempt_goes_on_in_the_format_that_it_began_with(
+def test_an_attempt_resumes_in_the_format_that_it_started_with(
     request_for: Requests, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     on(monkeypatch, AVX2)
     undisturbed, stopped = request_for("undisturbed", **SHORT), request_for("stopped", **SHORT)
     train(undisturbed, lambda _: None)
     stopped_at_the_second_step(stopped)
-    on(monkeypatch, AMX)  # slower in float32 than in its own format, but by less than what starting over costs
+    on(monkeypatch, AMX)  # slower in float32 than in its own format, but by less than starting over costs
     found = train(stopped, lambda _: None)
     assert (found["number_format"], found["resumed_from"]) == ("float32", 1)
     assert weights(stopped) == weights(undisturbed)
 
 
-def test_a_machine_that_cannot_go_on_in_an_attempts_format_starts_over_and_says_so(
+def test_a_machine_that_cannot_resume_in_an_attempts_format_reports_it_and_restarts(
     request_for: Requests, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING)
@@ -148,7 +147,7 @@ def test_a_machine_that_cannot_go_on_in_an_attempts_format_starts_over_and_says_
     assert "Training starts over: its checkpoint-1 was made in bfloat16" in caplog.text
 
 
-def test_what_a_new_attempt_made_in_its_own_format_is_gone_on_with_although_an_earlier_one_had_come_further(
+def test_an_attempt_resumes_in_its_own_format_even_if_an_earlier_one_got_further(
     request_for: Requests, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def next_request() -> TrainingRequest:
@@ -163,7 +162,7 @@ def test_what_a_new_attempt_made_in_its_own_format_is_gone_on_with_although_an_e
     assert (found["number_format"], found["resumed_from"]) == ("float32", 2)
 
 
-def test_checkpoints_of_before_there_was_a_choice_are_in_bfloat16(
+def test_checkpoints_without_a_number_format_are_in_bfloat16(
     request_for: Requests, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     on(monkeypatch, AMX)

@@ -1,4 +1,4 @@
-"""What a recipe may ask of LoRA: each option does what its paper says and resumes exactly, or is refused."""
+"""A recipe's options of LoRA: each does what its paper says and resumes exactly, or is refused."""
 
 import math
 from collections.abc import Callable
@@ -9,8 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ft_dagster.base.prepare import PreparedBase, prepare_base
-from ft_dagster.config.recipe import Recipe, resolve_recipe
+from ft_dagster.base.model_folder import PreparedBase
+from ft_dagster.base.prepare import prepare_base
+from ft_dagster.config.recipe import Recipe
+from ft_dagster.config.recipe_file import resolve_recipe
 from ft_dagster.errors import TrainingError
 from ft_dagster.model.adapter import load_adapter
 from ft_dagster.model.load import add_adapter, load_base
@@ -27,7 +29,7 @@ class KilledError(Exception):
 
 @pytest.fixture
 def prepared(tiny_recipe: dict[str, Any], tmp_path: Path) -> Callable[..., tuple[PreparedBase, Recipe]]:
-    """The tiny base, and a recipe for it in float32 with these parts changed."""
+    """Return the tiny base and a recipe for it in float32 with these parts changed."""
 
     def prepare(**parts: dict[str, Any]) -> tuple[PreparedBase, Recipe]:
         parts["base"] = {"dtype": "float32"} | parts.get("base", {})
@@ -49,7 +51,7 @@ def adapter_weights(request: TrainingRequest) -> dict[str, torch.Tensor]:
     return load_file(Path(request.attempt) / "adapter" / "adapter_model.safetensors")
 
 
-# Without dropout the layers are fused where they can be; the tiny recipe has some.
+# Without dropout, which the tiny recipe has, layers are fused where possible.
 OPTIONS: dict[str, Parts] = {
     "rslora": {"lora": {"rslora": True, "alpha": 4, "dropout": 0.0}},
     "dora": {"lora": {"dora": True}},
@@ -60,7 +62,7 @@ OPTIONS: dict[str, Parts] = {
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_every_option_learns_and_its_adapter_loads_on_the_base(
+def test_training_with_every_option_learns_and_its_adapter_loads_on_the_base(
     request_for: Callable[..., TrainingRequest], name: str, tmp_path: Path
 ) -> None:
     request = request_for(**OPTIONS[name])
@@ -77,7 +79,7 @@ def test_every_option_learns_and_its_adapter_loads_on_the_base(
 
 
 @pytest.mark.parametrize("name", ["dora", "int8", "neftune"])
-def test_with_every_option_a_training_that_died_ends_with_the_bytes_of_one_that_did_not(
+def test_with_every_option_a_resumed_training_gives_the_bytes_of_an_undisturbed_one(
     request_for: Callable[..., TrainingRequest], name: str
 ) -> None:
     def die(metrics: dict[str, Any]) -> None:
@@ -110,7 +112,7 @@ def test_the_adapter_is_scaled_by_alpha_over_rank_or_with_rslora_its_root(
 
 
 @pytest.mark.parametrize("fused", [True, False])
-def test_neftune_makes_noise_while_training_and_none_afterwards(
+def test_neftune_adds_noise_during_training_and_none_afterwards(
     request_for: Callable[..., TrainingRequest], tmp_path: Path, fused: bool
 ) -> None:
     quiet, noise = {"fused": fused}, {"fused": fused, "neftune": 15.0}
@@ -163,7 +165,7 @@ def test_float16_is_refused_on_a_cpu(
         load_base(base, recipe, tmp_path)
 
 
-def test_an_adapter_of_a_base_from_a_hub_names_the_repository_not_a_folder_of_this_machine(
+def test_an_adapter_of_a_hub_base_names_the_repository_and_not_a_local_folder(
     prepared: Callable[..., tuple[PreparedBase, Recipe]], tmp_path: Path
 ) -> None:
     base, recipe = prepared()

@@ -1,4 +1,4 @@
-"""Nothing that a file brings along is run: weights are safetensors, state is read as numbers, a base's code is left."""
+"""No code in a file is run: weights are safetensors, state is read as numbers, and a base's code is ignored."""
 
 import ast
 import json
@@ -14,8 +14,10 @@ import torch
 from torch.distributed import checkpoint as shares
 
 import ft_dagster
-from ft_dagster.base.prepare import BaseModelError, base_version, prepare_base
-from ft_dagster.config.recipe import Base, RecipeError, resolve_recipe
+from ft_dagster.base.model_folder import BaseModelError
+from ft_dagster.base.prepare import base_version, prepare_base
+from ft_dagster.config.recipe import Base
+from ft_dagster.config.recipe_file import RecipeError, resolve_recipe
 from ft_dagster.errors import TrainingError
 from ft_dagster.model.load import load_base
 from ft_dagster.training.attempts import last_checkpoint, mark_complete
@@ -25,7 +27,7 @@ from ft_dagster.training.train import train
 
 
 class Payload:
-    """Pickled, it makes a folder when it is read without care."""
+    """An object that makes a folder when its pickle is loaded carelessly."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -35,12 +37,12 @@ class Payload:
 
 
 class DiedError(Exception):
-    """The process ends here."""
+    """Stands for a process that dies."""
 
 
 @pytest.fixture
 def stopped(request_for: Callable[..., TrainingRequest]) -> TrainingRequest:
-    """A training that died and left a checkpoint."""
+    """Return the request of a training that died and left a checkpoint."""
 
     def die(metrics: dict[str, Any]) -> None:
         if metrics.get("step") == 3:
@@ -58,7 +60,7 @@ def checkpoint_of(request: TrainingRequest) -> Path:
     return found
 
 
-def test_a_payload_is_run_by_a_reader_without_care(tmp_path: Path) -> None:
+def test_the_payload_runs_when_it_is_unpickled_carelessly(tmp_path: Path) -> None:
     torch.save({"state": Payload(tmp_path / "ran")}, tmp_path / "optimizer.pt")
     torch.load(tmp_path / "optimizer.pt", weights_only=False)
     assert (tmp_path / "ran").exists()
@@ -68,14 +70,14 @@ def test_a_payload_is_run_by_a_reader_without_care(tmp_path: Path) -> None:
 def test_a_checkpoint_with_a_payload_is_refused_by_name_and_the_payload_is_not_run(
     stopped: TrainingRequest, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")  # asks PyTorch for less care
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")  # makes PyTorch less careful
     checkpoint = checkpoint_of(stopped)
     plain = (checkpoint / name).read_bytes()
     torch.save({"state": Payload(tmp_path / "ran")}, checkpoint / name)
-    mark_complete(checkpoint)  # who may write there writes the hashes, too
+    mark_complete(checkpoint)  # an attacker who can write there also writes the hashes
     with pytest.raises(TrainingError) as caught:
         train(stopped, lambda _: None)
-    assert str(caught.value).startswith(f"{checkpoint / name} is not plain state of a training")
+    assert str(caught.value).startswith(f"{checkpoint / name} is not plain training state")
     assert f"Delete the folder {checkpoint}" in str(caught.value)
     assert not (tmp_path / "ran").exists()
     (checkpoint / name).write_bytes(plain)
@@ -83,18 +85,18 @@ def test_a_checkpoint_with_a_payload_is_refused_by_name_and_the_payload_is_not_r
     assert train(stopped, lambda _: None)["resumed_from"] == 2
 
 
-def test_checkpoints_hold_no_pickle_of_objects(stopped: TrainingRequest) -> None:
+def test_checkpoints_contain_no_pickled_objects(stopped: TrainingRequest) -> None:
     names = {path.name for path in checkpoint_of(stopped).iterdir()}
     assert "training_args.bin" not in names and "adapter_model.safetensors" in names
 
 
-def test_what_processes_of_fsdp_saved_is_looked_at_before_pytorch_reads_it(tmp_path: Path) -> None:
+def test_checkpoints_of_fsdp_processes_are_inspected_before_pytorch_reads_them(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoint-1" / "optimizer_0"
     weights = {"a": torch.ones(3, 2, dtype=torch.bfloat16), "step": 4, "groups": [{"rate": 0.1}]}
     shares.save(weights, checkpoint_id=folder, no_dist=True)
     require_plain_state(folder.parent)
     (folder / ".metadata").write_bytes(pickle.dumps(Payload(tmp_path / "ran")))
-    with pytest.raises(TrainingError, match=r"\.metadata is not plain state .*names posix\.mkdir"):
+    with pytest.raises(TrainingError, match=r"\.metadata is not plain training state, .*names posix\.mkdir"):
         require_plain_state(folder.parent)
     (folder / ".metadata").write_bytes(b"ctorch.serialization\nload\n(S'x'\ntR.")
     with pytest.raises(TrainingError, match=r"names torch\.serialization\.load"):
@@ -104,7 +106,7 @@ def test_what_processes_of_fsdp_saved_is_looked_at_before_pytorch_reads_it(tmp_p
 
 @pytest.fixture
 def folder(tiny_base: Path, tmp_path: Path) -> Path:
-    """A copy of the tiny base that a test may change."""
+    """Return a copy of the tiny base that a test may change."""
     return shutil.copytree(tiny_base, tmp_path / "model")
 
 
@@ -121,7 +123,7 @@ def test_a_base_with_pickled_weights_only_is_refused_by_name(folder: Path, tmp_p
     assert not (tmp_path / "ran").exists()
 
 
-def test_pickled_weights_beside_safetensors_are_not_looked_at(
+def test_pickled_weights_next_to_safetensors_are_ignored(
     folder: Path, tmp_path: Path, tiny_recipe: dict[str, Any]
 ) -> None:
     torch.save({"state": Payload(tmp_path / "ran")}, folder / "pytorch_model.bin")
@@ -141,7 +143,7 @@ def test_weights_that_no_hash_covers_are_refused(folder: Path, tmp_path: Path) -
             prepare_base(base_in(folder), tmp_path / "cache")
 
 
-def test_code_that_a_base_brings_along_is_not_run(folder: Path, tmp_path: Path, tiny_recipe: dict[str, Any]) -> None:
+def test_code_that_comes_with_a_base_is_not_run(folder: Path, tmp_path: Path, tiny_recipe: dict[str, Any]) -> None:
     (folder / "modeling_own.py").write_text(f"import os\nos.mkdir({str(tmp_path / 'ran')!r})\n")
     config = json.loads((folder / "config.json").read_text())
     config["auto_map"] = {"AutoModelForCausalLM": "modeling_own.Own", "AutoConfig": "modeling_own.Config"}
@@ -152,13 +154,13 @@ def test_code_that_a_base_brings_along_is_not_run(folder: Path, tmp_path: Path, 
 
 
 @pytest.mark.parametrize("part", ["base", "training"])
-def test_no_recipe_turns_it_on(tiny_recipe: dict[str, Any], part: str) -> None:
+def test_no_recipe_field_enables_remote_code(tiny_recipe: dict[str, Any], part: str) -> None:
     tiny_recipe[part] = tiny_recipe[part] | {"trust_remote_code": True}
     with pytest.raises(RecipeError, match=rf"{part}\.trust_remote_code is not a field of a recipe"):
         resolve_recipe(tiny_recipe)
 
 
-def test_every_call_that_could_run_code_says_that_it_may_not() -> None:
+def test_every_call_that_could_run_remote_code_forbids_it() -> None:
     wanted = {"AutoTokenizer": "trust_remote_code", "AutoModelForCausalLM": "trust_remote_code"}
     calls = 0
     for path in Path(ft_dagster.__file__).parent.rglob("*.py"):

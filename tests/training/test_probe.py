@@ -1,4 +1,4 @@
-"""What is said before training: whether it fits, how long it takes; and that saying it changes nothing."""
+"""The probe before training reports whether it fits and how long it takes, without changing the result."""
 
 import json
 import logging
@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from ft_dagster.base.prepare import model_config
+from ft_dagster.base.model_folder import model_config
 from ft_dagster.errors import TrainingError
 from ft_dagster.model.products import decided
 from ft_dagster.training.probe import fullest, try_batch
@@ -40,11 +40,11 @@ def test_a_training_that_cannot_fit_is_refused_before_weights_are_loaded(
         train(request, lambda _: None)
     message = str(error.value)
     assert f"{estimated(request) / 2**30:.2f} GiB (frozen weights" in message and "activations" in message
-    assert f"{room / 2**30:.2f} GiB of memory are there" in message
+    assert f"{room / 2**30:.2f} GiB of memory are available" in message
     assert "With training.rows_per_device: 2 in the recipe it would take about" in message
 
 
-def test_a_training_that_may_fit_begins_with_a_warning(
+def test_a_training_that_may_not_fit_starts_with_a_warning(
     request_for: Requests, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     request = request_for()
@@ -54,7 +54,7 @@ def test_a_training_that_may_fit_begins_with_a_warning(
     assert "Memory may not be enough" in caplog.text
 
 
-def test_weights_are_the_same_with_and_without_a_trial_and_the_trial_is_told_first(
+def test_weights_are_the_same_with_and_without_a_probe_and_its_estimate_comes_first(
     request_for: Requests, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: dict[str, list[dict[str, Any]]] = {"with": [], "without": []}
@@ -70,7 +70,7 @@ def test_weights_are_the_same_with_and_without_a_trial_and_the_trial_is_told_fir
     assert tried.read_bytes() == plain.read_bytes()
 
 
-def test_what_a_training_took_is_remembered_for_the_next_of_its_shape(request_for: Requests) -> None:
+def test_the_cost_of_a_training_is_remembered_for_the_next_of_its_shape(request_for: Requests) -> None:
     request = request_for()
     result = train(request, lambda _: None)
     config, recipe = model_config(Path(request.prepared_base().folder)), decided(request.resolved_recipe())
@@ -84,7 +84,7 @@ def test_what_a_training_took_is_remembered_for_the_next_of_its_shape(request_fo
     assert recall_speed(Path(str(request.speeds)), speed_key(config, longer, None)) == speed
 
 
-def test_the_batch_that_is_tried_is_of_the_longest_rows() -> None:
+def test_the_probe_uses_the_longest_rows() -> None:
     rows = [{"input_ids": [1] * length, "lengths": [length]} for length in (3, 9, 5, 9)]
     assert [len(row["input_ids"]) for row in fullest(rows, 2)] == [9, 9]
     assert fullest(rows, 9) == [rows[1], rows[3], rows[2], rows[0]]
@@ -98,45 +98,45 @@ def test_a_base_that_does_not_fit_on_the_gpu_is_refused_before_weights_are_loade
     needed = memory_estimate(model_config(Path(base.folder)), recipe, on_gpu=True)
     monkeypatch.setattr("ft_dagster.training.sizing.memory.device", lambda: torch.device("cuda"))
     monkeypatch.setattr("ft_dagster.training.sizing.memory.available_memory", lambda: round(needed.total / 1.3))
-    with pytest.raises(TrainingError, match=r"This training does not fit: .* of the GPU's memory are there\."):
+    with pytest.raises(TrainingError, match=r"This training does not fit: .* of GPU memory are available\."):
         require_memory(base, recipe)
     monkeypatch.setattr("ft_dagster.training.sizing.memory.available_memory", lambda: needed.total)
     assert require_memory(base, recipe) == needed
 
 
-def test_of_several_passes_the_last_one_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_last_of_several_probe_passes_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     model, moments = torch.nn.Linear(2, 1), iter([0.0, 30.0, 31.0, 33.0])
     monkeypatch.setattr("ft_dagster.training.probe.time.monotonic", lambda: next(moments))
     assert try_batch(model, {"x": torch.ones(1, 2)}, lambda batch: model(batch["x"]).sum(), passes=2) == 2.0
     assert model.weight.grad is None
 
 
-def test_progress_says_from_the_start_how_long_it_will_take(tmp_path: Path) -> None:
+def test_progress_shows_the_expected_time_from_the_start(tmp_path: Path) -> None:
     progress = Progress(tmp_path, lambda: 0, lambda _: None)
     progress.expected_seconds = 12.5
     progress.on_train_begin(TrainingArguments(str(tmp_path)), TrainerState(max_steps=3), TrainerControl())
     assert json.loads((tmp_path / PROGRESS).read_bytes())["seconds_left"] == 12.5
 
 
-def test_a_training_that_takes_far_longer_than_was_told_says_so_once(tmp_path: Path) -> None:
+def test_a_training_that_takes_far_longer_than_estimated_reports_it_once(tmp_path: Path) -> None:
     told: list[dict[str, Any]] = []
-    progress = Progress(tmp_path, lambda: 0, told.append, told_seconds=600.0)
+    progress = Progress(tmp_path, lambda: 0, told.append, expected_seconds=600.0)
     progress.on_train_begin(TrainingArguments(str(tmp_path)), TrainerState(max_steps=3), TrainerControl())
     progress.compare(10 * 600.0)
     assert told == []
     for _ in range(2):
         progress.compare(4 * 3600.0)
     assert [sorted(row) for row in told] == [["warning"]]
-    assert "about 4.0 h, not 10 min as was told" in told[0]["warning"]
+    assert "about 4.0 h, not 10 min as was estimated" in told[0]["warning"]
     progress.on_train_begin(TrainingArguments(str(tmp_path)), TrainerState(max_steps=3), TrainerControl())
     assert json.loads((tmp_path / PROGRESS).read_bytes())["warning"] == told[0]["warning"]
 
 
-def test_the_first_steps_are_compared_with_what_was_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_steps_are_compared_with_the_estimate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(0, 10**9, 1000))
     monkeypatch.setattr("ft_dagster.training.progress.time.monotonic", lambda: next(clock))
     told: list[dict[str, Any]] = []
-    progress = Progress(tmp_path, lambda: 0, told.append, told_seconds=600.0)
+    progress = Progress(tmp_path, lambda: 0, told.append, expected_seconds=600.0)
     state, row = TrainerState(max_steps=100), {"loss": 1.0, "learning_rate": 0.1}
     progress.on_train_begin(TrainingArguments(str(tmp_path)), state, TrainerControl())
     for state.global_step in (1, 2):

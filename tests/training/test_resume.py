@@ -1,4 +1,4 @@
-"""A training that is stopped goes on from its last checkpoint, and ends as if nothing had happened."""
+"""A stopped training resumes from its last checkpoint and gives the result of an undisturbed one."""
 
 import logging
 import os
@@ -16,20 +16,20 @@ from ft_dagster.training.request import RESULT, TrainingRequest
 from ft_dagster.training.train import train
 
 FLIPS = int(os.environ.get("FAULTS", "1"))
-"""How many places of each file of a checkpoint are damaged, one after the other."""
+"""How many positions of each file of a checkpoint are damaged, one after the other."""
 
 NF4 = {"base": {"quantization": "nf4"}}
 FUSED = {"lora": {"dropout": 0.0}}
 
 
 class DiedError(Exception):
-    """The process ends here."""
+    """Stands for a process that dies."""
 
 
 @pytest.mark.parametrize(
     ("parts", "every"), [({}, True), (NF4, False), (FUSED, False)], ids=["with dropout", "nf4", "fused"]
 )
-def test_whichever_step_it_dies_at_it_ends_with_the_bytes_and_losses_of_one_that_did_not(
+def test_a_training_that_dies_at_any_step_ends_with_the_same_bytes_and_losses(
     request_for: Callable[..., TrainingRequest], parts: dict[str, Any], every: bool
 ) -> None:
     parts = parts | {"training": {"epochs": 2, "save_every": 1, "rows_per_step": 8}}
@@ -55,7 +55,7 @@ def test_whichever_step_it_dies_at_it_ends_with_the_bytes_and_losses_of_one_that
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_a_stopped_training_goes_on_and_ends_with_the_bytes_of_one_never_stopped(
+def test_a_stopped_training_resumes_and_ends_with_the_bytes_of_one_never_stopped(
     request_for: Callable[..., TrainingRequest], number: signal.Signals
 ) -> None:
     stopped = request_for("stopped", training={"epochs": 4})
@@ -75,7 +75,7 @@ def last_complete_exists(attempt: Path) -> bool:
     return any(attempt.glob("checkpoint-*/complete"))
 
 
-def test_a_half_written_checkpoint_is_not_seen(tmp_path: Path) -> None:
+def test_a_half_written_checkpoint_is_ignored(tmp_path: Path) -> None:
     for step in (2, 10):
         (tmp_path / f"checkpoint-{step}").mkdir()
     mark_complete(tmp_path / "checkpoint-2")
@@ -83,7 +83,7 @@ def test_a_half_written_checkpoint_is_not_seen(tmp_path: Path) -> None:
     assert not (tmp_path / "checkpoint-10").exists()
 
 
-def test_a_checkpoint_with_a_flipped_bit_or_a_cut_off_file_is_named_and_made_anew_from_the_one_before(
+def test_a_damaged_checkpoint_is_named_and_recomputed_from_the_one_before(
     request_for: Callable[..., TrainingRequest], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING)

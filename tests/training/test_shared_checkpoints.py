@@ -1,4 +1,4 @@
-"""A training goes on where another machine was cut off, and ends with the same bytes."""
+"""A training resumes where another machine was cut off, and gives the same bytes."""
 
 import logging
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from ft_dagster.training.train import train
 FILES = {"weights": b"1", "optimizer": b"2", "sub/state": b"3"}
 
 
-def test_a_training_that_is_killed_goes_on_on_another_machine_with_the_same_bytes(
+def test_a_killed_training_resumes_on_another_machine_with_the_same_bytes(
     request_for: Callable[..., TrainingRequest], s3_url: str
 ) -> None:
     def on(machine: str) -> TrainingRequest:
@@ -50,7 +50,7 @@ def content(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_the_newest_is_brought_if_it_is_newer_and_older_ones_are_removed(s3_url: str, tmp_path: Path) -> None:
+def test_the_newest_checkpoint_is_fetched_if_newer_and_older_ones_are_removed(s3_url: str, tmp_path: Path) -> None:
     shared = SharedCheckpoints(s3_url)
     for step in (8, 10):
         shared.put(checkpoint(tmp_path / "here", step))
@@ -58,30 +58,30 @@ def test_the_newest_is_brought_if_it_is_newer_and_older_ones_are_removed(s3_url:
     there = tmp_path / "there"
     checkpoint(there, 9)
     checkpoint(there, 10, whole=False)
-    shared.bring(there)
+    shared.fetch(there)
     assert last_complete(there) == there / "checkpoint-10"
     assert content(there / "checkpoint-10") == content(tmp_path / "here" / "checkpoint-10")
     checkpoint(there, 12)
     before = content(there)
-    shared.bring(there)
+    shared.fetch(there)
     assert content(there) == before
     shared.forget()
     assert shared.bucket.list("") == {}
-    shared.bring(tmp_path / "empty")
+    shared.fetch(tmp_path / "empty")
     assert last_complete(tmp_path / "empty") is None
 
 
-def test_a_slower_machine_takes_nothing_newer_away(s3_url: str, tmp_path: Path) -> None:
+def test_a_slower_machine_removes_no_newer_checkpoint(s3_url: str, tmp_path: Path) -> None:
     fast, slow = SharedCheckpoints(s3_url), SharedCheckpoints(s3_url)
     fast.put(checkpoint(tmp_path / "fast", 10))
     slow.put(checkpoint(tmp_path / "slow", 6))
     shared = SharedCheckpoints(s3_url)
-    shared.bring(tmp_path / "third")
+    shared.fetch(tmp_path / "third")
     assert last_complete(tmp_path / "third") == tmp_path / "third" / "checkpoint-10"
 
 
 @pytest.mark.parametrize("damage", ["a file", "the list of files", "a file is missing"])
-def test_one_that_is_damaged_or_not_whole_is_not_used(
+def test_a_damaged_or_incomplete_checkpoint_is_not_used(
     s3_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
 ) -> None:
     shared = SharedCheckpoints(s3_url)
@@ -93,26 +93,26 @@ def test_one_that_is_damaged_or_not_whole_is_not_used(
         shared.bucket.remove([spoilt])
     else:
         shared.bucket.write(spoilt, (shared.bucket.read(spoilt) or b"").replace(b"1", b"7"))
-    shared.bring(tmp_path / "there")
+    shared.fetch(tmp_path / "there")
     assert last_complete(tmp_path / "there") is None
     assert spoilt in caplog.text and "An older checkpoint, or none, is used" in caplog.text
     shared.bucket.remove([whole])
     caplog.clear()
-    shared.bring(tmp_path / "there")
+    shared.fetch(tmp_path / "there")
     assert not caplog.text, "an upload that was cut off is not whole"
 
 
-def test_a_bucket_that_is_away_stops_no_training(
+def test_an_unreachable_bucket_stops_no_training(
     s3_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     shared = SharedCheckpoints(s3_url)
     with caplog.at_level(logging.WARNING):
         shared.put(checkpoint(tmp_path, 10))
-        shared.bring(tmp_path)
+        shared.fetch(tmp_path)
         shared.forget()
     assert [record.getMessage().partition(".")[0] for record in caplog.records] == [
         "The checkpoint of step 10 is on this machine only",
-        "Checkpoints of other machines cannot be looked at",
-        "Checkpoints of a training that has ended are still there",
+        "Checkpoints of other machines cannot be listed",
+        "Shared checkpoints that are no longer needed could not be removed",
     ]

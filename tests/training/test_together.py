@@ -1,6 +1,6 @@
-"""Several processes that train together make what one makes alone.
+"""Several processes that train together give the result of a single one.
 
-How they are stopped and go on is in tests/system/test_together_ended.py.
+How they are stopped and resume is tested in tests/system/test_together_ended.py.
 """
 
 import json
@@ -23,7 +23,7 @@ from ft_dagster.training.train import train
 
 NF4 = {"base": {"quantization": "nf4"}}
 FLOAT32 = {"base": {"dtype": "float32"}, "lora": {"dropout": 0.0}}
-"""So that the order of sums decides nothing that can be seen: bf16 shows it in the fourth digit."""
+"""Float32, in which the order of sums is not visible; in bf16 it shows in the fourth digit."""
 
 
 @pytest.mark.parametrize("base", [{}, NF4], ids=["whole", "nf4"])
@@ -47,7 +47,7 @@ def test_two_processes_have_the_losses_of_one_to_five_digits(
     assert together["reloads"] and together["largest_logit_change"] > 0
 
 
-def test_a_base_that_is_shared_out_has_the_loss_and_gradients_of_a_whole_one(
+def test_a_sharded_base_has_the_loss_and_gradients_of_a_whole_one(
     request_for: Callable[..., TrainingRequest], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     request = request_for("shared", **asked(2, FLOAT32, fused=False))
@@ -61,7 +61,7 @@ def test_a_base_that_is_shared_out_has_the_loss_and_gradients_of_a_whole_one(
         assert parts[0]["gradients"][name] == parts[1]["gradients"][name] == pytest.approx(gradient, abs=1e-4), name
 
 
-def test_one_process_where_two_were_asked_for_is_refused(request_for: Callable[..., TrainingRequest]) -> None:
+def test_one_process_where_two_were_requested_is_refused(request_for: Callable[..., TrainingRequest]) -> None:
     with pytest.raises(TrainingError, match=r"asks for 2 processes.*and 1 train"):
         train(request_for("refused", **asked(2)), lambda _: None)
 
@@ -73,7 +73,7 @@ def test_fsdp_is_refused_on_a_cpu(request_for: Callable[..., TrainingRequest]) -
 
 @pytest.mark.parametrize("rows", range(1, 14))
 @pytest.mark.parametrize("processes", [1, 2, 3])
-def test_shares_are_the_rows_of_one_process_in_its_order(
+def test_the_shares_of_all_processes_are_the_rows_of_one_process_in_order(
     rows: int, processes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from accelerate.data_loader import SeedableRandomSampler

@@ -1,4 +1,4 @@
-"""From packed rows to an adapter: what is supervised, that it repeats, resumes, and is what was saved."""
+"""From packed rows to an adapter: what is supervised, and that training is repeatable and saves a loadable adapter."""
 
 import json
 from collections.abc import Callable
@@ -15,8 +15,9 @@ from safetensors.torch import load_file
 from trainings import start, wait_until, weights
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ft_dagster.base.prepare import BaseModelError
-from ft_dagster.config.recipe import Recipe, resolve_recipe
+from ft_dagster.base.model_folder import BaseModelError
+from ft_dagster.config.recipe import Recipe
+from ft_dagster.config.recipe_file import resolve_recipe
 from ft_dagster.dataset.dataset import DatasetShard, all_documents, load_rows
 from ft_dagster.dataset.shard import Document
 from ft_dagster.errors import TrainingError
@@ -40,7 +41,7 @@ def test_every_token_of_every_train_document_but_its_first_is_supervised_once(da
     assert ends == len(documents)
 
 
-def test_every_supervised_token_reaches_the_loss_once_an_epoch_and_every_step_is_the_mean_over_its_own(
+def test_each_supervised_token_counts_once_an_epoch_in_the_mean_loss_of_its_step(
     request_for: Callable[..., TrainingRequest], dataset: Path, tmp_path: Path
 ) -> None:
     request = request_for(
@@ -60,7 +61,7 @@ def test_every_supervised_token_reaches_the_loss_once_an_epoch_and_every_step_is
     assert sum(step["loss"] * step["supervised_tokens"] for step in steps) == pytest.approx(2 * nats, rel=1e-3)
 
 
-def test_rewriting_teaches_the_answers_and_their_ends_and_no_token_of_a_prompt(
+def test_rewriting_supervises_answers_with_their_ends_and_no_token_of_a_prompt(
     make_dataset: Callable[..., Path], tiny_base: Path
 ) -> None:
     pairs = {n: {"original": f"{n} as it was", "improved": f"{n} as it is"} for n in "ABCDE"}
@@ -77,7 +78,7 @@ def test_rewriting_teaches_the_answers_and_their_ends_and_no_token_of_a_prompt(
 
 
 @pytest.mark.parametrize("objectives", [{"rewrite": 1.0}, {"text": 0.0, "rewrite": 1.0}, {"text": 0.5, "rewrite": 4.0}])
-def test_the_loss_of_a_step_is_the_mean_over_its_tokens_as_their_objectives_weigh(
+def test_the_loss_of_a_step_is_the_mean_over_tokens_weighted_by_objective(
     make_dataset: Callable[..., Path],
     request_for: Callable[..., TrainingRequest],
     tmp_path: Path,
@@ -122,7 +123,7 @@ def test_documents_in_one_row_do_not_see_each_other(tiny_base: Path, dataset: Pa
                 start += length
 
 
-def test_an_adapter_is_made_that_loads_with_plain_peft_and_transformers(
+def test_training_makes_an_adapter_that_loads_with_plain_peft_and_transformers(
     request_for: Callable[..., TrainingRequest], tiny_base: Path
 ) -> None:
     request = request_for()
@@ -160,7 +161,7 @@ def test_the_same_request_gives_the_same_bytes(request_for: Callable[..., Traini
     ],
     ids=["nf4", "nf4-checkpointing", "bf16-checkpointing", "eager-8bit-adam", "float32"],
 )
-def test_recipes_of_other_kinds_go_through_the_same_code(
+def test_recipes_of_other_kinds_train_with_the_same_code(
     request_for: Callable[..., TrainingRequest], parts: dict[str, dict[str, Any]]
 ) -> None:
     request = request_for(**parts)
@@ -173,7 +174,7 @@ def test_recipes_of_other_kinds_go_through_the_same_code(
     assert all(tensor.dtype == torch.float32 for tensor in trained.values())
 
 
-def test_a_loss_that_is_not_a_number_ends_training_and_says_what_to_change(
+def test_a_loss_that_is_not_a_number_stops_training_and_says_what_to_change(
     request_for: Callable[..., TrainingRequest],
 ) -> None:
     with pytest.raises(TrainingError, match=r"step \d+\. Lower training.learning_rate"):
@@ -198,7 +199,7 @@ def test_a_dataset_without_a_supervised_token_is_refused_before_the_model_is_loa
         (folder / "shards.json").write_text(
             json.dumps([vars(DatasetShard("", "", figures, documents, {"train": blob}))]), "utf-8"
         )
-        single = store.take_in("tokenized_dataset", "single", folder, {}).path
+        single = store.commit("tokenized_dataset", "single", folder, {}).path
     with pytest.raises(TrainingError, match="nothing to learn"):
         train(TrainingRequest(**{**vars(request_for()), "dataset": str(single)}), lambda _: None)
 
@@ -210,7 +211,7 @@ def test_a_base_whose_weights_changed_is_refused(request_for: Callable[..., Trai
         train(other, lambda _: None)
 
 
-def test_the_key_changes_with_whatever_decides_the_weights_and_with_nothing_else(tiny_recipe: dict[str, Any]) -> None:
+def test_the_key_changes_only_with_what_decides_the_weights(tiny_recipe: dict[str, Any]) -> None:
     recipe: Recipe = resolve_recipe(tiny_recipe)
     key = training_key("dataset", {"weights": "w"}, recipe)
     assert key != training_key("other dataset", {"weights": "w"}, recipe)
@@ -221,29 +222,29 @@ def test_the_key_changes_with_whatever_decides_the_weights_and_with_nothing_else
     assert key == training_key("dataset", {"weights": "w"}, resolve_recipe(elsewhere))
 
 
-def test_one_training_a_device_the_second_waits_and_says_so(request_for: Callable[..., TrainingRequest]) -> None:
+def test_a_second_training_on_a_device_waits_and_reports_it(request_for: Callable[..., TrainingRequest]) -> None:
     request = request_for()
     with FileLock(Path(request.locks) / f"{CPU.name}.lock"):
         process = start(request)
-        wait_until(lambda: f"Another training or evaluation holds {CPU.name}; waiting" in process.written(), process)
+        wait_until(lambda: f"Another training or evaluation is using {CPU.name}; wait" in process.written(), process)
         assert not (Path(request.attempt) / RESULT).exists()
     _, errors = process.communicate()
     assert process.returncode == 0, errors
     assert (Path(request.attempt) / RESULT).exists()
 
 
-def test_a_failed_training_ends_with_code_1_and_its_reason(request_for: Callable[..., TrainingRequest]) -> None:
+def test_a_failed_training_exits_with_code_1_and_its_reason(request_for: Callable[..., TrainingRequest]) -> None:
     process = start(request_for(training={"learning_rate": 1e30, "warmup": 0.0}))
     _, errors = process.communicate()
     assert process.returncode == 1
     assert "Lower training.learning_rate" in errors
 
 
-def test_where_memory_cannot_be_had_training_ends_with_code_1_and_what_to_change(
+def test_without_enough_memory_training_exits_with_code_1_and_says_what_to_change(
     request_for: Callable[..., TrainingRequest], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def too_much(*_: object) -> None:
-        torch.empty(2**55, dtype=torch.uint8)  # the CPU's own error, which has no class of its own
+        torch.empty(2**55, dtype=torch.uint8)  # the error of the CPU's allocator, which has no class of its own
 
     monkeypatch.setattr("ft_dagster.training.train.train", too_much)
     request = request_for()
@@ -254,5 +255,5 @@ def test_where_memory_cannot_be_had_training_ends_with_code_1_and_what_to_change
 
 
 @pytest.mark.parametrize("error", [ValueError("no memory of it"), RuntimeError("shapes do not match")])
-def test_other_errors_are_not_taken_for_a_lack_of_room(error: Exception, tmp_path: Path) -> None:
+def test_other_errors_are_not_mistaken_for_a_lack_of_memory(error: Exception, tmp_path: Path) -> None:
     assert exhausted(error, tmp_path) is None

@@ -1,1 +1,1 @@
-"""The assets of the graph, one module each, and what they share."""
+"""The assets of the graph, one module each, and their shared code."""

@@ -6,7 +6,8 @@ from typing import Any
 
 import dagster as dg
 
-from ft_dagster.base.prepare import chat_template, prepare_base
+from ft_dagster.base.model_folder import chat_template
+from ft_dagster.base.prepare import prepare_base
 from ft_dagster.config.recipe import Recipe
 from ft_dagster.defs.assets.pictures import table
 from ft_dagster.defs.assets.stage_asset import stage_asset
@@ -31,7 +32,7 @@ from ft_dagster.store.local import Artifact
 _CHECKS = {
     "it_beats_base_and_released": (
         ("minimum_gain", "worst_loss"),
-        "Held-out chapters are predicted better than by the base, and no worse than by the adapter in use "
+        "Held-out chapters are predicted better than by the base model, and no worse than by the released adapter "
         "(`release.minimum_gain`, `release.worst_loss`).",
     ),
     "general_text_is_not_forgotten": (
@@ -44,11 +45,11 @@ _CHECKS = {
     ),
     "text_is_not_recited": (
         ("recited",),
-        "Of the passages trained on, at most `release.recited` more than by the base are recited word for word.",
+        "The share of training passages recited word for word is at most `release.recited` above the base model's.",
     ),
 }
-"""Name of a check -> fields of the recipe whose rules it shows, and what it says. Those that are not met keep the
-adapter back."""
+"""Name of a check -> the recipe fields whose rules it shows, and its description. An adapter that does not meet one of
+the rules is not released."""
 
 
 @stage_asset(
@@ -63,7 +64,7 @@ adapter back."""
 def adapter_evaluation(
     context: dg.AssetExecutionContext, workspace: Workspace, child_process: ChildProcess
 ) -> Iterator[dg.AssetObservation | dg.MaterializeResult]:
-    """What base, released and new adapter are worth on held-out chapters, general text and chat; and the verdict."""
+    """Scores of the base, the released and the new adapter on held-out chapters, general text and chat; the verdict."""
     settings, store, recipe = workspace.settings, workspace.store, workspace.recipe
     adapter = input_artifact(context, LORA_ADAPTER, store)
     dataset = input_artifact(context, TOKENIZED_DATASET, store)
@@ -82,12 +83,12 @@ def adapter_evaluation(
         artifact = yield from find_or_evaluate(asked, settings, measure)
     except AdapterError as error:
         folder = asked.in_use.folder
-        raise dg.Failure(f"{error} Or remove {folder} and the link fine_tuned_model to release anew.") from error
+        raise dg.Failure(f"{error} Or remove {folder} and the link fine_tuned_model to start over.") from error
     yield _describe(artifact, recipe, adapter)
 
 
 def _in_use(workspace: Workspace, new: str) -> InUse:
-    """The released adapter, if it is another one than the new one."""
+    """Return the released adapter, if it is not the new one."""
     releases = workspace.releases
     folder = releases.current_folder()
     if folder is None or folder.name == new:
@@ -158,7 +159,7 @@ def _rule_rows(rules: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _beside(models: Mapping[str, Any]) -> dict[str, float]:
-    """Figures of the texts beside the reports and of the text trained on, to follow over time."""
+    """Return figures of the general texts, the conversations and the training text, to follow over time."""
     figures = {
         f"bits per byte of {text}: {name}": model[kind]["bits_per_byte"]
         for kind, text in (("general", "general text"), ("chat", "answers"))

@@ -1,4 +1,4 @@
-"""What the graph is made from but does not make: the report files and the base model."""
+"""The external assets, which the graph reads but does not make: the report files and the base model."""
 
 import dagster as dg
 
@@ -14,8 +14,8 @@ report_files = dg.AssetSpec(
     group_name=GROUP,
     owners=OWNERS,
     kinds={"markdown", "json"},
-    description="Report chapters as people and the upstream generator leave them: `chapter_markdowns/` and "
-    "`outputs/consolidated/` of the workspace. Its data version is their content.",
+    description="Report chapters as people and the upstream generator write them, in `chapter_markdowns/` and "
+    "`outputs/consolidated/` of the workspace. The data version is a hash of their names and contents.",
 )
 base_model = dg.AssetSpec(
     BASE_MODEL,
@@ -27,17 +27,17 @@ base_model = dg.AssetSpec(
 
 
 def look(settings: Settings) -> Scan:
-    """The report files as they are now; what did not change since the last look is not read."""
+    """Scan the report files. Files that have not changed since the last scan are not read."""
     return scan_reports(settings.workspace, settings.index)
 
 
 def record(instance: dg.DagsterInstance, scan: Scan, recipe: Recipe) -> None:
-    """Record the external assets' data versions where they are not the ones last recorded: one event a change."""
+    """Record the data versions of the external assets, with one event for each that has changed since the last one."""
     record_versions(instance, scan.version, recipe)
 
 
 def record_versions(instance: dg.DagsterInstance, reports: str, recipe: Recipe) -> None:
-    """The same, for a data version of the report files that is known already."""
+    """Do the same as `record`, for a data version of the report files that is already known."""
     for key, version in ((REPORT_FILES, reports), (BASE_MODEL, base_version(recipe.base))):
         if data_version(instance, key) != version:
             instance.report_runless_asset_event(

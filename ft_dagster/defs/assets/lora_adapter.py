@@ -37,19 +37,19 @@ FINITE = dg.AssetCheckSpec(
     "loss_is_finite",
     asset=LORA_ADAPTER.key,
     blocking=True,
-    description="The loss of every step is a number.",
+    description="The loss of every step is finite.",
 )
 RELOADS = dg.AssetCheckSpec(
     "adapter_reloads_and_differs_from_base",
     asset=LORA_ADAPTER.key,
     blocking=True,
-    description="The saved weights, loaded again, are those that were trained, and they change the base's output.",
+    description="The saved weights, loaded again, equal the trained ones, and they change the base model's output.",
 )
 SUPERVISED = dg.AssetCheckSpec(
     "every_token_is_supervised_once_an_epoch",
     asset=LORA_ADAPTER.key,
     blocking=True,
-    description="The tokens that reached the loss are those of the dataset, once for each epoch.",
+    description="The tokens that reached the loss are those of the dataset, once per epoch.",
 )
 
 
@@ -62,9 +62,9 @@ SUPERVISED = dg.AssetCheckSpec(
 def lora_adapter(
     context: dg.AssetExecutionContext, workspace: Workspace, child_process: ChildProcess
 ) -> Iterator[dg.AssetObservation | dg.MaterializeResult]:
-    """LoRA weights for the base model, trained on the train side of the dataset, with the manifest of their making.
+    """LoRA weights for the base model, trained on the train side of the dataset, with a manifest of their origin.
 
-    An adapter that was made for the same dataset, base, recipe and code is used again, not trained again.
+    An adapter that was already made for the same dataset, base, recipe and code is reused, not trained again.
     """
     settings, store, recipe = workspace.settings, workspace.store, workspace.recipe
     dataset = input_artifact(context, TOKENIZED_DATASET, store)
@@ -73,12 +73,13 @@ def lora_adapter(
     wanted = Wanted(dataset, base, recipe, workspace.releases.current_folder())
 
     def train(request: TrainingRequest) -> Iterator[dg.AssetObservation]:
-        on_hosts = settings.executor == "ray" and recipe.training.processes > 1  # others compute
+        on_hosts = settings.executor == "ray" and recipe.training.processes > 1  # then other hosts compute
         seconds = None if on_hosts else _say_cost(context, recipe, settings, dataset)
-        asked = replace(request, run=context.run.run_id, told_seconds=seconds)
+        asked = replace(request, run=context.run.run_id, expected_seconds=seconds)
         path = asked.write(Path(request.attempt) / "request.json")
         module = "ft_dagster.training.on_ray" if on_hosts else "ft_dagster.training"
-        log, bucket = settings.logs / f"{request.key[:12]}.log", store.url is not None  # which takes checkpoints
+        log = settings.logs / f"{request.key[:12]}.log"
+        bucket = store.url is not None  # training copies checkpoints to it
         yield from child_process.run(context, module, path, log, bucket=bucket)
 
     try:
@@ -86,7 +87,7 @@ def lora_adapter(
     except AdapterError as error:
         raise dg.Failure(str(error)) from error
     if origin != "trained":
-        context.log.info(f"adapter {artifact.key[:12]} was {origin}; it is used")
+        context.log.info(f"Adapter {artifact.key[:12]} was {origin}; it is reused.")
     artifact.verify()
     because = context.run.tags.get(REASON_TAG, "materialized by hand")
     history = {"because": because} | _since(before, artifact, store)
@@ -94,26 +95,26 @@ def lora_adapter(
 
 
 def _say_cost(context: dg.AssetExecutionContext, recipe: Recipe, settings: Settings, dataset: Artifact) -> float | None:
-    """Log, before it is spent, what training will take where the step runs; gives the seconds, if they are known."""
+    """Log beforehand what training will take where the step runs. Return the estimated seconds, if they are known."""
     tokens = dataset.about["splits"]["train"]["tokens"] * recipe.training.epochs
-    here = settings.model_copy(update={"executor": "local"})  # an engine has placed the step already
+    here = settings.model_copy(update={"executor": "local"})  # the executor has already placed the step here
     cost = training_cost(here, recipe, tokens)
     if cost.slow:
         context.log.warning(cost.slow)
     if cost.seconds:
-        context.log.info(f"Training takes about {cost.seconds / 60:.1f} min in {cost.number_format} here.")
+        context.log.info(f"Training takes about {cost.seconds / 60:.1f} min in {cost.number_format} on this machine.")
     return cost.seconds
 
 
 def _estimated(estimate: dict[str, float | None]) -> dict[str, float]:
-    """What was said before training, as metadata to set beside what it took."""
+    """Return the estimates made before training, as metadata to compare with the measured values."""
     memory, seconds = estimate.get("memory_bytes"), estimate.get("seconds")
     found = {"estimated memory (GiB)": memory / 2**30 if memory else None, "estimated seconds": seconds}
     return {name: value for name, value in found.items() if value is not None}
 
 
 def _since(before: dg.AssetMaterialization | None, artifact: Artifact, store: Store) -> dict[str, Any]:
-    """What changed since the adapter that was made before this one, as metadata."""
+    """Return what changed since the previously made adapter, as metadata."""
     earlier = (
         store.find(LORA_ADAPTER.name, str(before.metadata[ARTIFACT].value))
         if before and ARTIFACT in before.metadata
@@ -183,7 +184,8 @@ def _describe(
 
 
 def _supervised(artifact: Artifact, recipe: Recipe, dataset: Artifact) -> dg.AssetCheckResult:
-    """What reached the loss, beside the dataset; a part of it where less than whole epochs on all rows were asked."""
+    """Compare the tokens that reached the loss with the dataset. Where the training may cover only some rows or part of
+    an epoch, fewer tokens are enough."""
     reached, epochs = artifact.about["supervised_tokens"], recipe.training.epochs
     in_dataset = dataset.about["splits"]["train"]["supervised_tokens"]
     in_part = bool(read_manifest(artifact.path).started_from) or epochs % 1 > 0 or recipe.training.patience is not None

@@ -1,4 +1,4 @@
-"""Pictures and tables for the metadata that people look at."""
+"""Plots and tables for the metadata that the UI shows."""
 
 import base64
 import io
@@ -9,19 +9,19 @@ from typing import Any
 import dagster as dg
 
 _MOST = 100
-"""Rows of a table that are shown."""
+"""The most rows of a table that are shown."""
 
 
 def loss_curve(history: Sequence[Mapping[str, float]]) -> dg.MarkdownMetadataValue:
-    """Loss and learning rate over steps, as a picture in Markdown; below 100 kB, so that the UI shows it."""
-    from matplotlib.figure import Figure  # without pyplot, which takes long to import and keeps its figures
+    """Plot loss and learning rate over the steps, as a Markdown image. It is below 100 kB, so that the UI shows it."""
+    from matplotlib.figure import Figure  # pyplot is slow to import and keeps its figures
 
     steps = [row["step"] for row in history]
     figure = Figure(figsize=(6, 3), dpi=90, layout="tight")
     loss_axis = figure.subplots()
     loss_axis.plot(steps, [row["loss"] for row in history], color="#2b6cb0")
     loss_axis.set_xlabel("optimizer step")
-    loss_axis.set_ylabel("loss (nats a token)", color="#2b6cb0")
+    loss_axis.set_ylabel("loss (nats per token)", color="#2b6cb0")
     rate_axis = loss_axis.twinx()
     rate_axis.plot(steps, [row["learning_rate"] for row in history], color="#a0aec0", linewidth=1)
     rate_axis.set_ylabel("learning rate", color="#718096")
@@ -32,7 +32,10 @@ def loss_curve(history: Sequence[Mapping[str, float]]) -> dg.MarkdownMetadataVal
 
 
 def table(rows: Iterable[Mapping[str, Any]], total: int | None = None) -> dg.MarkdownMetadataValue:
-    """Rows as a Markdown table: the first hundred, and how many more there are of `total` (default: of the rows)."""
+    """Return rows as a Markdown table, at most the first hundred.
+
+    A line below it says how many more of `total` there are; the default is the number of rows.
+    """
     remaining = iter(rows)
     shown = list(islice(remaining, _MOST))
     if not shown:

@@ -17,15 +17,15 @@ from ft_dagster.defs.workspace import Workspace
     kinds={"markdown", "json"},
 )
 def raw_chapters(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
-    """A snapshot of the report files' bytes, so that what was trained on can always be read again."""
+    """A snapshot of the report files' bytes, so that the training text can always be read again."""
     settings = workspace.settings
-    # Since an automatic run was asked for, somebody may have begun to write; a person who starts one knows.
+    # Since an automatic run was requested, somebody may have started to write; a person who starts a run knows that.
     settle_seconds = settings.settle_seconds if CAUSE_TAG in context.run.tags else 0.0
     artifact = take_snapshot(settings.workspace, settings.index, workspace.store, settle_seconds)
     unreadable = unreadable_files(artifact)
     files = artifact.about["files"]
     require_reports(settings.workspace, files + len(unreadable))
-    # Where a person started the run, the watcher has perhaps not looked at what it reads.
+    # If a person started the run, the sensor may not have recorded the version that it reads.
     record_versions(context.instance, artifact.about["version"], workspace.recipe)
     rows = ({"file": file.path, "bytes": file.size, "sha256": file.sha256[:12]} for file in snapshot_files(artifact))
     return describe(

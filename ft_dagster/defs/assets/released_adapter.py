@@ -25,12 +25,12 @@ from ft_dagster.store.local import Artifact
 
 
 class Override(dg.Config):
-    """What a person may decide in the launchpad."""
+    """What a person can decide in the launchpad."""
 
     promote: str = Field(
-        default="", description="Key, or its beginning, of an adapter to put in use whatever was said."
+        default="", description="Key, or the beginning of it, of an adapter to release whatever the gate decided."
     )
-    why: str = Field(default="", description="The reason; the history keeps it.")
+    why: str = Field(default="", description="The reason, which is kept in the release history.")
 
 
 @stage_asset(
@@ -38,17 +38,17 @@ class Override(dg.Config):
     kinds={"huggingface"},
 )
 def released_adapter(context: dg.AssetExecutionContext, config: Override, workspace: Workspace) -> dg.MaterializeResult:
-    """`./fine_tuned_model/`: the adapter in use. Replaced in one step when the verdict says so, else kept as it is."""
+    """The adapter in use, `./fine_tuned_model/`. It is replaced in one step if the verdict says so, otherwise kept."""
     store, releases = workspace.store, workspace.releases
     evaluation = input_artifact(context, ADAPTER_EVALUATION, store)
     wanted, why = _decision(config, evaluation, workspace)
     if wanted:
         moved = releases.release(wanted, why)
         if moved:
-            context.log.warning(f"{releases.link} was not a release of ours; it is kept as {moved}")
+            context.log.warning(f"{releases.link} was not a release of ft_dagster; it was moved to {moved}")
     try:
         track(workspace.settings, store, releases)
-    except TrackingError as error:  # the release stands without it
+    except TrackingError as error:  # the release does not depend on it
         context.log.warning(str(error))
     current = releases.current()
     return describe(
@@ -69,14 +69,14 @@ def released_adapter(context: dg.AssetExecutionContext, config: Override, worksp
 
 
 def _decision(config: Override, evaluation: Artifact, workspace: Workspace) -> tuple[Artifact | None, dict[str, Any]]:
-    """The adapter to put in use, if any, and why."""
+    """Return the adapter to release, if any, and why."""
     store, verdict = workspace.store, evaluation.about["verdict"]
     if config.promote:
         try:
             return store.match(LORA_ADAPTER.name, config.promote), override(config.why, PROMOTED)
         except UserError as error:
             raise dg.Failure(str(error)) from error
-    if evaluation.about["adapter"] in workspace.releases.withdrawn():  # since it was judged, perhaps
+    if evaluation.about["adapter"] in workspace.releases.withdrawn():  # perhaps after its evaluation
         return None, WITHDRAWN.to_json()
     current = workspace.releases.current()
     if current not in (None, evaluation.about["in_use"], evaluation.about["adapter"]):

@@ -7,7 +7,7 @@ import dagster as dg
 
 from ft_dagster.config.recipe import Recipe
 from ft_dagster.corpus.ledger import FileLedger
-from ft_dagster.corpus.secrets import Finding
+from ft_dagster.corpus.secrets import SecretFinding
 from ft_dagster.corpus.sections import all_chapters, make_sections, secret_findings, unreadable_rows
 from ft_dagster.defs.assets.parallel_map import mapper_for
 from ft_dagster.defs.assets.pictures import table
@@ -26,7 +26,7 @@ SECRETS = dg.AssetCheckSpec(
     "no_keys_or_personal_data",
     asset=SECTIONS.key,
     blocking=True,
-    description="No text looks like a key or like personal data; a warning unless `corpus.secrets` is `block`.",
+    description="No text looks like a key or like personal data. A warning, unless `corpus.secrets` is `block`.",
 )
 
 
@@ -36,7 +36,7 @@ SECRETS = dg.AssetCheckSpec(
     check_specs=[READABLE, SECRETS],
 )
 def sections(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
-    """Sections of the reports as JSON Lines: cleaned, one version of each, each text once, every byte accounted for."""
+    """Sections of the reports as JSON Lines: cleaned, merged and deduplicated, with every byte accounted for."""
     snapshot = input_artifact(context, RAW_CHAPTERS, workspace.store)
     artifact = make_sections(snapshot, workspace.recipe.corpus, mapper_for(workspace.settings))
     about, unreadable = artifact.about, unreadable_rows(artifact)
@@ -76,7 +76,7 @@ def _readable(unreadable: list[dict[str, Any]], recipe: Recipe) -> dg.AssetCheck
     skip = recipe.corpus.unreadable == "skip"
     listed = _listed([f"{item['path']}: {item['reason']}" for item in unreadable])
     advice = (
-        "Left out, as the recipe says."
+        "They are left out, as the recipe says."
         if skip
         else "Fix or remove them, or set `corpus: {unreadable: skip}` in the recipe."
     )
@@ -90,12 +90,12 @@ def _readable(unreadable: list[dict[str, Any]], recipe: Recipe) -> dg.AssetCheck
     )
 
 
-def _without_secrets(findings: list[Finding], recipe: Recipe) -> dg.AssetCheckResult:
+def _without_secrets(findings: list[SecretFinding], recipe: Recipe) -> dg.AssetCheckResult:
     block = recipe.corpus.secrets == "block"
     advice = (
-        "Take it out of the reports, or set `corpus: {secrets: warn}` in the recipe."
+        "Remove it from the reports, or set `corpus: {secrets: warn}` in the recipe."
         if block
-        else "Training goes on; take out what should not be learned."
+        else "Training continues; remove what should not be learned."
     )
     listed = _listed(
         [f"{f.source}, {f.heading or 'before the first heading'}, line {f.line}: {f.kind}" for f in findings]
@@ -121,4 +121,4 @@ def _listed(lines: list[str]) -> str:
 
 
 _MOST = 20
-"""Files and places that a failed check names."""
+"""The most files or places that a failed check lists."""

@@ -1,4 +1,4 @@
-"""What the assets of all stages have in common."""
+"""The decorator that the assets of all stages share."""
 
 import inspect
 import warnings
@@ -13,13 +13,13 @@ from ft_dagster.defs.workspace import GROUP, OWNERS
 
 
 def stage_asset(stage: Stage, **options: Any) -> Callable[[Callable[..., Any]], dg.AssetsDefinition]:
-    """`dg.asset` for the function of a stage, which bears its name.
+    """Return a `dg.asset` decorator for the function of a stage, which must have the stage's name.
 
-    Its errors, which Dagster keeps, hold no secret. The UI leads to the lines of the function.
+    Secrets are removed from its errors, because Dagster stores these. The UI links to the source of the function.
 
     Args:
-        stage: what it is made from, and by which code.
-        options: of `dg.asset`.
+        stage: provides the parents and the code version.
+        options: further options of `dg.asset`.
     """
 
     def define(body: Callable[..., Any]) -> dg.AssetsDefinition:
@@ -38,6 +38,6 @@ def stage_asset(stage: Stage, **options: Any) -> Callable[[Callable[..., Any]], 
 
 def _code_of(body: Callable[..., Any]) -> dict[str, Any]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", dg.BetaWarning)  # without it nothing else changes
+        warnings.simplefilter("ignore", dg.BetaWarning)  # only the link in the UI depends on it
         place = dg.LocalFileCodeReference(file_path=inspect.getfile(body), line_number=inspect.getsourcelines(body)[1])
         return {"dagster/code_references": dg.CodeReferencesMetadataValue(code_references=[place])}

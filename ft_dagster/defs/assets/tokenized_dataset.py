@@ -8,7 +8,8 @@ from typing import Any
 
 import dagster as dg
 
-from ft_dagster.base.prepare import PreparedBase, prepare_base
+from ft_dagster.base.model_folder import PreparedBase
+from ft_dagster.base.prepare import prepare_base
 from ft_dagster.config.recipe import Recipe
 from ft_dagster.config.settings import Settings
 from ft_dagster.corpus.snapshot import KIND as SNAPSHOT
@@ -25,13 +26,13 @@ BALANCED = dg.AssetCheckSpec(
     "ledger_balances",
     asset=TOKENIZED_DATASET.key,
     blocking=True,
-    description="Bytes of the report files = bytes trained on + held out + left out for a reason, to the byte.",
+    description="Bytes of the report files = bytes trained on + held out + left out for a reason, exactly.",
 )
 SEPARATE = dg.AssetCheckSpec(
     "no_held_out_text_in_train",
     asset=TOKENIZED_DATASET.key,
     blocking=True,
-    description="No section stands on both sides, and no row of one side holds tokens of the other.",
+    description="No section is on both sides, and no row of one side contains tokens of the other.",
 )
 
 
@@ -41,7 +42,7 @@ SEPARATE = dg.AssetCheckSpec(
     check_specs=[BALANCED, SEPARATE],
 )
 def tokenized_dataset(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
-    """Sections as packed rows of tokens, train and held out, with the ledger of every byte."""
+    """Sections as packed rows of tokens, train and held out, with a ledger that accounts for every byte."""
     settings, store, recipe = workspace.settings, workspace.store, workspace.recipe
     source = input_artifact(context, SECTIONS, store)
     base = prepare_base(recipe.base, settings.cache, token=settings.token, weights=False, say=_logged(context))
@@ -51,7 +52,7 @@ def tokenized_dataset(context: dg.AssetExecutionContext, workspace: Workspace) -
     if pairs["left_out"]:
         reasons = ", ".join(f"{reason}: {count}" for reason, count in pairs["left_out"].items())
         taught = pairs["train"] + pairs["held_out"]
-        context.log.warning(f"{taught} pair(s) are taught or held out, others are left out ({reasons})")
+        context.log.warning(f"{taught} pair(s) are taught or held out; others are left out ({reasons})")
     return describe(
         TOKENIZED_DATASET,
         artifact,
@@ -77,14 +78,14 @@ def _logged(context: dg.AssetExecutionContext) -> Callable[[str], None]:
 
 
 def ledger_rows(ledger: dict[str, Any]) -> list[tuple[str, int]]:
-    """The ledger, line by line: bytes in, then where they went."""
+    """Return the rows of the ledger: the bytes in, then where they went."""
     by_size = sorted(ledger["left_out"].items(), key=lambda item: -item[1])
     left_out = [(f"left out: {reason}", size) for reason, size in by_size]
     return [("in", ledger["bytes_in"]), ("train", ledger["train"]), ("held out", ledger["held_out"]), *left_out]
 
 
 def _find_or_make(settings: Settings, source: Artifact, base: PreparedBase, recipe: Recipe) -> Artifact:
-    """The dataset of these sections; which chapters had to be pinned to a side is remembered first."""
+    """Return the dataset of these sections. Chapters that had to be pinned to a side are saved before it is made."""
     pinned = read_pinned(settings.pins)
     folder, objectives = Path(base.folder), recipe.objectives
     key = dataset_key(source, folder, base.tokenizer, recipe.tokens, pinned, objectives)
@@ -96,7 +97,7 @@ def _find_or_make(settings: Settings, source: Artifact, base: PreparedBase, reci
 
 
 def _pairs(about: Any) -> dict[str, Any]:
-    """What became of pairs, where they are taught."""
+    """Return what happened to the pairs, where the recipe teaches them."""
     pairs = about["pairs"]
     if "rewrite" not in about["objectives"]:
         return {}

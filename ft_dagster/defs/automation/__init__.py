@@ -1,1 +1,1 @@
-"""What keeps the graph up to date by itself, and what it would do."""
+"""Automation that keeps the graph up to date, and the plan of what a run would do."""

@@ -1,4 +1,4 @@
-"""What a training will take on this machine, told without starting it: memory by the formula, time as last measured."""
+"""Estimates of a training before it starts: its memory by the formula, its time as last measured on this machine."""
 
 import os
 import shutil
@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ft_dagster.base.prepare import BaseModelError, local_base, model_config
+from ft_dagster.base.model_folder import BaseModelError, model_config
+from ft_dagster.base.prepare import local_base
 from ft_dagster.config.recipe import AUTO, Recipe
 from ft_dagster.config.settings import Settings
 from ft_dagster.runtime.machine import has_gpu, memory_for_process
@@ -19,7 +20,7 @@ from ft_dagster.training.sizing.shape import UnknownModelError, shape_of
 from ft_dagster.training.sizing.speeds import recall_speed, speed_key
 
 _ASSUMED = "bfloat16"
-"""The number format that memory is told for where the machine that trains is another one."""
+"""The number format that the memory estimate assumes where another machine trains."""
 
 
 @dataclass
@@ -27,34 +28,36 @@ class TrainingCost:
     """Time and peak memory of one training."""
 
     memory_bytes: int | None = None
-    """Of each process, by the formula; None where it does not know the model, or the model is not on this machine."""
+    """Memory of each process, by the formula. None where the formula does not know the model, or the model is not on
+    this machine."""
     memory_parts: dict[str, int] = field(default_factory=dict)
     measured_memory_bytes: int | None = None
-    """Of the last training of the same shape here."""
+    """Peak memory of the last training of the same shape on this machine."""
     seconds: float | None = None
-    """At the speed that was measured last for the same shape of model, recipe and machine; before that, from the
-    model's operations and how fast this machine multiplies. None where neither is known."""
+    """Time at the speed that was measured last for the same shape of model, recipe and machine. Before the first
+    measurement, it is computed from the model's operations and the rate of this machine's matrix products. None where
+    neither is known."""
     measured_on: str | None = None
-    """The device that speed and memory were measured on; None where the time is an estimate."""
+    """The device on which speed and memory were measured. None where the time is computed."""
     number_format: str | None = None
-    """What products are computed in on this machine; None where that is decided elsewhere, or cannot be told."""
+    """The number format of matrix products on this machine. None where another machine decides it, or it is unknown."""
     where: str | None = None
-    """What else decides the number format, in a sentence."""
+    """Where the number format is decided, if not on this machine."""
     slow: str | None = None
-    """What to change where the recipe names a format in which this machine is slow."""
+    """What to change if the recipe names a number format in which this machine is slow."""
     problem: str | None = None
-    """Why there is no estimate of memory, or what to change because it exceeds what is there."""
+    """Why there is no memory estimate, or what to change because it exceeds the available memory."""
 
 
 def training_cost(settings: Settings, recipe: Recipe, tokens: float) -> TrainingCost:
-    """What training on so many tokens in all will take. Loads and downloads nothing.
+    """Estimate the time and memory of a training, without loading or downloading anything.
 
-    Where this machine has not been measured yet, a process is started that multiplies some matrices.
+    Where this machine has not been measured yet, a process is started that times a few matrix products.
 
     Args:
-        settings: where models and measured speeds are.
+        settings: say where models and measured speeds are.
         recipe: what to train.
-        tokens: of all epochs.
+        tokens: the number of tokens in all epochs together.
     """
     cost, rates = TrainingCost(), None
     if settings.executor == "local":
@@ -66,7 +69,7 @@ def training_cost(settings: Settings, recipe: Recipe, tokens: float) -> Training
                 cost.problem = str(error)
                 return cost
         if recipe.base.dtype == AUTO and shutil.which("sbatch") and "SLURM_JOB_ID" not in os.environ:
-            cost.where = "a job of Slurm decides it where it runs"
+            cost.where = "a Slurm job decides it on its own node"
         recipe = recipe.computing_in(rates.best) if rates else recipe
         cost.number_format = recipe.compute_dtype
     elif recipe.base.dtype == AUTO:
@@ -81,7 +84,7 @@ def training_cost(settings: Settings, recipe: Recipe, tokens: float) -> Training
     except BaseModelError as error:
         cost.problem = str(error)
         return cost
-    _tell_time(cost, settings, recipe, config, rates, tokens)
+    _estimate_time(cost, settings, recipe, config, rates, tokens)
     on_gpu = rates.on_gpu if rates else has_gpu()
     try:
         found = fit(config, recipe, on_gpu, memory_for_process() // recipe.training.processes)
@@ -89,13 +92,13 @@ def training_cost(settings: Settings, recipe: Recipe, tokens: float) -> Training
         cost.problem = str(error)
         return cost
     cost.memory_bytes, cost.memory_parts = found.estimate.total, asdict(found.estimate)
-    if found.advice and not on_gpu:  # how much a GPU has is known to the process that trains
+    if found.advice and not on_gpu:  # only the training process knows a GPU's memory
         verdict = "will be refused" if found.is_refused else "may fail"
-        cost.problem = f"{found.available / 2**30:.2f} GiB are there, so it {verdict}. {found.advice}"
+        cost.problem = f"{found.available / 2**30:.2f} GiB are available, so it {verdict}. {found.advice}"
     return cost
 
 
-def _tell_time(
+def _estimate_time(
     cost: TrainingCost,
     settings: Settings,
     recipe: Recipe,
@@ -107,5 +110,5 @@ def _tell_time(
         cost.seconds = tokens / speed.tokens_per_second
         cost.measured_memory_bytes, cost.measured_on = speed.peak_memory_bytes, speed.device
     elif rates:
-        with suppress(UnknownModelError):  # the estimate of memory says it
+        with suppress(UnknownModelError):  # the memory estimate reports it
             cost.seconds = estimated_seconds(shape_of(config), recipe, rates, tokens, settings.threads)

@@ -1,7 +1,7 @@
-"""Whether the released adapter lags behind the reports: a check that the UI shows red while it does, for too long.
+"""A check that is red in the UI while the released adapter has been behind the reports for too long.
 
-Not one of Dagster's freshness policies, which count from the last materialization: they turn red when nothing has
-changed for a while, which is when nothing has to run.
+Dagster's freshness policies are not used for it: they count from the last materialization, so they turn red when
+nothing has changed for a while, which is when nothing has to run.
 """
 
 import time
@@ -14,8 +14,8 @@ from ft_dagster.defs.stages import RAW_CHAPTERS, RELEASED_ADAPTER, REPORT_FILES,
 from ft_dagster.defs.workspace import Workspace
 
 _DESCRIPTION = (
-    "The released adapter is not behind the reports for longer than FT_LAG_SECONDS. Evaluated with every release, and "
-    "by the sensor whenever the answer changes."
+    "The released adapter has not been behind the reports for longer than FT_LAG_SECONDS. The check is evaluated with "
+    "every release, and by the sensor whenever its result changes."
 )
 
 
@@ -26,13 +26,13 @@ def keeps_up_with_reports(context: dg.AssetCheckExecutionContext, workspace: Wor
 
 
 def report_freshness(instance: dg.DagsterInstance, workspace: Workspace) -> None:
-    """Record the check's result if it is another than the last one."""
+    """Record the check's result if it differs from the last one."""
     result = _result(seconds_behind(instance, workspace), workspace.settings.lag_seconds)
     key = dg.AssetCheckKey(RELEASED_ADAPTER.key, "keeps_up_with_reports")
     last = instance.event_log_storage.get_latest_asset_check_execution_by_key([key]).get(key)
-    evaluation = last.evaluation if last else None  # or only the plan of one, in a run that failed before
-    said = evaluation.passed if isinstance(evaluation, dg.AssetCheckEvaluation) else True
-    if said != result.passed:
+    evaluation = last.evaluation if last else None  # a run that failed early has only planned it
+    passed_before = evaluation.passed if isinstance(evaluation, dg.AssetCheckEvaluation) else True
+    if passed_before != result.passed:
         instance.report_runless_asset_event(
             dg.AssetCheckEvaluation(
                 asset_key=key.asset_key,
@@ -46,19 +46,20 @@ def report_freshness(instance: dg.DagsterInstance, workspace: Workspace) -> None
 
 
 def seconds_behind(instance: dg.DagsterInstance, workspace: Workspace) -> float:
-    """How many seconds the release has been out of date; 0 while it stands for the reports as they are now."""
+    """Return for how many seconds the release has been out of date; 0 while it reflects the current reports."""
     if not stale_stages(instance, workspace):
         return 0.0
     last = _last_up_to_date(instance)
     since = dg.AssetRecordsFilter(REPORT_FILES, after_timestamp=last.start_time or 0.0 if last else 0.0)
     recorded = instance.fetch_materializations(since, limit=2, ascending=True).records
-    read = _read_by(instance, last) if last else None  # recorded within the run where nobody had looked before it
+    # Where nothing had scanned the reports before the run, the version that it read was recorded during the run.
+    read = _read_by(instance, last) if last else None
     changes = [record for record in recorded if version_of(record.asset_materialization) != read]
     return max(0.0, time.time() - changes[0].timestamp) if changes else 0.0
 
 
 def _last_up_to_date(instance: dg.DagsterInstance) -> dg.RunRecord | None:
-    """The last run after which everything was up to date, as far as is known."""
+    """Return the last run after which everything was up to date, as far as is known."""
     succeeded = dg.RunsFilter(job_name=BRING_UP_TO_DATE, statuses=[dg.DagsterRunStatus.SUCCESS])
     runs = list(instance.get_run_records(succeeded, limit=1))
     for record in instance.fetch_materializations(RELEASED_ADAPTER.key, limit=1).records:
@@ -68,7 +69,7 @@ def _last_up_to_date(instance: dg.DagsterInstance) -> dg.RunRecord | None:
 
 
 def _read_by(instance: dg.DagsterInstance, run: dg.RunRecord) -> str | None:
-    """Data version of the report files that a run was made from."""
+    """Return the data version of the report files that a run read."""
     before = dg.AssetRecordsFilter(RAW_CHAPTERS.key, before_timestamp=run.end_time)
     found = instance.fetch_materializations(before, limit=1).records
     return version_of(found[0].asset_materialization) if found else None
@@ -82,7 +83,7 @@ def _result(behind: float, most: float) -> dg.AssetCheckResult:
         passed=not late,
         severity=dg.AssetCheckSeverity.ERROR,
         metadata={"seconds behind": round(behind, 1), "at most": most},
-        description=f"The reports changed {behind / 60:.0f} min ago and no adapter stands for them yet."
+        description=f"The reports changed {behind / 60:.0f} min ago, and no released adapter reflects them yet."
         if late
         else None,
     )

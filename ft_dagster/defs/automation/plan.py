@@ -1,8 +1,8 @@
-"""What a run would do now, and why: chapters, stages, tokens, steps, time. Looks, and changes nothing.
+"""What a run would do now, and why: its chapters, stages, tokens, steps and time. Planning changes nothing.
 
-Where little text changed, the light stages are tried out in a folder that is thrown away, so that the plan knows what
-the run will find: that an edit changes no token, or that the adapter for it was made before. Where much changed, the
-figures are estimates from the bytes, and say so.
+Where little text changed, the light stages are executed in a dry run, in a temporary folder, so that the plan knows
+what the run will find: for example that an edit changes no token, or that its adapter was made before. Where much
+changed, the figures are estimated from the number of bytes, and marked as estimates.
 """
 
 import math
@@ -15,8 +15,10 @@ from typing import Any
 
 import dagster as dg
 
-from ft_dagster.base.prepare import PreparedBase, base_version, local_base
-from ft_dagster.config.recipe import Recipe, RecipeError
+from ft_dagster.base.model_folder import PreparedBase
+from ft_dagster.base.prepare import base_version, local_base
+from ft_dagster.config.recipe import Recipe
+from ft_dagster.config.recipe_file import RecipeError
 from ft_dagster.corpus.chapter import natural_key
 from ft_dagster.corpus.files import CorpusError, SourceFile, require_reports
 from ft_dagster.corpus.index import Scan, scan_reports
@@ -52,23 +54,23 @@ from ft_dagster.store.local import Artifact, Store
 from ft_dagster.training.find_or_train import made_before
 from ft_dagster.training.request import WEIGHTS, training_keys
 
-_TRIED_BYTES = 2_000_000
-"""More changed text than this is estimated, not tried out: parsing and tokenizing it takes longer than a person waits
-for a plan."""
+_DRY_RUN_BYTES = 2_000_000
+"""The largest amount of changed text for a dry run. To parse and tokenize more takes longer than a person waits for a
+plan, so the figures are estimated."""
 _LIGHT = (RAW_CHAPTERS, SECTIONS, TOKENIZED_DATASET)
-_ANEW = ("recipe", "base", "code", "missing")
-"""Reasons for which a light stage makes everything again, not only what changed."""
+_REMAKE_ALL = ("recipe", "base", "code", "missing")
+"""Kinds of reasons for which a light stage makes everything again, not only what changed."""
 _BYTES_PER_TOKEN = 4.0
-"""Of English prose, where no dataset of these reports says better (SmolLM2's tokenizer: 4.1 on the example report)."""
+"""Of English prose, assumed while these reports have no dataset (SmolLM2's tokenizer: 4.1 on the example report)."""
 
 
 @dataclass(frozen=True)
 class ChapterChange:
-    """A chapter that is not what it was when the reports were last read."""
+    """A chapter that differs from its version in the last snapshot of the reports."""
 
     chapter: str
     words: int
-    """Now; before, if it was removed."""
+    """The current number of words; the previous one if the chapter was removed."""
     words_before: int = 0
 
 
@@ -78,12 +80,12 @@ class StagePlan:
 
     stage: str
     kind: str
-    """content, recipe, base, code, missing, blocked, or upstream: a stage above may change."""
+    """`content`, `recipe`, `base`, `code`, `missing`, `blocked`, or `upstream` (a stage above may change)."""
     reason: str
     outcome: str
-    """`runs`, `unchanged` (runs, and its content turns out to be the same), `reused` (the store has what it would
-    make), `blocked` (a file that cannot be read, or what looks like a key, stops the run here), or `if needed` (what
-    comes before it decides)."""
+    """`runs`, `unchanged` (it runs, and its content will be the same), `reused` (the store already has its result),
+    `blocked` (an unreadable file, or text that looks like a key, stops the run here), or `if needed` (it depends on
+    the stages before it)."""
 
 
 @dataclass
@@ -95,19 +97,20 @@ class Plan:
     removed: list[ChapterChange] = field(default_factory=list)
     stages: list[StagePlan] = field(default_factory=list)
     exact: bool = True
-    """Whether the figures are those that the run will have; otherwise they are estimates."""
+    """Whether the figures are exactly those of the run; otherwise they are estimates."""
     trains: bool = False
     train_tokens: int | None = None
-    """Tokens in an epoch."""
+    """Number of training tokens per epoch."""
     train_chapters: int | None = None
-    """Chapters that are trained on, in whole or in part; None where files that cannot be read stop the run before."""
+    """Number of chapters that are trained on, wholly or in part. None without a dry run, or where the run stops before
+    training."""
     steps: int | None = None
-    """Optimizer steps; 0 if no training is due."""
+    """Number of optimizer steps; 0 if no training is due."""
     seconds: float | None = None
-    """Estimated time of training and evaluation, from those measured before; None before the first, where
-    `training.seconds` is known from the model's operations alone."""
+    """Estimated time of training and evaluation together, from earlier measurements. None before the first
+    evaluation, where only `training.seconds` may be known, from the model's operations."""
     training: TrainingCost | None = None
-    """What the training alone will take; None if none is due."""
+    """Estimated cost of the training alone. None if none is due."""
 
     @property
     def nothing_to_do(self) -> bool:
@@ -122,13 +125,13 @@ class Plan:
 def make_plan(
     instance: dg.DagsterInstance, workspace: Workspace, scan: Scan | None = None, *, cost: bool = True
 ) -> Plan:
-    """Look at reports, recipe, base model, code, store and release, and say what a run would do.
+    """Compare reports, recipe, base model, code, store and release with what was made, and return what a run would do.
 
     Args:
-        instance: what was made.
-        workspace: what is there.
-        scan: the reports, if they have been looked at; they are looked at without a trace otherwise.
-        cost: whether it is wanted what a training takes.
+        instance: the Dagster instance, which records what was made.
+        workspace: the workspace to plan for.
+        scan: the scanned reports; by default they are scanned now, without updating the index.
+        cost: whether to estimate the time and memory of a training.
 
     Raises:
         CorpusError: there are no reports.
@@ -140,7 +143,7 @@ def make_plan(
     plan = Plan()
     made = all_materializations(instance)
     before = _artifact(made, workspace.store, RAW_CHAPTERS)
-    if before and not is_snapshot(before):  # as an earlier version wrote it
+    if before and not is_snapshot(before):  # written by an earlier version
         before = None
     changed = _compare(plan, scan, before)
     stale = stale_among(made, workspace, recipe, now)
@@ -148,9 +151,9 @@ def make_plan(
         return plan
     with tempfile.TemporaryDirectory() as scratch:
         tried = None
-        made_anew = any(stage in _LIGHT and reason.kind in _ANEW for stage, reason in stale)
-        if sum(file.size for file in (scan.files if made_anew else changed)) <= _TRIED_BYTES:
-            tried = _Trial(made, workspace, DryRunStore(workspace.store, Path(scratch)), now).run(scan, dict(stale))
+        remakes_all = any(stage in _LIGHT and reason.kind in _REMAKE_ALL for stage, reason in stale)
+        if sum(file.size for file in (scan.files if remakes_all else changed)) <= _DRY_RUN_BYTES:
+            tried = _DryRun(made, workspace, DryRunStore(workspace.store, Path(scratch)), now).run(scan, dict(stale))
         plan.exact = tried is not None and (tried.dataset is not None or tried.to_train is None)
         plan.stages = tried.stages if tried else [_as_found(stage, reason) for stage, reason in stale]
         _count(plan, made, workspace, recipe, tried, scan, cost)
@@ -158,7 +161,7 @@ def make_plan(
 
 
 def _artifact(made: Materializations, store: Store, stage: Stage) -> Artifact | None:
-    last = made.get(stage.key)  # without an artifact if somebody reported it by hand
+    last = made.get(stage.key)  # a materialization reported by hand has no artifact
     return store.find(stage.name, str(last.metadata[ARTIFACT].value)) if last and ARTIFACT in last.metadata else None
 
 
@@ -167,7 +170,8 @@ def _as_found(stage: Stage, reason: Reason) -> StagePlan:
 
 
 def _compare(plan: Plan, scan: Scan, before: Artifact | None) -> list[SourceFile]:
-    """Fill in the changed chapters; returns the files that came, and those that are gone or were otherwise."""
+    """Fill in the changed chapters. Return the new versions of added and edited files, and the old ones of edited and
+    removed files."""
     old, new = _by_chapter(snapshot_files(before) if before else ()), _by_chapter(scan.files)
     changed = []
     names = [name for name in old.keys() | new.keys() if old.get(name, {}).keys() != new.get(name, {}).keys()]
@@ -186,7 +190,7 @@ def _compare(plan: Plan, scan: Scan, before: Artifact | None) -> list[SourceFile
 
 
 def _by_chapter(files: Iterable[SourceFile]) -> dict[str, dict[tuple[str, str], SourceFile]]:
-    """Chapter -> (path, content) -> file."""
+    """Return chapter -> (path, hash of the content) -> file."""
     chapters: dict[str, dict[tuple[str, str], SourceFile]] = defaultdict(dict)
     for file in files:
         chapters[file.chapter][file.path, file.sha256] = file
@@ -195,26 +199,26 @@ def _by_chapter(files: Iterable[SourceFile]) -> dict[str, dict[tuple[str, str], 
 
 @dataclass(frozen=True)
 class _ToTrain:
-    """Text on the train side."""
+    """The text on the train side."""
 
     chapters: int
     size: int
-    """Its bytes."""
+    """Its size in bytes."""
 
 
 @dataclass
 class _Outcome:
-    """What a trial found."""
+    """The result of a dry run."""
 
     stages: list[StagePlan]
     dataset: Artifact | None
-    """None if a file that cannot be read stops the run before, or the base model is not here."""
+    """None if a blocking check stops the run before this stage, or the base model is not on this machine."""
     to_train: _ToTrain | None = None
-    """None if a file that cannot be read stops the run before."""
+    """None if a blocking check stops the run before training."""
 
 
-class _Trial:
-    """Makes what the light stages would make, in a store that is thrown away."""
+class _DryRun:
+    """Runs the light stages in a temporary store."""
 
     def __init__(
         self, made: Materializations, workspace: Workspace, store: DryRunStore, now: Mapping[dg.AssetKey, str]
@@ -226,10 +230,10 @@ class _Trial:
         self.now = now
         self.stages: list[StagePlan] = []
         self.changes: set[dg.AssetKey] = set()
-        """Assets whose content will be another."""
+        """Assets whose content will change."""
 
     def run(self, scan: Scan, stale: Mapping[Stage, Reason]) -> _Outcome | None:
-        """None where the reports cannot be used: the run will say why."""
+        """Return what a run would do, or None where the reports cannot be used; the run itself will report why."""
         settings = self.workspace.settings
         try:
             base = local_base(self.recipe.base, settings.cache)
@@ -283,7 +287,7 @@ class _Trial:
 
     def _adapter(self, dataset: Artifact, base: PreparedBase) -> Artifact | None:
         identity = base.identity
-        if not base.weights:  # too much to hash for a plan; the last adapter's manifest says it, if it is the same base
+        if not base.weights:  # too large to hash for a plan; the last adapter's manifest has it if the base is the same
             last = self.made.get(LORA_ADAPTER.key)
             adapter = _artifact(self.made, self.workspace.store, LORA_ADAPTER)
             if last is None or adapter is None or input_version(last, BASE_MODEL) != self.now[BASE_MODEL]:
@@ -298,7 +302,7 @@ def _to_train(sections: Artifact, split: Split) -> _ToTrain:
         for section in chapter.sections:
             if not split.holds_out(chapter.name, section.title):
                 sizes[chapter.name] += section.used_bytes
-    sizes = +sizes  # chapters without text that counts are not trained on
+    sizes = +sizes  # chapters without usable text are not trained on
     return _ToTrain(len(sizes), sizes.total())
 
 
@@ -311,7 +315,7 @@ def _count(
     scan: Scan,
     cost: bool,
 ) -> None:
-    """Fill in whether training is due, and how much it is."""
+    """Fill in whether training is due, and how large it is."""
     outcomes = {stage.stage: stage.outcome for stage in plan.stages}
     plan.trains = outcomes.get(LORA_ADAPTER.name) in ("runs", "if needed")
     if tried and tried.to_train is None:
@@ -337,7 +341,7 @@ def _count(
 
 
 def optimizer_steps(rows: int, recipe: Recipe) -> int:
-    """Optimizer steps of a training, as transformers' Trainer counts them: an incomplete last batch is a step."""
+    """Return the number of optimizer steps. As in transformers' Trainer, an incomplete last batch counts as a step."""
     options = recipe.training
     batches = math.ceil(rows / options.rows_per_device)
     a_step = options.rows_per_step // options.rows_per_device

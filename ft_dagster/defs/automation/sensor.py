@@ -1,9 +1,9 @@
-"""What keeps the graph up to date by itself: a sensor that looks at the reports, and a schedule.
+"""The sensor and the schedule that keep the graph up to date automatically.
 
-Both ask about levels, not about events: what were the stages made from, and what is there now? Nothing is remembered
-between ticks that the next tick could not see again, so a lost tick, a killed daemon or a change during a run cost
-time and nothing else. One run brings all stale stages up to date; where little text changed, the plan knows before
-which stages will find their inputs unchanged, and leaves them out.
+Both compare states rather than follow events: what the stages were made from, and what their inputs are now. Nothing
+is remembered between ticks that the next tick could not find out again, so a lost tick, a killed daemon or a change
+during a run costs only time. One run brings all stale stages up to date. Where little text changed, the plan knows
+beforehand which stages will find their inputs unchanged, and leaves them out.
 """
 
 from contextlib import suppress
@@ -36,19 +36,19 @@ from ft_dagster.defs.workspace import Workspace
 from ft_dagster.errors import UserError
 from ft_dagster.evaluation.eval_sets import load_eval_sets
 
-_ATTEMPTS = 2
-"""A run that failed is tried once more for the same cause; then it waits for another cause, or for a person."""
+_RUNS_PER_CAUSE = 2
+"""After a failed run, one more is started for the same cause. After that, only another cause or a person starts one."""
 _NIGHTLY = "0 3 * * *"
 
 bring_up_to_date_job = dg.define_asset_job(
     BRING_UP_TO_DATE,
     selection=dg.AssetSelection.all(),
-    description="Every stage, in order. A stage whose inputs have not changed costs nothing.",
+    description="All stages, in order. A stage whose inputs have not changed costs nothing.",
 )
 
 
 def decide(instance: dg.DagsterInstance, settings: Settings, workspace: Workspace) -> dg.RunRequest | dg.SkipReason:
-    """Whether a run is due now: for which stages and why, or why not."""
+    """Return a request for a run of the stages that are due, with the reason; or the reason why no run is due."""
     try:
         return _decide(instance, settings, workspace)
     except UserError as error:
@@ -57,7 +57,7 @@ def decide(instance: dg.DagsterInstance, settings: Settings, workspace: Workspac
 
 def _decide(instance: dg.DagsterInstance, settings: Settings, workspace: Workspace) -> dg.RunRequest | dg.SkipReason:
     recipe = workspace.recipe
-    load_eval_sets(recipe.evaluation, settings.workspace, instruct=True)  # refused now, not after a training
+    load_eval_sets(recipe.evaluation, settings.workspace, instruct=True)  # raise now, not after a training
     scan = look(settings)
     require_reports(settings.workspace, len(scan.files) + len(scan.unreadable))
     if changed_since(scan, settings.settle_seconds):
@@ -65,29 +65,29 @@ def _decide(instance: dg.DagsterInstance, settings: Settings, workspace: Workspa
     record(instance, scan, recipe)
     fail_abandoned(instance)
     if running := under_way(instance):
-        return dg.SkipReason(f"Run {running[0].run_id[:8]} is under way; what changed meanwhile is looked at after it.")
+        return dg.SkipReason(f"Run {running[0].run_id[:8]} is under way; changes made meanwhile are handled after it.")
     stale = stale_stages(instance, workspace)
     if not stale:
         return dg.SkipReason("Everything is up to date.")
     first, reason = stale[0]
     if reason == BLOCKED:
-        return dg.SkipReason(f"Held back: a blocking check of {first.name} failed, and its inputs are still the same.")
+        return dg.SkipReason(f"Held back: a blocking check of {first.name} failed, and its inputs have not changed.")
     cause = cause_of(instance, recipe)
     if run := cancelled_for(instance, cause):
         return dg.SkipReason(
-            f"{first.name} is stale ({reason}), but run {run.run_id[:8]} for this content was cancelled. It is begun "
+            f"{first.name} is stale ({reason}), but run {run.run_id[:8]} for this content was canceled. It starts "
             "again when something changes, or when you run `ft-dagster run` or materialize it in the UI."
         )
     failed = failures_for(instance, cause)
-    if failed >= _ATTEMPTS:
+    if failed >= _RUNS_PER_CAUSE:
         return dg.SkipReason(
-            f"{first.name} is stale ({reason}), but {failed} runs for this content failed. It is tried again when "
+            f"{first.name} is stale ({reason}), but {failed} runs for this content failed. It runs again when "
             "something changes, or when you run `ft-dagster run` or materialize it in the UI."
         )
     since = seconds_since_automatic(instance)
     if since is not None and since < settings.minimum_interval_seconds:
         return dg.SkipReason(
-            f"The last automatic run was {since:.0f} s ago; the least interval is "
+            f"The last automatic run was {since:.0f} s ago; the minimum interval is "
             f"{settings.minimum_interval_seconds:g} s."
         )
     return dg.RunRequest(
@@ -101,13 +101,13 @@ def _decide(instance: dg.DagsterInstance, settings: Settings, workspace: Workspa
     job=bring_up_to_date_job,
     minimum_interval_seconds=load_settings().watch_seconds,
     default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Looks at the report folders; when their content, the recipe, the base model or the code changed, one "
-    "run brings everything up to date.",
+    description="Watches the report folders. When their content, the recipe, the base model or the code has changed, "
+    "one run brings everything up to date.",
 )
 @keeping_secrets
 def keep_up_to_date(context: dg.SensorEvaluationContext, workspace: Workspace) -> dg.RunRequest | dg.SkipReason:
     decision = decide(context.instance, workspace.settings, workspace)
-    with suppress(UserError):  # the decision says it
+    with suppress(UserError):  # the decision reports it
         report_freshness(context.instance, workspace)
     return decision
 
@@ -117,7 +117,7 @@ def keep_up_to_date(context: dg.SensorEvaluationContext, workspace: Workspace) -
     job=bring_up_to_date_job,
     cron_schedule=load_settings().schedule or _NIGHTLY,
     default_status=dg.DefaultScheduleStatus.RUNNING if load_settings().schedule else dg.DefaultScheduleStatus.STOPPED,
-    description="Runs what is stale at fixed times (FT_SCHEDULE); with nothing stale it starts no run.",
+    description="Runs the stale stages at fixed times (FT_SCHEDULE). While nothing is stale, it starts no run.",
 )
 @keeping_secrets
 def scheduled_retraining(context: dg.ScheduleEvaluationContext, workspace: Workspace) -> dg.RunRequest | dg.SkipReason:
@@ -127,7 +127,7 @@ def scheduled_retraining(context: dg.ScheduleEvaluationContext, workspace: Works
 @dg.run_failure_sensor(
     name="report_failures",
     default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Writes one clear line for each failed run to logs/failures.log of the workspace.",
+    description="Writes one line for each failed run to logs/failures.log of the workspace.",
 )
 @keeping_secrets
 def report_failures(context: dg.RunFailureSensorContext) -> None:

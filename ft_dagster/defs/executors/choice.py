@@ -1,4 +1,4 @@
-"""Which of Dagster's executors runs the steps: one setting, FT_EXECUTOR, for the whole code location."""
+"""The choice of the Dagster executor that runs the steps: FT_EXECUTOR, for the whole code location."""
 
 from importlib.util import find_spec
 
@@ -8,13 +8,13 @@ from ft_dagster.config.settings import Settings, SettingsError
 
 
 def executor_for(settings: Settings) -> dg.ExecutorDefinition:
-    """The executor of a code location.
+    """Return the executor of a code location.
 
-    `local` runs light steps in the run's own process, `ray` each step as a job of a Ray cluster, `k8s` as a
-    Job of Kubernetes; training starts processes of its own wherever its step is run.
+    `local` runs light steps in the run's own process, `ray` runs each step as a job of a Ray cluster, and `k8s` as a
+    Job of Kubernetes. Training starts its own processes wherever its step runs.
 
     Raises:
-        SettingsError: the packages of the engine are not installed.
+        SettingsError: the packages that the executor needs are not installed.
     """
     match settings.executor:
         case "local":

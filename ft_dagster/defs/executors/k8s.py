@@ -1,12 +1,12 @@
-"""Steps as Jobs of Kubernetes: dagster-k8s's executor, told what the pods of our steps ask for."""
+"""Steps as Jobs of Kubernetes: dagster-k8s's executor, configured with what the pods of the steps request."""
 
 from typing import Any
 
 import dagster as dg
-from dagster._config import EvaluateValueResult, process_config  # private: a schema filled in by a program
+from dagster._config import EvaluateValueResult, process_config  # private: to fill in a schema
 from dagster_k8s import K8sRunLauncher, k8s_job_executor
 
-from ft_dagster.config.recipe import load_recipe
+from ft_dagster.config.recipe_file import load_recipe
 from ft_dagster.config.settings import Settings, SettingsError, load_settings
 from ft_dagster.defs.executors.pods import gpu_pod, light_pod, load_pods
 from ft_dagster.defs.stages import LORA_ADAPTER
@@ -15,7 +15,7 @@ from ft_dagster.defs.workspace import GPU_POOL
 
 @dg.executor(name="k8s", requirements=dg.multiple_process_executor_requirements())
 def on_kubernetes(context: dg.InitExecutorContext) -> dg.Executor:
-    """Each step is a Job; what its pod asks for is read when a run begins, from FT_K8S and the recipe."""
+    """Run each step as a Job. What its pod requests is read from FT_K8S and the recipe when a run starts."""
     if not isinstance(context.instance.run_launcher, K8sRunLauncher):
         raise SettingsError(
             "FT_EXECUTOR=k8s needs the K8sRunLauncher as run_launcher of Dagster's instance. Dagster's Helm chart sets "
@@ -28,16 +28,16 @@ def on_kubernetes(context: dg.InitExecutorContext) -> dg.Executor:
 
 
 def _executor(context: dg.InitExecutorContext, config: EvaluateValueResult) -> dg.Executor:
-    """dagster-k8s's own. Raises SettingsError if its schema does not take the configuration."""
+    """Return dagster-k8s's own executor. Raises SettingsError if its schema does not accept the configuration."""
     if not config.success or config.value is None:
         problems = "; ".join(error.message for error in config.errors or [])
-        raise SettingsError(f"What FT_K8S says cannot be used: {problems}")
+        raise SettingsError(f"The pods that FT_K8S describes cannot be used: {problems}")
     create: Any = k8s_job_executor.executor_creation_fn
     return create(context._replace(executor_config=config.value))
 
 
 def steps_config(settings: Settings, on_gpu: set[str], light: set[str]) -> dict[str, Any]:
-    """Configuration of dagster-k8s's executor for the named steps."""
+    """Return the configuration of dagster-k8s's executor for the named steps."""
     pods = load_pods(settings)
     processes = load_recipe(settings.recipe, settings.workspace).training.processes
     named = {"job_image": pods.image, "job_namespace": pods.namespace, "env_secrets": pods.secrets}

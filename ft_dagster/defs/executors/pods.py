@@ -1,6 +1,6 @@
-"""What the pods of steps ask of Kubernetes: one YAML file, which FT_K8S names.
+"""What the pods of steps request from Kubernetes, as set in the YAML file that FT_K8S names.
 
-The docstrings of parts and fields are the descriptions in docs/kubernetes.md: Markdown, written there by `make docs`.
+The docstrings of parts and fields are the descriptions in docs/kubernetes.md: Markdown, which `make docs` copies there.
 """
 
 import re
@@ -12,7 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from ft_dagster.config.settings import Settings, SettingsError
 
 _SHARED_MEMORY = "shared-memory"
-"""Name of a volume."""
+"""The name of the volume for `/dev/shm`."""
 Quantity = Annotated[
     str, BeforeValidator(str), Field(pattern=re.compile(r"^\d+(\.\d+)?(m|k|Ki|M|Mi|G|Gi|T|Ti)?$"), min_length=1)
 ]
@@ -26,57 +26,59 @@ class LightSteps(_Part):
     """Pods that read, parse, tokenize and release."""
 
     cpu: Quantity = "1"
-    """Cores that a pod asks for."""
+    """CPU cores that a pod requests."""
     memory: Quantity = "4Gi"
-    """Memory that it gets, and no more."""
+    """Memory that a pod requests; it is also its limit."""
     max_hours: float = Field(default=4, gt=0)
-    """After so long Kubernetes ends the pod, and the step has failed; a node that is lost would hold it for ever."""
+    """After this time Kubernetes stops the pod, and the step fails. Without a limit, the step of a lost node would
+    never end."""
     extra: dict[str, Any] = {}
-    """What else pods shall have, as [dagster-k8s](https://docs.dagster.io/deployment/oss/deployment-options/kubernetes)
-    takes it: `container_config`, `pod_spec_config`, `pod_template_spec_metadata`, `job_spec_config`, `job_metadata`."""
+    """Further configuration of pods, as
+    [dagster-k8s](https://docs.dagster.io/deployment/oss/deployment-options/kubernetes) accepts it: `container_config`,
+    `pod_spec_config`, `pod_template_spec_metadata`, `job_spec_config`, `job_metadata`."""
 
 
 class GpuSteps(LightSteps):
     """Pods that train and evaluate."""
 
     gpu: str | None = "nvidia.com/gpu"
-    """The resource that is a GPU: training asks for `training.processes` of the recipe, evaluation for one; `null`:
-    they compute on CPUs."""
+    """The name of the GPU resource. Training requests `training.processes` of the recipe, evaluation one. `null`: they
+    compute on CPUs."""
     cpu: Quantity = "4"
-    """Cores that a pod asks for."""
+    """CPU cores that a pod requests."""
     memory: Quantity = "32Gi"
-    """Memory that it gets, and no more, `shared_memory` included."""
+    """Memory that a pod requests, `shared_memory` included; it is also its limit."""
     shared_memory: Quantity = "8Gi"
-    """Size of `/dev/shm`, through which the processes of one training talk."""
+    """Size of `/dev/shm`, through which the processes of one training communicate."""
     node_selector: dict[str, str] = {}
     """Labels that a node must have, such as `nvidia.com/gpu.product: NVIDIA-H100-80GB-HBM3`."""
     tolerations: list[dict[str, Any]] = [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
-    """Taints of nodes that do not keep the pod away."""
+    """Tolerations of the pod, for nodes that have taints."""
     max_hours: float = Field(default=24, gt=0)
-    """As for light steps; the next run goes on from the last checkpoint."""
+    """As for light steps. The next run continues from the last checkpoint."""
     grace_seconds: int = Field(default=120, ge=90)
-    """From SIGTERM to SIGKILL: training saves a checkpoint meanwhile."""
+    """Seconds from SIGTERM to SIGKILL, in which training saves a checkpoint."""
 
 
 class Pods(_Part):
-    """All that is set for steps. The rest comes from the chart, whose settings of the code server go along with steps:
-    environment, secrets, volumes."""
+    """All settings of the pods of steps. Everything else comes from the chart: a step gets the environment, the secrets
+    and the volumes of the code server."""
 
     image: str | None = None
-    """What steps run in; `null`: the image of the code server."""
+    """The image that steps run in. `null`: the image of the code server."""
     namespace: str | None = None
-    """Where steps run; `null`: where runs do."""
+    """The namespace that steps run in. `null`: the namespace of the runs."""
     secrets: list[str] = []
-    """Secrets of Kubernetes whose values steps get as variables, besides those of the code server."""
+    """Kubernetes Secrets whose values steps get as environment variables, in addition to those of the code server."""
     light_steps: LightSteps = LightSteps()
     gpu_steps: GpuSteps = GpuSteps()
 
 
 def load_pods(settings: Settings) -> Pods:
-    """What FT_K8S says; defaults where it is not set.
+    """Read the file that FT_K8S names. Where it is not set, return the defaults.
 
     Raises:
-        SettingsError: the file is missing, is no YAML, or has fields that are unknown or wrong.
+        SettingsError: the file is missing, is not YAML, or has unknown fields or invalid values.
     """
     if settings.k8s is None:
         return Pods()
@@ -96,7 +98,7 @@ def load_pods(settings: Settings) -> Pods:
 
 
 def light_pod(light: LightSteps) -> dict[str, Any]:
-    """Configuration of a step's Job, for dagster-k8s. It sees no GPU, also on a node and in an image that show all."""
+    """Return dagster-k8s's configuration of a light step's Job. It sees no GPU, even if node and image expose GPUs."""
     return _with_extra(
         {
             "container_config": {
@@ -113,7 +115,7 @@ def light_pod(light: LightSteps) -> dict[str, Any]:
 
 
 def gpu_pod(gpu: GpuSteps, count: int) -> dict[str, Any]:
-    """The same of a step that computes on GPUs."""
+    """Return dagster-k8s's configuration of the Job of a step that computes on GPUs."""
     gpus = {gpu.gpu: str(count)} if gpu.gpu else {}
     return _with_extra(
         {
@@ -144,7 +146,7 @@ def _seconds(part: LightSteps) -> int:
 
 
 def _with_extra(config: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
-    """Maps are merged, lists appended; otherwise what is extra wins."""
+    """Merge `extra` into a configuration: maps are merged, lists are appended, and other values are replaced."""
     merged = dict(config)
     for name, value in extra.items():
         own = merged.get(name)

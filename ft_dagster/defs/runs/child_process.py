@@ -1,8 +1,8 @@
-"""Heavy steps run in a process of their own, through Dagster Pipes.
+"""Heavy steps run in child processes, through Dagster Pipes.
 
-The stock subprocess client leaves the children of a cancelled child alive, and a child alive when its own parent
-is killed. Here the child leads a process group, dies with its parent, and its group is signalled SIGINT, SIGTERM,
-SIGKILL, in that order, whenever the step ends without it.
+Dagster's PipesSubprocessClient leaves the children of a cancelled child alive, and the child itself when its parent is
+killed. Here the child leads a process group and dies with its parent. If the step ends before the child, the group gets
+SIGINT, SIGTERM and SIGKILL, in that order.
 """
 
 import os
@@ -27,24 +27,25 @@ from ft_dagster.runtime.parent import dying_with
 _POLL_SECONDS = 0.25
 _ASK_SECONDS = 5.0
 _PATIENCE_SECONDS = 600.0
-"""How long a child that has ended waits for a history that does not answer."""
+"""How long a step whose child has exited waits for a history that does not answer."""
 _TAIL = 2000
 _WORKER_KILLED = re.compile(rf"exitcode\s*: {-signal.SIGKILL}\b")
-"""How torchrun says that one of several processes was killed."""
+"""How torchrun reports that one of several processes was killed."""
 
 
 class ChildProcess(dg.ConfigurableResource):
-    """Starts `python -m MODULE REQUEST` for a step and follows it to its end."""
+    """Starts `python -m MODULE REQUEST` for a step and waits until it exits."""
 
     grace_seconds: float = 60.0
     """How long a child may take after SIGINT to save a checkpoint."""
     _running: list[subprocess.Popen[bytes]] = PrivateAttr(default_factory=list)
 
     def teardown_after_execution(self, context: dg.InitResourceContext) -> None:
-        """End the children of steps that were cut off.
+        """Stop the children of steps that were interrupted.
 
-        A run that is cancelled while Dagster stores an observation does not come back to the generator that gave it:
-        what is in a `finally` there comes too late, when the process that would save a checkpoint is killed with this.
+        If a run is cancelled while Dagster stores an observation, Dagster does not return to the generator that yielded
+        it. Its `finally` block would run too late: the child, which should save a checkpoint, would be killed together
+        with this process.
         """
         for process in self._running:
             self._end_group(process, context.log.info if context.log else _say_nothing)
@@ -58,17 +59,17 @@ class ChildProcess(dg.ConfigurableResource):
         *,
         bucket: bool = False,
     ) -> Iterator[dg.AssetObservation]:
-        """Run a module on a request file; what it reports while it runs comes out as observations.
+        """Run a module on a request file, and yield what it reports as observations.
 
         Args:
-            context: of the step.
-            module: with a `__main__` that takes the request's path.
-            request: a JSON file.
-            log_path: takes the child's output; the end of it goes into the error if the child fails.
-            bucket: whether the child is given the keys of the bucket.
+            context: the context of the step.
+            module: a module with a `__main__` that takes the path of the request.
+            request: the request, a JSON file.
+            log_path: the file for the child's output, the end of which is in the error if the child fails.
+            bucket: whether the child gets the keys of the bucket.
 
         Raises:
-            Failure: the child ended with another exit code than 0, or the run was ended from elsewhere.
+            Failure: the child's exit code is not 0, or the run was ended by another process.
         """
         log_path.parent.mkdir(parents=True, exist_ok=True)
         with (
@@ -84,30 +85,30 @@ class ChildProcess(dg.ConfigurableResource):
             process = self._start(module, request, environment, output)
             self._running.append(process)
             context.log.info(f"{module} runs as process {process.pid}; its output goes to {log_path}")
-            told = 0
+            reported = 0
             asked = time.monotonic()
             try:
                 while process.poll() is None:
                     time.sleep(_POLL_SECONDS)
                     messages = session.get_custom_messages()
-                    if len(messages) == told and time.monotonic() - asked < _ASK_SECONDS:
+                    if len(messages) == reported and time.monotonic() - asked < _ASK_SECONDS:
                         continue
                     ended = _has_ended(context)
                     asked = time.monotonic()
                     if ended:
                         self._stop_at_once(process)
-                    if ended is None:  # what there is to tell can wait, and so can the child's end
+                    if ended is None:  # reports can wait, and so can the end of the child
                         continue
-                    for message in messages[told:]:
+                    for message in messages[reported:]:
                         yield dg.AssetObservation(context.asset_key, metadata=_numbers(message))
-                    told = len(messages)
+                    reported = len(messages)
             finally:
                 self._end_group(process, context.log.info)
                 self._running.remove(process)
             asked = time.monotonic()
             while _has_ended(context) is None and time.monotonic() - asked < _PATIENCE_SECONDS:
                 time.sleep(_POLL_SECONDS)
-            for message in session.get_custom_messages()[told:]:
+            for message in session.get_custom_messages()[reported:]:
                 yield dg.AssetObservation(context.asset_key, metadata=_numbers(message))
         if process.returncode:
             said = _tail(log_path, began)
@@ -133,12 +134,12 @@ class ChildProcess(dg.ConfigurableResource):
         )
 
     def _stop_at_once(self, process: subprocess.Popen[bytes]) -> None:
-        """A machine that was cut off and comes back must write nothing where another has taken over."""
+        """Kill the child, because a machine that was disconnected must not write after another has taken over."""
         os.killpg(process.pid, signal.SIGKILL)
         raise dg.Failure("This run was ended from elsewhere, so its process stops. Another one goes on with its work.")
 
     def _end_group(self, process: subprocess.Popen[bytes], log: Callable[[str], None]) -> None:
-        """Leave no process of the child's group behind."""
+        """Stop all processes of the child's group."""
         running = process.poll() is None
         for number, wait in (
             (signal.SIGINT, self.grace_seconds if running else 0.0),
@@ -148,7 +149,7 @@ class ChildProcess(dg.ConfigurableResource):
             if not _alive(process):
                 return
             os.killpg(process.pid, number)
-            with suppress(Exception):  # the history may be away, and the child must end all the same
+            with suppress(Exception):  # the history may not answer, and the child must be stopped anyway
                 log(f"sent {number.name} to process group {process.pid}")
             until = time.monotonic() + wait
             while _alive(process) and time.monotonic() < until:
@@ -160,16 +161,18 @@ def _say_nothing(_: str) -> None:
 
 
 def _has_ended(context: dg.AssetExecutionContext) -> bool | None:
-    """Whether the run was ended from elsewhere; None while Dagster's history does not answer, such as a database that
-    is started again. Nothing can be told to it then, and nothing is wrong with the child."""
+    """Whether the run was ended by another process; None while Dagster's history does not answer.
+
+    A database that is being restarted does not answer. Reports have to wait then, and nothing is wrong with the child.
+    """
     try:
         return has_ended(context.instance, context.run.run_id)
-    except Exception:  # the clients of databases are not installed everywhere, so their errors have no names here
+    except Exception:  # database clients are optional, so their exceptions cannot be imported here
         return None
 
 
 def _alive(process: subprocess.Popen[bytes]) -> bool:
-    """Whether any process of the group is left. The child itself is reaped on the way."""
+    """Whether any process of the group is alive. The child itself is reaped if it has exited."""
     process.poll()
     try:
         os.killpg(process.pid, 0)
@@ -179,7 +182,7 @@ def _alive(process: subprocess.Popen[bytes]) -> bool:
 
 
 def _numbers(message: object) -> dict[str, dg.MetadataValue]:
-    """Metadata that the UI plots: the numbers of a message."""
+    """Return the numbers of a message as metadata, which the UI plots."""
     content = message if isinstance(message, dict) else {}
     return {
         name: dg.MetadataValue.int(value) if isinstance(value, int) else dg.MetadataValue.float(float(value))

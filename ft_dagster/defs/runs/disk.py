@@ -1,42 +1,43 @@
-"""Disks that are full, or cannot be written to: which, and what to do."""
+"""Advice for runs that failed because a disk is full or cannot be written to: which disk, and what to do."""
 
-import shutil
 import tempfile
 from pathlib import Path
 
 from ft_dagster.config.settings import Settings, SettingsError, load_settings
+from ft_dagster.runtime.disk import can_write, free_bytes, reports_full_disk, reports_read_only
 
-_FULL = ("no space left on device", "disk quota exceeded", "database or disk is full", "[errno 28]", "[errno 122]")
-_READ_ONLY = ("read-only file system", "attempt to write a readonly database", "[errno 30]")
-"""Libraries wrap the system's error in classes of their own, so that its words are all there is to tell it by."""
-_LITTLE = 2**20
-"""Bytes: with less than that free a disk is named."""
+_FULL_BYTES = 2**20
+"""A disk with fewer free bytes is reported as full."""
 
 
-def disk_advice(said: str) -> str | None:
-    """What to do about an error that says that a disk is full or cannot be written to; None for any other.
+def disk_advice(message: str) -> str | None:
+    """Return what to do about an error that a full or read-only disk caused; None for any other error.
 
     Args:
-        said: its text.
+        message: the error's text.
     """
-    text = said.lower()
     try:
         folders = _folders(load_settings())
-    except SettingsError:  # which is said by itself
+    except SettingsError:  # reported by the code that needs the settings
         return None
-    full = [f"{name} ({folder})" for name, folder in folders.items() if _free(folder) < _LITTLE]
-    if full or any(part in text for part in _FULL):
+    full = [f"{name} ({folder})" for name, folder in folders.items() if _is_full(folder)]
+    if full or reports_full_disk(message):
         where = f"The disk that holds {', '.join(full)} is full." if full else "A disk is full."
-        return f"{where} Make space and run again: it goes on with what was finished."
-    if any(part in text for part in _READ_ONLY):
-        closed = [f"{name} ({folder})" for name, folder in folders.items() if not _can_write(folder)]
+        return f"{where} Make space and run again: finished work is kept."
+    if reports_read_only(message):
+        closed = [f"{name} ({folder})" for name, folder in folders.items() if not can_write(folder)]
         where = ", ".join(closed) or "A folder"
         return f"{where} cannot be written to. Mount it for writing, or name another folder in the settings."
     return None
 
 
+def _is_full(folder: Path) -> bool:
+    free = free_bytes(folder)
+    return free is not None and free < _FULL_BYTES
+
+
 def _folders(settings: Settings) -> dict[str, Path]:
-    """What a run writes to."""
+    """Return the folders that a run writes to, by the name under which messages mention them."""
     store = {} if "://" in settings.store else {"FT_STORE": settings.store_root}
     return {
         **store,
@@ -48,24 +49,3 @@ def _folders(settings: Settings) -> dict[str, Path]:
         "FT_CACHE": settings.cache,
         "temporary files": Path(tempfile.gettempdir()),
     }
-
-
-def _there(folder: Path) -> Path:
-    return next(path for path in (folder, *folder.absolute().parents) if path.exists())
-
-
-def _free(folder: Path) -> int:
-    """Bytes; unknown counts as enough."""
-    try:
-        return shutil.disk_usage(_there(folder)).free
-    except OSError:
-        return _LITTLE
-
-
-def _can_write(folder: Path) -> bool:
-    """Asked of the disk: to root every folder looks writable."""
-    try:
-        with tempfile.TemporaryFile(dir=_there(folder)):
-            return True
-    except OSError:
-        return False

@@ -1,4 +1,4 @@
-"""Old runs in Dagster's history: events, logs and, in SQLite, a file for each run."""
+"""Deletion of old runs from Dagster's history: events, logs and, with SQLite, a database file for each run."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -9,14 +9,14 @@ from dagster._core.storage.event_log import SqliteEventLogStorage  # private: wh
 from ft_dagster.defs.stages import BASE_MODEL, REPORT_FILES, STAGES
 
 _FILES = ("", "-journal", "-wal", "-shm")
-"""What SQLite may have beside a database, and the database itself."""
+"""Endings of the database file and of the files that SQLite may write beside it."""
 
 
 def old_runs(instance: dg.DagsterInstance, keep: int) -> list[str]:
-    """Ids of runs that have ended and are not needed, oldest first.
+    """Return the ids of finished runs that are not needed any more, oldest first.
 
-    Needed are the newest `keep`, those in which an asset got what it holds now, and the last success with
-    all that came after it, by which the watcher tells how often a change has failed.
+    These runs are needed: the newest `keep`; the runs of the latest materialization and observation of each asset; and
+    the last successful run with all runs after it, from which the sensor counts how often a change has failed.
     """
     runs = list(instance.get_runs())  # newest first
     success = next((n for n, run in enumerate(runs) if run.status is dg.DagsterRunStatus.SUCCESS), len(runs))
@@ -26,16 +26,16 @@ def old_runs(instance: dg.DagsterInstance, keep: int) -> list[str]:
 
 
 def forget_runs(instance: dg.DagsterInstance, runs: Iterable[str]) -> None:
-    """Delete runs with their events and logs: plots and the list of runs lose them, and no artifact is touched."""
+    """Delete runs with their events and logs. Plots and the list of runs lose them; artifacts stay."""
     for run in runs:
         instance.delete_run(run)
         instance.compute_log_manager.delete_logs(prefix=[run])
         for file in run_files(instance, run):
-            file.unlink(missing_ok=True)  # Dagster leaves it with its size, emptied
+            file.unlink(missing_ok=True)  # Dagster empties the file, but does not delete it
 
 
 def run_files(instance: dg.DagsterInstance, run: str) -> list[Path]:
-    """The files that hold the events of one run; none where the history is a server's."""
+    """Return the files that contain the events of one run; none if the history is in a database server."""
     storage = instance.event_log_storage
     if not isinstance(storage, SqliteEventLogStorage):
         return []

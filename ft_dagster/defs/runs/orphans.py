@@ -1,8 +1,8 @@
-"""Servers that a `dagster dev` has left behind which was killed.
+"""Servers that keep running after their `dagster dev` was killed.
 
-Its code server notices that within a minute or two and ends. The web server and the daemon do not (Dagster 1.13 ends
-them by a message through a pipe, and takes no notice when the pipe is closed): the daemon would go on beside the next
-one, which Dagster does not support.
+The code server notices that within a minute or two and exits. The web server and the daemon do not: Dagster 1.13 stops
+them by a message through a pipe, and they do not notice when the pipe is closed. The daemon would keep running beside
+the next one, which Dagster does not support.
 """
 
 import os
@@ -12,15 +12,15 @@ import psutil
 
 _SERVERS = {"dagster._daemon", "dagster_webserver"}
 _PIPE = "--shutdown-pipe"
-"""What `dagster dev` alone gives to the servers it starts."""
+"""An option that only `dagster dev` passes to the servers it starts."""
 _PATIENCE_SECONDS = 20.0
 
 
 def end_orphans(home: str) -> list[int]:
-    """End the servers on a DAGSTER_HOME whose `dagster dev` is gone, those that do not heed it by force.
+    """Stop the servers on a DAGSTER_HOME whose `dagster dev` is gone; kill those that do not stop in time.
 
     Returns:
-        Their process ids.
+        The ids of the processes that were stopped.
     """
     left = [process for process in psutil.process_iter() if _is_orphan(process, home)]
     for process in left:
@@ -43,5 +43,5 @@ def _is_orphan(process: psutil.Process, home: str) -> bool:
             return False
         parent = process.parent()
         return parent is None or "dev" not in parent.cmdline()
-    except psutil.Error:  # it has ended, or is another user's
+    except psutil.Error:  # the process has exited, or belongs to another user
         return False

@@ -1,4 +1,4 @@
-"""Where the process of a run is: on which machine, and in which start of a Slurm job."""
+"""The host of a run's process: the machine and, under Slurm, the job and how often it was started."""
 
 import os
 import re
@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import dagster as dg
 
 RUN_HOST_TAG = "ft_dagster/place"
-"""Tag of a run: where its process is."""
+"""Tag of a run: the host of its process."""
 _WRITTEN = re.compile(r"(?P<host>.+?)(?:, Slurm job (?P<job>\d+), start (?P<start>\d+))?")
 
 
 @dataclass(frozen=True)
 class RunHost:
-    """A machine by its name and, on a node of Slurm, the job and how often Slurm has started it before."""
+    """A machine's name and, on a node of Slurm, the job and how often Slurm had started it before."""
 
     host: str
     job: int | None = None
@@ -24,19 +24,19 @@ class RunHost:
         return f"{self.host}, Slurm job {self.job}, start {self.start}" if self.job is not None else self.host
 
     def was_given_up_for(self, other: "RunHost") -> bool:
-        """Whether Slurm started the job of both anew, at the other place: it has lost or ended this one before."""
+        """Whether Slurm restarted the job on the other host, which it does only after this start was lost or ended."""
         return self.job is not None and self.job == other.job and self.start < other.start
 
 
 def this_host() -> RunHost:
-    """Of this process."""
+    """Return the host of this process."""
     job = os.environ.get("SLURM_JOB_ID")
     start = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
     return RunHost(socket.gethostname(), int(job), start) if job else RunHost(socket.gethostname())
 
 
 def host_of(run: dg.DagsterRun) -> RunHost | None:
-    """Where the process of a run is; None of a run that does not say."""
+    """Return the host of a run's process; None if the run has no such tag."""
     found = _WRITTEN.fullmatch(run.tags.get(RUN_HOST_TAG, ""))
     if found is None:
         return None
@@ -44,6 +44,6 @@ def host_of(run: dg.DagsterRun) -> RunHost | None:
 
 
 def record_host(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
-    """Write down that a run's process is here. Another run's tags may have been copied to it."""
+    """Tag a run with this host. It may already have the tag of another run that it was copied from."""
     if host_of(run) != this_host():
         instance.add_run_tags(run.run_id, {RUN_HOST_TAG: str(this_host())})

@@ -1,7 +1,6 @@
-"""Runs of the instance: which are under way, which were abandoned, which were tried for a cause."""
+"""The state of runs: which are under way, which were abandoned, and how often a change was tried."""
 
 import os
-import re
 import time
 from collections.abc import Sequence
 
@@ -12,14 +11,14 @@ from ft_dagster.defs.runs.disk import disk_advice
 from ft_dagster.defs.runs.run_host import host_of, this_host
 
 BRING_UP_TO_DATE = "bring_up_to_date"
-"""The job of all stages."""
+"""The job that contains all stages."""
 SENSOR, SCHEDULE = "keep_up_to_date", "scheduled_retraining"
-"""Names of what asks for automatic runs."""
+"""Names of the sensor and the schedule, which request automatic runs."""
 CAUSE_TAG = "ft_dagster/cause"
-"""Tag of an automatic run: hash of what decides its outcome."""
+"""Tag of an automatic run: a hash of everything that decides its outcome."""
 REASON_TAG = "ft_dagster/reason"
 _RESTART_TAG = "ft_dagster/ended_by_a_restart"
-"""Tag of an abandoned run that began before the server that found it: it went with the machine, or with Dagster."""
+"""Tag of an abandoned run that started before the process that found it: it ended with the machine or with Dagster."""
 _UNDER_WAY = [
     dg.DagsterRunStatus.QUEUED,
     dg.DagsterRunStatus.NOT_STARTED,
@@ -28,19 +27,21 @@ _UNDER_WAY = [
     dg.DagsterRunStatus.CANCELING,
 ]
 _INTERRUPTED = dg.DagsterExecutionInterruptedError.__name__
-_PROCESS = re.compile(r"\(pid: (\d+)\)")
 
 
 def under_way(instance: dg.DagsterInstance) -> list[dg.DagsterRun]:
-    """Runs that have not ended."""
+    """Return the runs that have not finished."""
     return list(instance.get_runs(dg.RunsFilter(statuses=_UNDER_WAY)))
 
 
 def fail_abandoned(instance: dg.DagsterInstance) -> list[str]:
-    """Fail the runs whose processes are gone (a power cut, the OOM killer): they would block others for ever.
+    """Mark the runs as failed whose processes are gone (a power cut, the OOM killer): they would block others forever.
 
-    What cannot be told from here is left alone: a process on another machine, unless Slurm gave it up for this one,
-    and one whose launcher looks after it. Returns the ids of those that failed.
+    Runs that cannot be judged from here are left alone: those on another machine, unless Slurm restarted the job here,
+    and those whose launcher monitors them.
+
+    Returns:
+        The ids of the runs that were marked as failed.
     """
     abandoned = []
     for record in instance.get_run_records(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED])):
@@ -49,7 +50,7 @@ def fail_abandoned(instance: dg.DagsterInstance) -> list[str]:
             if started < psutil.Process(os.getpid()).create_time():
                 instance.add_run_tags(run.run_id, {_RESTART_TAG: "yes"})
             instance.report_run_failed(run, reason)
-            if instance.event_log_storage.supports_global_concurrency_limits:  # no daemon may be there to do it
+            if instance.event_log_storage.supports_global_concurrency_limits:  # there may be no daemon that does it
                 instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
             abandoned.append(run.run_id)
     return abandoned
@@ -61,21 +62,31 @@ def _why_gone(instance: dg.DagsterInstance, run: dg.DagsterRun, started: float) 
         return f"Slurm has given up this run on {place.host} and started job {place.job} anew."
     if place.host != this_host().host if place else instance.run_launcher.supports_check_run_worker_health:
         return None
-    events = instance.all_logs(run.run_id, of_type=dg.DagsterEventType.ENGINE_EVENT)
-    found = [match for event in events if (match := _PROCESS.search(event.user_message or event.message or ""))]
-    if found and not any(_is_alive(int(match[1]), started) for match in found):
+    processes = _processes_of(instance, run.run_id)
+    if processes and not any(_is_alive(process, started) for process in processes):
         return "The process of this run is gone; it was killed, or the machine stopped."
     return None
 
 
+def _processes_of(instance: dg.DagsterInstance, run_id: str) -> set[int]:
+    """Return the ids of the processes that have executed the run, as the metadata of its engine events names them.
+
+    Dagster records them from the start of the process on. A tag of ours would be written with the first step, and a
+    run that was killed before that would never be recognized.
+    """
+    events = instance.all_logs(run_id, of_type=dg.DagsterEventType.ENGINE_EVENT)
+    found = [event.dagster_event.engine_event_data.metadata.get("pid") for event in events if event.dagster_event]
+    return {int(str(pid.value)) for pid in found if pid is not None}
+
+
 def has_ended(instance: dg.DagsterInstance, run_id: str) -> bool:
-    """Whether a run has ended by what the instance says, such as one that another machine has given up."""
+    """Whether the instance says that a run has finished, for example because another machine marked it as failed."""
     run = instance.get_run_by_id(run_id)
     return run is not None and run.is_finished
 
 
 def _is_alive(pid: int, run_started: float) -> bool:
-    """Whether the process is there and not a later one that got the same number."""
+    """Whether the process is alive, and not a later one that got the same number."""
     try:
         process = psutil.Process(pid)
         return process.status() != psutil.STATUS_ZOMBIE and process.create_time() <= run_started + 1.0
@@ -84,17 +95,17 @@ def _is_alive(pid: int, run_started: float) -> bool:
 
 
 def failures_for(instance: dg.DagsterInstance, cause: str) -> int:
-    """How many automatic runs for this cause failed.
+    """Return how many automatic runs for this cause have failed.
 
-    Those that ended with Dagster itself, by Ctrl-C or with the machine, do not count: nothing is wrong with them. Nor
-    do those before the last run that succeeded: what was in the way then may be gone.
+    Runs that ended with Dagster itself, by Ctrl-C or with the machine, do not count: their content may be fine. Runs
+    before the last successful one do not count either: the obstacle may be gone.
     """
     failed = _since_last_success(instance, cause, dg.DagsterRunStatus.FAILURE)
     return sum(not _was_interrupted(instance, run) for run in failed)
 
 
 def cancelled_for(instance: dg.DagsterInstance, cause: str) -> dg.DagsterRun | None:
-    """The last automatic run for this cause that a person cancelled, unless a run has succeeded since."""
+    """Return the last automatic run for this cause that a person cancelled, unless a run has succeeded since."""
     return next(iter(_since_last_success(instance, cause, dg.DagsterRunStatus.CANCELED)), None)
 
 
@@ -116,9 +127,9 @@ def _was_interrupted(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
 
 
 def _never_began(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
-    """Whether Dagster ended while the run was being started: the next one waits in vain for it to begin and fails it.
+    """Whether Dagster stopped while the run was being launched, so that the next Dagster marked it as failed.
 
-    One that was asked for since this process began is no such run: something keeps it from beginning.
+    A run that was requested since this process started is no such run: something prevents it from starting.
     """
     record = instance.get_run_record_by_id(run.run_id)
     if record is None or record.start_time is not None:
@@ -127,7 +138,7 @@ def _never_began(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
 
 
 def seconds_since_automatic(instance: dg.DagsterInstance) -> float | None:
-    """Seconds since the sensor or the schedule last asked for a run; None if neither has."""
+    """Return the seconds since the sensor or the schedule last requested a run; None if neither has."""
     created = [
         record.create_timestamp.timestamp()
         for tags in ({"dagster/sensor_name": SENSOR}, {"dagster/schedule_name": SCHEDULE})
@@ -137,7 +148,7 @@ def seconds_since_automatic(instance: dg.DagsterInstance) -> float | None:
 
 
 def failure_message(event: dg.DagsterEvent) -> str:
-    """What failed and why, without the frames of Dagster around it: a step, or a run that came to none."""
+    """Return which step failed and why, or why the run failed before any step, without Dagster's own frames."""
     if event.is_step_failure:
         failure = event.step_failure_data
         given = failure.user_failure_data.description if failure.user_failure_data else None
@@ -145,7 +156,7 @@ def failure_message(event: dg.DagsterEvent) -> str:
     else:
         subject, given, error = "The run failed", None, event.job_failure_data.error
     while error is not None and error.cause is not None and (error.cls_name or "").startswith("Dagster"):
-        error = error.cause  # what ours came from says less than ours
+        error = error.cause  # the cause of one of our errors says less than the error
     said = (given or (error.message if error else event.message) or "no message").strip()
-    room = disk_advice(said)
-    return f"{subject}: {said}" + (f"\n{room}" if room else "")
+    advice = disk_advice(said)
+    return f"{subject}: {said}" + (f"\n{advice}" if advice else "")

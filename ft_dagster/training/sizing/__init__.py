@@ -1,1 +1,1 @@
-"""What a training takes: operations, memory, time, and whether it fits. Imports torch only to look at a GPU."""
+"""Estimates of a training's operations, memory and time, and whether it fits. Imports torch only to inspect a GPU."""

@@ -1,11 +1,11 @@
-"""Whether a training fits, asked before weights are loaded."""
+"""Check whether a training fits into memory, before weights are loaded."""
 
 import logging
 from pathlib import Path
 
 import torch
 
-from ft_dagster.base.prepare import PreparedBase, model_config
+from ft_dagster.base.model_folder import PreparedBase, model_config
 from ft_dagster.config.recipe import Recipe
 from ft_dagster.errors import TrainingError
 from ft_dagster.model import ranks
@@ -19,18 +19,18 @@ log = logging.getLogger(__name__)
 
 
 def available_memory() -> int:
-    """Bytes for this process in all: of the GPU that it computes on, or of the machine."""
+    """Return the bytes that this process may use in total, on its GPU or on the machine."""
     if device().type == "cuda":
         free, _ = torch.cuda.mem_get_info(device())
-        return free + CUDA_CONTEXT  # asking has made the context
+        return free + CUDA_CONTEXT  # the query has created the CUDA context
     return memory_for_process() // ranks.count()
 
 
 def require_memory(base: PreparedBase, recipe: Recipe) -> MemoryEstimate | None:
-    """What training will take, if the formula knows the model; loads nothing.
+    """Return the estimated memory of a training, or None if the formula does not support the model. Loads no weights.
 
     Raises:
-        TrainingError: it cannot fit; the message says what it takes, what there is, and what to change.
+        TrainingError: the training cannot fit. The message says what it needs, what is available, and what to change.
     """
     config = model_config(Path(base.folder))
     on_gpu = device().type == "cuda"
@@ -40,11 +40,11 @@ def require_memory(base: PreparedBase, recipe: Recipe) -> MemoryEstimate | None:
         log.info("No estimate of memory: %s.", error)
         return None
     available = f"{found.available / 2**30:.2f} GiB"
-    log.info("Training will take about %s; %s are there.", found.estimate, available)
+    log.info("Training will take about %s; %s are available.", found.estimate, available)
     if found.is_refused:
-        where = "of the GPU's memory" if on_gpu else "of memory"
+        where = "of GPU memory" if on_gpu else "of memory"
         raise TrainingError(
-            f"This training does not fit: it takes about {found.estimate}, and {available} {where} are there. "
+            f"This training does not fit: it takes about {found.estimate}, and {available} {where} are available. "
             f"{found.advice}"
         )
     if found.advice:

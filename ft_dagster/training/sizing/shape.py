@@ -1,22 +1,22 @@
-"""The sizes of a model, from its config.json. Imports no torch."""
+"""The shape of a model, from its config.json. Imports no torch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 KNOWN = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
-"""Values of `model_type` whose layers are those counted here: gated MLP, grouped-query attention, RMSNorm."""
+"""Values of `model_type` that are supported: their layers have gated MLP, grouped-query attention and RMSNorm."""
 _QUERY_BIAS = ("qwen2",)
-"""Of these, the ones whose query, key and value projections have a bias although the config does not say so."""
+"""Those whose query, key and value projections have a bias although the config does not say so."""
 
 
 class UnknownModelError(Exception):
-    """The formula does not know this model or layer; the message says which."""
+    """The formula does not support this model or layer; the message says which."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What of a config.json decides memory."""
+    """The values of a config.json that determine memory and operations."""
 
     hidden: int
     intermediate: int
@@ -26,17 +26,17 @@ class Shape:
     head_dim: int
     vocabulary: int
     tied: bool
-    """Whether the output head is the embedding."""
+    """Whether the output head shares the weights of the embedding."""
     attention_biases: int
-    """Elements of the biases of a layer's attention."""
+    """The number of bias elements in a layer's attention."""
     head_norms: bool
-    """Whether queries and keys are normalised by head."""
+    """Whether queries and keys are normalized by head."""
     of_llama: bool
-    """Whether layers and output head are Llama's, which this program computes in its own ways."""
+    """Whether layers and output head are Llama's, for which this program has its own implementations."""
 
     @property
     def linear(self) -> dict[str, tuple[int, int]]:
-        """Inputs and outputs of each linear layer of a decoder layer."""
+        """The numbers of inputs and outputs of each linear layer in a decoder layer."""
         queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
         return {
             "q_proj": (self.hidden, queries),
@@ -50,26 +50,26 @@ class Shape:
 
     @property
     def linear_parameters(self) -> int:
-        """Weights of all decoder layers' linear layers: what quantization applies to."""
+        """The number of weights in the linear layers of all decoder layers, to which quantization applies."""
         return self.layers * sum(inputs * outputs for inputs, outputs in self.linear.values())
 
     @property
     def other_parameters(self) -> int:
-        """Embedding, output head, norms and biases."""
+        """The number of other weights: embedding, output head, norms and biases."""
         norms = 2 * self.hidden + (2 * self.head_dim if self.head_norms else 0)
         embeddings = self.vocabulary * self.hidden * (1 if self.tied else 2)
         return embeddings + self.layers * (norms + self.attention_biases) + self.hidden
 
 
 def shape_of(config: Mapping[str, Any]) -> Shape:
-    """The shape that a config.json describes.
+    """Return the shape that a config.json describes.
 
     Raises:
-        UnknownModelError: the model is of another type, or a field is missing or is not a number.
+        UnknownModelError: the model type is not supported, or a field is missing or not a number.
     """
     kind = config.get("model_type")
     if kind not in KNOWN:
-        raise UnknownModelError(f"the memory formula knows {', '.join(KNOWN)}, not {kind!r}")
+        raise UnknownModelError(f"the memory formula supports {', '.join(KNOWN)}, not {kind!r}")
     try:
         hidden, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
         head_dim = int(config.get("head_dim") or hidden // heads)
@@ -90,4 +90,4 @@ def shape_of(config: Mapping[str, Any]) -> Shape:
             of_llama=kind in ("llama", "mistral"),
         )
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
-        raise UnknownModelError(f"config.json does not say the model's shape: {error!r}") from error
+        raise UnknownModelError(f"config.json does not describe the model's shape: {error!r}") from error

@@ -1,4 +1,4 @@
-"""How fast trainings went on this machine, remembered for the next plan. Imports no torch."""
+"""Save the speed and memory of trainings on this machine for the next plan. Imports no torch."""
 
 import json
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from ft_dagster.training.request import CODE_VERSION
 
 @dataclass(frozen=True)
 class Speed:
-    """What was measured, by one trial step or, better, by a whole training."""
+    """Speed and memory, measured by the probe or, more accurately, by a finished training."""
 
     tokens_per_second: float
     peak_memory_bytes: int
@@ -24,7 +24,7 @@ class Speed:
 
 
 def speed_key(config: Mapping[str, Any], recipe: Recipe, threads: int | None) -> str:
-    """What decides speed and memory: the model's shape, the recipe, the machine. Not what the weights or rows are."""
+    """Return a hash of what determines speed and memory: model shape, recipe and machine, but not weights or rows."""
     steps = {"rows_per_device", "rows_per_step", "gradient_checkpointing", "attention", "fused", "optimizer"}
     steps |= {"processes", "strategy", "mixed_precision"}
     return digest(
@@ -34,7 +34,7 @@ def speed_key(config: Mapping[str, Any], recipe: Recipe, threads: int | None) ->
             "block_length": recipe.tokens.block_length,
             "lora": recipe.lora.model_dump(mode="json"),
             "training": recipe.training.model_dump(mode="json", include=steps),
-            # The model of a GPU, not which one it is: a training sees the one that it leased, and the plan all.
+            # The model of the GPU, not its index: a training sees only the GPUs that it leased, and the plan sees all.
             "machine": [processor(), threads, visible_devices()[0].model],
             "code": CODE_VERSION,
         }
@@ -42,12 +42,12 @@ def speed_key(config: Mapping[str, Any], recipe: Recipe, threads: int | None) ->
 
 
 def remember_speed(folder: Path, key: str, speed: Speed) -> None:
-    """Keep what was measured last."""
+    """Save the latest measurement."""
     write_atomically(folder / f"{key}.json", json.dumps(asdict(speed)))
 
 
 def recall_speed(folder: Path, key: str) -> Speed | None:
-    """What was measured last; None if nothing was, or it cannot be read: it is measured again."""
+    """Return the latest measurement, or None if there is none or it cannot be read, to be measured again."""
     try:
         return Speed(**json.loads((folder / f"{key}.json").read_bytes()))
     except (OSError, ValueError, TypeError):

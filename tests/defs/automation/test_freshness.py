@@ -1,4 +1,4 @@
-"""The UI is red while the released adapter lags behind the reports for longer than set, and only then."""
+"""The freshness check fails only while the released adapter lags behind the reports for longer than allowed."""
 
 import time
 from pathlib import Path
@@ -20,7 +20,7 @@ CHECK = dg.AssetCheckKey(dg.AssetKey("released_adapter"), "keeps_up_with_reports
 
 
 def results(instance: dg.DagsterInstance) -> list[bool]:
-    """Results of the check, oldest first."""
+    """Return the results of the check, oldest first."""
     records = instance.event_log_storage.get_asset_check_execution_history(CHECK, limit=10)
     evaluations = [found.evaluation for found in reversed(records)]
     return [found.passed for found in evaluations if isinstance(found, dg.AssetCheckEvaluation)]
@@ -41,7 +41,7 @@ def look_and_tick(instance: dg.DagsterInstance) -> None:
     report_freshness(instance, Workspace())
 
 
-def test_while_nothing_changes_no_time_makes_it_red(
+def test_the_check_never_fails_while_nothing_changes(
     up_to_date: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert results(up_to_date) == [True]
@@ -50,7 +50,7 @@ def test_while_nothing_changes_no_time_makes_it_red(
     assert results(up_to_date) == [True], "nothing new to say"
 
 
-def test_a_change_without_an_adapter_makes_it_red_after_the_time_set_and_an_adapter_green_again(
+def test_the_check_fails_once_a_change_waits_too_long_and_passes_after_a_new_adapter(
     up_to_date: dg.DagsterInstance, workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     edit(workspace)
@@ -69,7 +69,7 @@ def test_the_time_counts_from_the_first_change_after_everything_was_up_to_date(
     up_to_date: dg.DagsterInstance, workspace: Path
 ) -> None:
     chapter = workspace / "chapter_markdowns" / "chapter_1.md"
-    chapter.write_text(chapter.read_text() + "\n\n")  # does not show: the adapter is not released again for it
+    chapter.write_text(chapter.read_text() + "\n\n")  # an invisible change, for which the adapter is not released again
     look_and_tick(up_to_date)
     assert run(up_to_date, "raw_chapters", "sections").success
     between = time.time()
@@ -78,11 +78,11 @@ def test_the_time_counts_from_the_first_change_after_everything_was_up_to_date(
     assert 0 < seconds_behind(up_to_date, Workspace()) <= time.time() - between
 
 
-def test_a_change_that_a_person_had_learned_before_the_watcher_looked_does_not_count(
+def test_a_change_trained_on_by_hand_before_the_sensor_looked_does_not_count(
     up_to_date: dg.DagsterInstance, workspace: Path
 ) -> None:
     edit(workspace)
-    job = defs.resolve_job_def(BRING_UP_TO_DATE)  # as from the UI: nobody looked at the reports before
+    job = defs.resolve_job_def(BRING_UP_TO_DATE)  # as from the UI, without a scan of the reports before
     assert job.execute_in_process(instance=up_to_date).success
     look_and_tick(up_to_date)
     between = time.time()
@@ -91,7 +91,7 @@ def test_a_change_that_a_person_had_learned_before_the_watcher_looked_does_not_c
     assert 0 < seconds_behind(up_to_date, Workspace()) <= time.time() - between
 
 
-def test_how_long_is_a_setting(
+def test_the_allowed_lag_is_a_setting(
     up_to_date: dg.DagsterInstance, workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     edit(workspace)
@@ -102,14 +102,12 @@ def test_how_long_is_a_setting(
     assert results(up_to_date) == [True]
 
 
-def test_before_the_first_run_there_is_nothing_to_lag_behind(
-    instance: dg.DagsterInstance, chapters: list[Path]
-) -> None:
+def test_before_the_first_run_the_check_has_no_result(instance: dg.DagsterInstance, chapters: list[Path]) -> None:
     look_and_tick(instance)
     assert results(instance) == []
 
 
-def test_a_run_that_failed_before_the_check_leaves_the_answer_open(
+def test_the_check_still_fails_in_time_if_a_run_failed_before_reaching_it(
     up_to_date: dg.DagsterInstance, workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (workspace / "chapter_markdowns" / "bad.md").write_bytes(b"\xff\xfe")
@@ -120,9 +118,7 @@ def test_a_run_that_failed_before_the_check_leaves_the_answer_open(
     assert results(up_to_date)[-1] is False
 
 
-def test_a_change_that_came_while_the_last_release_was_made_counts(
-    up_to_date: dg.DagsterInstance, workspace: Path
-) -> None:
+def test_a_change_made_during_the_last_release_counts(up_to_date: dg.DagsterInstance, workspace: Path) -> None:
     edit(workspace)
     record(up_to_date, look(load_settings()), Workspace().recipe)
 

@@ -1,4 +1,4 @@
-"""What a run would do and why, told without changing anything."""
+"""A plan shows what a run would do and why, without changing anything."""
 
 import json
 import shutil
@@ -13,9 +13,9 @@ from graphs import run
 from reports import prose_of
 from rich.console import Console
 
-from ft_dagster.base.prepare import EMBEDDED
+from ft_dagster.base.embedded import EMBEDDED
 from ft_dagster.cli.summary import print_plan
-from ft_dagster.config.recipe import resolve_recipe
+from ft_dagster.config.recipe_file import resolve_recipe
 from ft_dagster.dataset.held_out import Pinned, choose_held_out
 from ft_dagster.defs.automation.plan import Plan, make_plan, optimizer_steps
 from ft_dagster.defs.stages import STAGES
@@ -34,7 +34,7 @@ def outcomes(plan: Plan) -> dict[str, str]:
 
 
 def train_chapter(workspace: Path) -> Path:
-    """A chapter that is trained on."""
+    """Return a chapter that is trained on."""
     held_out = json.loads((workspace / "fine_tuned_model" / "manifest.json").read_text())["held_out"]
     return next(p for p in sorted((workspace / "chapter_markdowns").iterdir()) if p.stem not in held_out)
 
@@ -46,7 +46,7 @@ def edit(chapter: Path) -> str:
 
 
 def snapshot(*folders: Path) -> dict[Path, tuple[int, bytes]]:
-    """Every file with its bytes; Dagster's own databases by their names."""
+    """Return every file with its bytes, and only the names of Dagster's own databases."""
     files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
     return {
         path: (path.stat().st_mtime_ns, b"") if path.suffix == ".db" else (0, path.read_bytes())
@@ -60,7 +60,7 @@ def test_with_nothing_changed_there_is_nothing_to_do(up_to_date: dg.DagsterInsta
     assert plan.nothing_to_do and not (plan.added or plan.edited or plan.removed)
 
 
-def test_chapters_that_came_changed_and_went_are_named_with_their_words(
+def test_added_changed_and_deleted_chapters_are_named_with_their_words(
     up_to_date: dg.DagsterInstance, workspace: Path
 ) -> None:
     edited = train_chapter(workspace)
@@ -75,7 +75,7 @@ def test_chapters_that_came_changed_and_went_are_named_with_their_words(
     assert [(c.chapter, c.words) for c in plan.removed] == [(gone.stem, gone_words)]
 
 
-def test_the_name_of_a_chapter_gives_no_orders_to_the_terminal(up_to_date: dg.DagsterInstance, workspace: Path) -> None:
+def test_the_name_of_a_chapter_cannot_control_the_terminal(up_to_date: dg.DagsterInstance, workspace: Path) -> None:
     report = {
         "metadata": {"chapter": "\x1b]0;title\x07[red]\n" + "x" * 300, "section": "A"},
         "final_result": {"final_text": "Text of it."},
@@ -117,7 +117,7 @@ def test_a_plan_changes_nothing(up_to_date: dg.DagsterInstance, workspace: Path,
     assert up_to_date.get_runs_count() == runs
 
 
-def test_a_change_that_does_not_show_ends_at_the_stage_that_finds_it_so(
+def test_an_invisible_change_stops_at_the_stage_that_finds_nothing_changed(
     up_to_date: dg.DagsterInstance, workspace: Path
 ) -> None:
     chapter = train_chapter(workspace)
@@ -129,7 +129,7 @@ def test_a_change_that_does_not_show_ends_at_the_stage_that_finds_it_so(
     assert planned(up_to_date).nothing_to_do
 
 
-def test_an_edit_taken_back_will_use_the_earlier_adapter_again(up_to_date: dg.DagsterInstance, workspace: Path) -> None:
+def test_reverting_an_edit_will_reuse_the_earlier_adapter(up_to_date: dg.DagsterInstance, workspace: Path) -> None:
     chapter = train_chapter(workspace)
     before = edit(chapter)
     assert run(up_to_date).success
@@ -138,7 +138,7 @@ def test_an_edit_taken_back_will_use_the_earlier_adapter_again(up_to_date: dg.Da
     assert outcomes(plan)["lora_adapter"] == "reused" and not plan.trains and plan.steps == 0
 
 
-def test_each_reason_is_told_by_its_kind(
+def test_each_reason_is_reported_with_its_kind(
     up_to_date: dg.DagsterInstance, workspace: Path, tiny_base: Path, tiny_recipe: dict[str, Any]
 ) -> None:
     def reasons() -> dict[str, str]:
@@ -176,7 +176,7 @@ def test_a_file_that_cannot_be_read_stops_the_plan_where_it_stops_the_run(
     assert outcomes(plan) == {"sections": "blocked"} and plan.stages[0].kind == "blocked"
 
 
-def test_what_looks_like_personal_data_stops_the_plan_where_it_stops_the_run_if_the_recipe_says_so(
+def test_personal_data_blocks_the_plan_where_it_blocks_the_run_if_the_recipe_says_so(
     up_to_date: dg.DagsterInstance, workspace: Path, tiny_recipe: dict[str, Any]
 ) -> None:
     train_chapter(workspace).write_text("Write to ann@reports.org.")
@@ -194,7 +194,7 @@ def test_what_looks_like_personal_data_stops_the_plan_where_it_stops_the_run_if_
     assert outcomes(planned(up_to_date))["sections"] == "unchanged"
 
 
-def test_before_the_base_model_is_on_the_machine_figures_are_estimates_and_say_so(
+def test_figures_are_marked_as_estimates_until_the_base_model_is_on_the_machine(
     instance: dg.DagsterInstance, workspace: Path, chapters: list[Path], tiny_recipe: dict[str, Any]
 ) -> None:
     tiny_recipe["base"] = {"source": "embedded", "model": next(iter(EMBEDDED))}
@@ -210,7 +210,7 @@ def test_before_the_base_model_is_on_the_machine_figures_are_estimates_and_say_s
     assert plan.training.problem == "the base model is not on this machine yet"
 
 
-def test_the_plan_says_what_training_takes_by_the_formula_and_as_it_was_measured(
+def test_the_plan_shows_the_cost_of_training_by_formula_and_by_measurement(
     up_to_date: dg.DagsterInstance, workspace: Path, tiny_recipe: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     edit(train_chapter(workspace))
@@ -241,7 +241,7 @@ def test_the_plan_says_that_a_training_will_be_refused_and_what_to_change(
     (workspace / "recipe.yaml").write_text(yaml.safe_dump(tiny_recipe))
     cost = planned(up_to_date).training
     assert cost is not None and cost.problem is not None
-    assert "it will be refused. With " in cost.problem and "GiB are there" in cost.problem
+    assert "it will be refused. With " in cost.problem and "GiB are available" in cost.problem
 
 
 def test_a_model_the_formula_does_not_know_is_planned_without_memory(
@@ -258,13 +258,13 @@ def test_a_model_the_formula_does_not_know_is_planned_without_memory(
 
 @pytest.mark.parametrize(("rows", "steps"), [(1, 3), (4, 3), (5, 6), (8, 6), (9, 9)])
 def test_an_incomplete_last_batch_is_a_step(tiny_recipe: dict[str, Any], rows: int, steps: int) -> None:
-    assert optimizer_steps(rows, resolve_recipe(tiny_recipe)) == steps  # 3 epochs, 4 rows a step
+    assert optimizer_steps(rows, resolve_recipe(tiny_recipe)) == steps  # 3 epochs, 4 rows per step
 
 
-def test_what_makes_everything_again_is_estimated_where_everything_is_much(
+def test_remaking_everything_is_estimated_if_the_reports_are_large(
     up_to_date: dg.DagsterInstance, workspace: Path, tiny_recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ft_dagster.defs.automation.plan._TRIED_BYTES", 1000)
+    monkeypatch.setattr("ft_dagster.defs.automation.plan._DRY_RUN_BYTES", 1000)
     tiny_recipe["tokens"]["block_length"] = 32
     (workspace / "recipe.yaml").write_text(yaml.safe_dump(tiny_recipe))
     plan = planned(up_to_date)
@@ -272,7 +272,7 @@ def test_what_makes_everything_again_is_estimated_where_everything_is_much(
     assert outcomes(plan)["lora_adapter"] == "if needed" and plan.steps
 
 
-def test_a_recipe_change_that_decides_no_weights_leaves_the_adapter_as_it_is(
+def test_a_recipe_change_that_affects_no_weights_keeps_the_adapter(
     up_to_date: dg.DagsterInstance, workspace: Path, tiny_recipe: dict[str, Any]
 ) -> None:
     tiny_recipe["training"]["save_every"] = 7
@@ -284,7 +284,7 @@ def test_a_recipe_change_that_decides_no_weights_leaves_the_adapter_as_it_is(
 SLOW = ProductRates("cpu", {"float32": 80e9, "bfloat16": 1e9})
 
 
-def test_a_format_that_is_slow_here_is_told_with_the_line_to_change_before_anything_runs(
+def test_the_plan_warns_of_a_slow_number_format_and_names_the_line_to_change(
     up_to_date: dg.DagsterInstance,
     workspace: Path,
     tiny_recipe: dict[str, Any],
@@ -306,7 +306,7 @@ def test_a_format_that_is_slow_here_is_told_with_the_line_to_change_before_anyth
     assert cost is not None and (cost.number_format, cost.slow) == ("float32", None)
 
 
-def test_where_steps_run_elsewhere_the_plan_does_not_tell_their_number_format(
+def test_the_plan_leaves_the_number_format_open_if_steps_run_elsewhere(
     up_to_date: dg.DagsterInstance, workspace: Path, tiny_recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tiny_recipe["training"]["seed"] = 1

@@ -1,10 +1,11 @@
-"""When the graph runs by itself, and when it does not."""
+"""When the sensor starts runs automatically, and when it does not."""
 
 import os
 from pathlib import Path
 
 import dagster as dg
 import pytest
+from dagster._core.events import EngineEventData
 from graphs import run
 
 from ft_dagster.config.settings import load_settings
@@ -53,7 +54,7 @@ def ended(
     status: dg.DagsterRunStatus,
     asked_by: dict[str, str] = BY_SENSOR,
 ) -> None:
-    """Record a run for this request that ended so, as the daemon does."""
+    """Record a run for this request that finished with this status, as the daemon does."""
     instance.add_run(
         dg.DagsterRun(
             job_name="bring_up_to_date",
@@ -85,7 +86,7 @@ def test_a_touched_file_and_one_copied_over_itself_are_not_changes(
 
 
 @pytest.mark.parametrize("change", ["edit", "new", "rename", "delete"])
-def test_a_changed_set_of_chapters_asks_for_one_run_of_all_stages_and_says_why(
+def test_a_changed_set_of_chapters_requests_one_run_of_all_stages_with_the_reason(
     up_to_date: dg.DagsterInstance, workspace: Path, change: str
 ) -> None:
     chapter = workspace / "chapter_markdowns" / "chapter_1.md"
@@ -106,7 +107,7 @@ def test_a_changed_set_of_chapters_asks_for_one_run_of_all_stages_and_says_why(
     assert request.tags[REASON_TAG] == "raw_chapters: report_files has new content"
 
 
-def test_an_edit_that_leaves_the_sections_equal_asks_for_the_stages_up_to_them_only(
+def test_an_edit_that_leaves_the_sections_equal_requests_only_the_stages_up_to_them(
     up_to_date: dg.DagsterInstance, workspace: Path
 ) -> None:
     chapter = workspace / "chapter_markdowns" / "chapter_1.md"
@@ -116,7 +117,7 @@ def test_an_edit_that_leaves_the_sections_equal_asks_for_the_stages_up_to_them_o
     assert skipped(up_to_date) == "Everything is up to date."
 
 
-def test_what_a_person_materialized_before_the_watcher_looked_is_not_stale(
+def test_what_a_user_materialized_before_the_sensor_looked_is_not_stale(
     instance: dg.DagsterInstance, chapters: list[Path]
 ) -> None:
     job = defs.resolve_job_def(BRING_UP_TO_DATE)
@@ -130,7 +131,7 @@ def test_what_a_person_materialized_before_the_watcher_looked_is_not_stale(
     assert input_version(made[STAGES[0].key], REPORT_FILES) == version_of(made[REPORT_FILES]), "the UI marks no stage"
 
 
-def test_an_edit_of_the_same_length_with_the_time_put_back_is_seen(
+def test_an_edit_of_the_same_length_with_its_time_reset_is_detected(
     up_to_date: dg.DagsterInstance, workspace: Path
 ) -> None:
     chapter = workspace / "chapter_markdowns" / "chapter_1.md"
@@ -142,7 +143,7 @@ def test_an_edit_of_the_same_length_with_the_time_put_back_is_seen(
     requested(up_to_date)
 
 
-def test_reports_that_are_being_written_are_left_alone_until_they_lie_still(
+def test_reports_that_are_being_written_are_left_alone_until_they_have_settled(
     up_to_date: dg.DagsterInstance, workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     edit(workspace)
@@ -152,7 +153,7 @@ def test_reports_that_are_being_written_are_left_alone_until_they_lie_still(
     requested(up_to_date)
 
 
-def test_while_a_run_is_under_way_no_other_is_asked_for_and_the_change_is_not_lost(
+def test_during_a_run_no_other_is_requested_and_the_change_is_not_lost(
     up_to_date: dg.DagsterInstance, workspace: Path
 ) -> None:
     running = up_to_date.add_run(dg.DagsterRun(job_name="bring_up_to_date", status=dg.DagsterRunStatus.STARTING))
@@ -162,7 +163,7 @@ def test_while_a_run_is_under_way_no_other_is_asked_for_and_the_change_is_not_lo
     requested(up_to_date)
 
 
-def test_a_failed_run_is_tried_once_more_and_a_new_change_starts_over(
+def test_a_failed_run_is_retried_once_and_a_new_change_resets_the_count(
     up_to_date: dg.DagsterInstance, workspace: Path
 ) -> None:
     edit(workspace)
@@ -173,12 +174,12 @@ def test_a_failed_run_is_tried_once_more_and_a_new_change_starts_over(
     requested(up_to_date)
 
 
-def test_what_a_person_cancelled_is_not_begun_again_before_something_changes(
+def test_a_run_canceled_by_a_user_is_not_started_again_before_something_changes(
     up_to_date: dg.DagsterInstance, workspace: Path
 ) -> None:
     edit(workspace)
     ended(up_to_date, requested(up_to_date), dg.DagsterRunStatus.CANCELED)
-    assert "for this content was cancelled" in skipped(up_to_date)
+    assert "for this content was canceled" in skipped(up_to_date)
     edit(workspace, text="Another sentence.\n")
     requested(up_to_date)
 
@@ -208,7 +209,9 @@ def test_the_change_stays_pending_until_a_run_with_it_succeeds(up_to_date: dg.Da
     assert skipped(up_to_date) == "Everything is up to date."
 
 
-def test_a_blocked_check_holds_training_back_until_it_passes(up_to_date: dg.DagsterInstance, workspace: Path) -> None:
+def test_a_failed_blocking_check_prevents_training_until_it_passes(
+    up_to_date: dg.DagsterInstance, workspace: Path
+) -> None:
     bad = workspace / "chapter_markdowns" / "bad.md"
     bad.write_bytes(b"\xff\xfe")
     requested(up_to_date)
@@ -219,16 +222,18 @@ def test_a_blocked_check_holds_training_back_until_it_passes(up_to_date: dg.Dags
 
 
 @pytest.mark.parametrize("asked_by", [BY_SENSOR, BY_SCHEDULE], ids=["the sensor's", "the schedule's"])
-def test_automatic_runs_keep_their_distance(
+def test_automatic_runs_keep_the_minimum_interval(
     up_to_date: dg.DagsterInstance, workspace: Path, monkeypatch: pytest.MonkeyPatch, asked_by: dict[str, str]
 ) -> None:
     edit(workspace)
     ended(up_to_date, requested(up_to_date), dg.DagsterRunStatus.SUCCESS, asked_by)
     monkeypatch.setenv("FT_MINIMUM_INTERVAL_SECONDS", "3600")
-    assert "the least interval is 3600 s" in skipped(up_to_date)
+    assert "the minimum interval is 3600 s" in skipped(up_to_date)
 
 
-def test_what_cannot_be_used_is_said_and_starts_nothing(up_to_date: dg.DagsterInstance, workspace: Path) -> None:
+def test_an_unusable_configuration_is_reported_and_starts_nothing(
+    up_to_date: dg.DagsterInstance, workspace: Path
+) -> None:
     for chapter in (workspace / "chapter_markdowns").iterdir():
         chapter.unlink()
     assert "No chapters in the workspace" in skipped(up_to_date)
@@ -236,16 +241,18 @@ def test_what_cannot_be_used_is_said_and_starts_nothing(up_to_date: dg.DagsterIn
     assert "The recipe recipe.yaml cannot be used" in skipped(up_to_date)
 
 
-def test_a_damaged_artifact_is_said_by_name_and_starts_nothing(up_to_date: dg.DagsterInstance, workspace: Path) -> None:
+def test_a_damaged_artifact_is_reported_by_name_and_starts_nothing(
+    up_to_date: dg.DagsterInstance, workspace: Path
+) -> None:
     (manifest,) = (workspace / ".ft" / "store" / "sections").glob("*/artifact.json")
     manifest.write_text("{")
     assert f"{manifest} is damaged" in skipped(up_to_date)
 
 
-def test_a_run_whose_process_is_gone_is_failed_and_blocks_nothing(up_to_date: dg.DagsterInstance) -> None:
+def test_a_run_whose_process_died_is_marked_failed_and_blocks_nothing(up_to_date: dg.DagsterInstance) -> None:
     def started(pid: int) -> dg.DagsterRun:
         made = up_to_date.add_run(dg.DagsterRun(job_name="bring_up_to_date", status=dg.DagsterRunStatus.STARTING))
-        up_to_date.report_engine_event(f"Executing steps in process (pid: {pid})", made)
+        up_to_date.report_engine_event("Executing steps", made, EngineEventData.in_process(pid))
         start = dg.DagsterEvent(dg.DagsterEventType.RUN_START.value, job_name=made.job_name)
         up_to_date.report_dagster_event(start, made.run_id)
         return made
@@ -255,8 +262,6 @@ def test_a_run_whose_process_is_gone_is_failed_and_blocks_nothing(up_to_date: dg
     assert [found.run_id for found in under_way(up_to_date)] == [alive.run_id]
 
 
-def test_a_damaged_index_of_files_costs_a_full_look_and_nothing_else(
-    up_to_date: dg.DagsterInstance, workspace: Path
-) -> None:
+def test_a_damaged_index_of_files_only_causes_a_full_scan(up_to_date: dg.DagsterInstance, workspace: Path) -> None:
     (workspace / ".ft" / "files.db").write_text("damaged")
     assert skipped(up_to_date) == "Everything is up to date."

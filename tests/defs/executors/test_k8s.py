@@ -1,4 +1,4 @@
-"""What pods of steps ask for: by the file that FT_K8S names, and by the recipe."""
+"""What the pods of steps request, according to the file that FT_K8S names and the recipe."""
 
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ TWO = ({"lora_adapter", "adapter_evaluation"}, {"sections"})
 
 
 def settings(folder: Path, pods: Any = None, **training: Any) -> Settings:
-    """Of a workspace with such a file and recipe."""
+    """Return the settings of a workspace with such a file and recipe."""
     recipe = {"name": "r", "base": {"source": "embedded", "model": "m"}, "training": training}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     if pods is not None:
@@ -30,7 +30,7 @@ def settings(folder: Path, pods: Any = None, **training: Any) -> Settings:
 
 
 def job_of(step: str, found: Settings) -> dict[str, Any]:
-    """The Job that dagster-k8s makes of a step's configuration."""
+    """Return the Job that dagster-k8s makes of a step's configuration."""
     config = steps_config(found, *TWO)
     job = construct_dagster_k8s_job(
         DagsterK8sJobConfig(job_image=config.get("job_image", "image"), env_secrets=config.get("env_secrets")),
@@ -49,7 +49,7 @@ def container(job: dict[str, Any]) -> dict[str, Any]:
     return dict(found)
 
 
-def test_training_asks_for_a_gpu_for_each_process_evaluation_for_one_and_light_steps_see_none(tmp_path: Path) -> None:
+def test_training_requests_a_gpu_per_process_evaluation_one_and_light_steps_none(tmp_path: Path) -> None:
     found = settings(tmp_path, processes=4, rows_per_step=8)
     limits = {step: container(job_of(step, found))["resources"]["limits"] for step in (*TWO[0], *TWO[1])}
     assert {step: limit.get("nvidia.com/gpu") for step, limit in limits.items()} == {
@@ -62,7 +62,7 @@ def test_training_asks_for_a_gpu_for_each_process_evaluation_for_one_and_light_s
     assert not container(job_of("lora_adapter", found)).get("env")
 
 
-def test_all_that_the_file_says_is_in_the_pod(tmp_path: Path) -> None:
+def test_all_settings_in_the_file_are_in_the_pod(tmp_path: Path) -> None:
     said = {
         "image": "registry.example/other:1",
         "secrets": ["hub"],
@@ -97,7 +97,7 @@ def test_all_that_the_file_says_is_in_the_pod(tmp_path: Path) -> None:
     assert pod["terminationGracePeriodSeconds"] == 300
 
 
-def test_without_gpus_training_computes_on_cpus(tmp_path: Path) -> None:
+def test_without_gpus_training_runs_on_cpus(tmp_path: Path) -> None:
     job = job_of("lora_adapter", settings(tmp_path, {"gpu_steps": {"gpu": None}}))
     assert container(job)["resources"]["limits"] == {"memory": "32Gi"}
     assert not job["spec"]["template"]["spec"].get("tolerations")
@@ -119,7 +119,7 @@ def test_a_file_that_cannot_be_used_is_refused_with_the_field(tmp_path: Path, co
     assert said in str(caught.value) and str(tmp_path / "k8s.yaml") in str(caught.value)
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"FT_K8S names .*missing\.yaml: No such file"):
         load_pods(Settings(workspace=tmp_path, k8s=Path("missing.yaml")))
 
@@ -131,7 +131,7 @@ def test_the_executor_is_chosen_by_the_setting_and_needs_its_packages(monkeypatc
         executor_for(Settings(executor="k8s"))
 
 
-def test_an_instance_that_starts_runs_elsewhere_is_refused(instance: dg.DagsterInstance) -> None:
+def test_an_instance_that_launches_runs_elsewhere_is_refused(instance: dg.DagsterInstance) -> None:
     @dg.job(executor_def=on_kubernetes)
     def nothing() -> None: ...
 

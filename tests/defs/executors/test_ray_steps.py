@@ -1,4 +1,4 @@
-"""How a step on Ray is judged in states that a cluster is seldom in, and whose word on a step counts."""
+"""How a step on Ray is judged in rare states of a cluster, and which events of a step count."""
 
 import os
 from collections.abc import Iterator
@@ -15,14 +15,14 @@ from ray.job_submission import JobStatus
 
 from ft_dagster.config.settings import Settings, SettingsError
 from ft_dagster.defs.executors.choice import executor_for
-from ft_dagster.defs.executors.ray import Heeded
+from ft_dagster.defs.executors.ray import EventFilter
 from ft_dagster.defs.executors.ray_steps import HeadSilentError, RaySteps, forwarded
 
 HERE = os.getpid()
 
 
 class Ray:
-    """A cluster with one job, in the state that a test gives it."""
+    """A cluster with one job in the state that a test sets."""
 
     def __init__(self) -> None:
         self.status: JobStatus | Exception = JobStatus.RUNNING
@@ -46,7 +46,7 @@ class Ray:
 
 
 class Step:
-    """The step lora_adapter in RaySteps, as Dagster's executor handles it."""
+    """The step lora_adapter in RaySteps, handled as by Dagster's executor."""
 
     def __init__(self, steps: RaySteps, key: str, pool: str | None) -> None:
         self.steps = steps
@@ -59,7 +59,7 @@ class Step:
         list(self.steps.launch_step(self.context))
 
     def why_not(self) -> str | None:
-        """Why the step is not alive."""
+        """Return why the step is not alive."""
         return self.steps.check_step_health(self.context).unhealthy_reason
 
 
@@ -70,7 +70,7 @@ def ray() -> Ray:
 
 @pytest.fixture
 def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What is said in the run's log; and Dagster's own part of a launch is left out."""
+    """Return the messages in the run's log; Dagster's own part of a launch is left out."""
     told: list[str] = []
 
     def submit(steps: RaySteps, context: Any) -> Iterator[None]:
@@ -89,7 +89,7 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 class Clock:
-    """What RaySteps takes for the time."""
+    """The clock that RaySteps reads."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -116,7 +116,7 @@ def on(ray: Ray, key: str = "lora_adapter", pool: str | None = "gpu", **settings
     return Step(steps, key, pool)
 
 
-def test_a_job_that_runs_or_waits_is_alive_and_waiting_is_said_once(ray: Ray, step: Step, said: list[str]) -> None:
+def test_a_running_or_waiting_job_is_alive_and_waiting_is_logged_once(ray: Ray, step: Step, said: list[str]) -> None:
     step.launch()
     ray.status = JobStatus.PENDING
     assert step.why_not() is None and step.why_not() is None
@@ -136,7 +136,7 @@ def test_a_job_that_runs_or_waits_is_alive_and_waiting_is_said_once(ray: Ray, st
         (RuntimeError("Request failed with status code 400: no"), None, "refuses its job", False),
     ],
 )
-def test_a_job_that_has_ended_otherwise_than_it_should_fails_its_step_and_only_a_lost_host_is_tried_again(
+def test_a_job_that_ends_badly_fails_its_step_and_only_a_lost_host_is_retried(
     ray: Ray, step: Step, status: Any, error_type: str | None, reason: str, lost: bool
 ) -> None:
     step.launch()
@@ -147,17 +147,17 @@ def test_a_job_that_has_ended_otherwise_than_it_should_fails_its_step_and_only_a
     assert not step.steps.lost, "the next failure is judged by itself"
 
 
-def test_a_job_that_ended_well_is_given_time_to_tell_so(ray: Ray, step: Step, clock: Clock) -> None:
+def test_a_job_that_succeeded_is_given_time_to_report_it(ray: Ray, step: Step, clock: Clock) -> None:
     step.launch()
     ray.status = JobStatus.SUCCEEDED
     assert step.why_not() is None
     clock.now += 59
     assert step.why_not() is None
     clock.now += 2
-    assert "told nothing of its end" in str(step.why_not())
+    assert "has not reported its end" in str(step.why_not())
 
 
-def test_a_silent_head_is_borne_for_a_while_and_then_named(ray: Ray, step: Step, clock: Clock) -> None:
+def test_a_silent_head_is_tolerated_for_a_while_and_then_named(ray: Ray, step: Step, clock: Clock) -> None:
     step.launch()
     for status in (HeadSilentError("ReadTimeout"), JobStatus.RUNNING, HeadSilentError("ReadTimeout")):
         ray.status = status
@@ -176,7 +176,7 @@ def test_a_step_is_submitted_when_the_head_answers(ray: Ray, step: Step) -> None
     assert step.why_not() is None and len(ray.submitted) == 1
 
 
-def test_a_submission_whose_answer_was_lost_counts_and_one_that_is_refused_fails(ray: Ray, step: Step) -> None:
+def test_a_submission_whose_response_was_lost_counts_and_a_refused_one_fails(ray: Ray, step: Step) -> None:
     ray.submission = RuntimeError("Job with submission_id x already exists.")
     step.launch()
     assert step.why_not() is None
@@ -186,7 +186,7 @@ def test_a_submission_whose_answer_was_lost_counts_and_one_that_is_refused_fails
     assert "no such option" in str(step.why_not())
 
 
-def test_a_step_waits_for_its_place_longer_than_ray_would_let_it(ray: Ray, step: Step) -> None:
+def test_a_step_whose_start_times_out_in_ray_is_submitted_again(ray: Ray, step: Step) -> None:
     step.launch()
     ray.status, ray.error_type = JobStatus.FAILED, "JOB_SUPERVISOR_ACTOR_START_TIMEOUT"
     for _ in range(3):
@@ -196,14 +196,12 @@ def test_a_step_waits_for_its_place_longer_than_ray_would_let_it(ray: Ray, step:
     assert step.steps._get_ray_job_submission_id(step.context) == jobs[-1]
 
 
-def test_a_head_that_is_away_does_not_keep_a_run_from_being_cancelled(ray: Ray, step: Step, said: list[str]) -> None:
+def test_a_run_can_be_canceled_while_the_head_is_unreachable(ray: Ray, step: Step, said: list[str]) -> None:
     list(step.steps.terminate_step(step.context))
-    assert any("could not be told to stop it" in message for message in said)
+    assert any("could not be stopped" in message for message in said)
 
 
-def test_training_asks_for_gpus_and_threads_and_light_steps_for_neither(
-    ray: Ray, said: list[str], workspace: Path
-) -> None:
+def test_training_requests_gpus_and_threads_and_light_steps_neither(ray: Ray, said: list[str], workspace: Path) -> None:
     for key, pool, settings in (
         ("lora_adapter", "gpu", {"threads": 4}),
         ("sections", None, {"threads": 4}),
@@ -230,7 +228,7 @@ def test_a_training_by_several_processes_waits_for_workers_without_a_gpu_of_its_
     assert (evaluation["gpus"], evaluation["cpus"]) == (gpus or None, 4)
 
 
-def test_settings_go_along_and_secrets_stay(workspace: Path) -> None:
+def test_settings_are_sent_to_the_step_and_secrets_are_not(workspace: Path) -> None:
     environment = {
         "FT_RECIPE": "recipe.yaml",
         "HF_ENDPOINT": "https://hub.example",
@@ -252,7 +250,7 @@ def test_settings_go_along_and_secrets_stay(workspace: Path) -> None:
 
 
 def event(kind: dg.DagsterEventType, pid: int) -> Any:
-    """What is asked of one of Dagster's events."""
+    """Return a stand-in for one of Dagster's events."""
     return SimpleNamespace(event_type=kind, step_key="lora_adapter", pid=pid)
 
 
@@ -268,22 +266,22 @@ def ended(pid: int) -> Any:
     return event(dg.DagsterEventType.STEP_SUCCESS, pid)
 
 
-def test_a_step_that_was_given_up_is_not_heeded_whenever_it_reports() -> None:
+def test_events_of_an_abandoned_step_are_ignored_whenever_they_arrive() -> None:
     given_up, now = HERE + 1, HERE + 2
-    heeded = Heeded()
+    event_filter = EventFilter()
     before = [STARTING, started(given_up), RETRY]
-    assert list(heeded.among(before)) == before
-    assert list(heeded.among([ended(given_up)])) == [], "before it is started again"
-    assert list(heeded.among([STARTING, ended(given_up), started(now)])) == [STARTING, started(now)]
-    assert list(heeded.among([ended(given_up), started(given_up), ended(now)])) == [ended(now)]
-    assert list(heeded.among([ended(given_up), event(dg.DagsterEventType.STEP_FAILURE, HERE)])) == []
+    assert list(event_filter.current(before)) == before
+    assert list(event_filter.current([ended(given_up)])) == [], "before it is started again"
+    assert list(event_filter.current([STARTING, ended(given_up), started(now)])) == [STARTING, started(now)]
+    assert list(event_filter.current([ended(given_up), started(given_up), ended(now)])) == [ended(now)]
+    assert list(event_filter.current([ended(given_up), event(dg.DagsterEventType.STEP_FAILURE, HERE)])) == []
 
 
-def test_of_two_ends_of_a_step_the_first_counts() -> None:
-    heeded = Heeded()
+def test_the_first_of_two_final_events_of_a_step_counts() -> None:
+    event_filter = EventFilter()
     failed = event(dg.DagsterEventType.STEP_FAILURE, HERE)
     told = [STARTING, started(HERE + 1), ended(HERE + 1), failed]
-    assert list(heeded.among(told)) == told[:-1]
+    assert list(event_filter.current(told)) == told[:-1]
 
 
 def test_without_ray_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

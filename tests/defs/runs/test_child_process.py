@@ -34,7 +34,7 @@ IGNORES_INTERRUPTS = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN
 
 @pytest.fixture
 def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
-    """Makes a module that a child can run; gives its name."""
+    """Return a function that makes a module for a child to run and returns its name."""
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
 
     def write(body: str) -> str:
@@ -81,7 +81,7 @@ def run_child(
     return dg.materialize([stage], raise_on_error=False, instance=instance or dg.DagsterInstance.ephemeral())
 
 
-def test_numbers_that_the_child_tells_are_observed(module: Callable[[str], str], tmp_path: Path) -> None:
+def test_numbers_that_the_child_reports_become_observations(module: Callable[[str], str], tmp_path: Path) -> None:
     name = module("""
         from dagster_pipes import open_dagster_pipes
         with open_dagster_pipes() as pipes:
@@ -93,7 +93,7 @@ def test_numbers_that_the_child_tells_are_observed(module: Callable[[str], str],
     assert {key: value.value for key, value in observed.items()} == {"step": 1, "loss": 0.5}
 
 
-def test_a_child_that_fails_fails_the_step_with_the_end_of_its_output(
+def test_a_failing_child_fails_the_step_with_the_end_of_its_output(
     module: Callable[[str], str], tmp_path: Path
 ) -> None:
     result = run_child(module("import sys; print('the reason'); sys.exit(3)"), tmp_path)
@@ -112,24 +112,24 @@ ONE_OF_TWO = """
 
 
 @pytest.mark.parametrize("body", [KILLED, ONE_OF_TWO], ids=["the child", "one of several processes"])
-def test_a_child_that_the_system_killed_says_that_memory_was_likely_too_little_and_what_to_change(
+def test_the_error_for_a_child_killed_by_the_system_suspects_memory_and_gives_advice(
     module: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str
 ) -> None:
-    (tmp_path / "killed_worker.py").write_text(KILLED)  # as the kernel does where memory has run out
+    (tmp_path / "killed_worker.py").write_text(KILLED)  # as the kernel does when memory has run out
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(Path(__file__).parents[3])]))
     (failure,) = run_child(module(body), tmp_path).get_step_failure_events()
     message = failure.step_failure_data.user_failure_data.description
     assert "was killed, most likely by the system because memory ran out. Lower training.rows_per_device" in message
 
 
-def test_what_a_crashed_child_leaves_behind_is_ended(module: Callable[[str], str], tmp_path: Path) -> None:
+def test_processes_that_a_crashed_child_leaves_behind_are_killed(module: Callable[[str], str], tmp_path: Path) -> None:
     run_child(module(SLEEPER.format(before="sys.exit(1)")), tmp_path)
     pids = [int(pid) for pid in (tmp_path / "request.pids").read_text().split()]
     wait_until(lambda: all(gone(pid) for pid in pids))
 
 
 @pytest.mark.parametrize("bucket", [False, True])
-def test_a_child_is_handed_no_secret_but_the_keys_of_a_bucket_that_it_uses(
+def test_a_child_gets_no_secret_except_the_keys_of_a_bucket_that_it_uses(
     bucket: bool, module: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in SECRETS:
@@ -140,7 +140,7 @@ def test_a_child_is_handed_no_secret_but_the_keys_of_a_bucket_that_it_uses(
     assert set(json.loads(found.read_text())) == (set(OF_THE_BUCKET) if bucket else set())
 
 
-def test_a_child_is_killed_when_its_run_was_ended_from_elsewhere(
+def test_a_child_is_killed_if_another_process_ended_its_run(
     module: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ft_dagster.defs.runs.child_process._ASK_SECONDS", 0.1)
@@ -153,7 +153,7 @@ def test_a_child_is_killed_when_its_run_was_ended_from_elsewhere(
         instance.report_run_failed(run, "Another machine goes on.")
         try:
             wait_until(lambda: all(map(gone, pids)), seconds=30)
-        finally:  # or the thread would wait for them
+        finally:  # otherwise the thread would wait for them
             for pid in pids:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
@@ -186,7 +186,7 @@ CANCELLED_WHILE_STORING = """
 """
 
 
-def test_a_child_can_save_when_its_run_is_cancelled_while_dagster_stores_what_it_told(
+def test_a_child_can_save_when_its_run_is_canceled_while_a_message_is_stored(
     module: Callable[[str], str], tmp_path: Path
 ) -> None:
     module("""
@@ -217,7 +217,7 @@ PARENT = """
 
 @pytest.mark.parametrize("ignores", ["", IGNORES_INTERRUPTS])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_a_child_ends_with_the_process_that_started_it(
+def test_a_child_exits_with_the_process_that_started_it(
     module: Callable[[str], str], tmp_path: Path, number: signal.Signals, ignores: str
 ) -> None:
     module(SLEEPER.format(before=ignores))
@@ -229,7 +229,7 @@ def test_a_child_ends_with_the_process_that_started_it(
         parent.send_signal(number)
         parent.wait(30)
         wait_until(lambda: gone(child))
-        if number == signal.SIGINT:  # a killed parent cannot end the grandchild; the child's own code must
+        if number == signal.SIGINT:  # a killed parent cannot kill the grandchild; the child's own code must
             wait_until(lambda: gone(grandchild))
         elif not gone(grandchild):
             os.kill(grandchild, signal.SIGKILL)

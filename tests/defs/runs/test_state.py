@@ -1,4 +1,4 @@
-"""Which runs count as failed tries."""
+"""Which runs count as failed."""
 
 import socket
 import time
@@ -8,7 +8,7 @@ import dagster as dg
 import graphs
 import psutil
 import pytest
-from dagster._core.events import StepFailureData
+from dagster._core.events import EngineEventData, StepFailureData
 from dagster_shared.error import SerializableErrorInfo
 
 from ft_dagster.defs.runs.run_host import RUN_HOST_TAG, RunHost, host_of, this_host
@@ -18,18 +18,18 @@ NO_SUCH_PROCESS = 2**22 - 1
 
 
 def begun(instance: dg.DagsterInstance, at: float, place: RunHost | None = None) -> dg.DagsterRun:
-    """An automatic run that a process began which is not there any more, or never was on this machine."""
+    """Add an automatic run started by a process that is gone, or that never ran on this machine."""
     tags = {CAUSE_TAG: "cause"} | ({RUN_HOST_TAG: str(place)} if place else {})
     run = dg.DagsterRun(job_name="bring_up_to_date", status=dg.DagsterRunStatus.STARTING, tags=tags)
     instance.add_run(run)
-    instance.report_engine_event(f"Executing steps in process (pid: {NO_SUCH_PROCESS})", run)
+    instance.report_engine_event("Executing steps", run, EngineEventData.in_process(NO_SUCH_PROCESS))
     start = dg.DagsterEvent(dg.DagsterEventType.RUN_START.value, job_name=run.job_name)
     instance.report_dagster_event(start, run.run_id, timestamp=at)
     return run
 
 
 @pytest.mark.parametrize(("began", "tries"), [("before this server", 0), ("since", 1)])
-def test_a_killed_run_is_a_failed_try_unless_dagster_was_started_anew_since(
+def test_a_killed_run_counts_as_failed_unless_dagster_restarted_since(
     instance: dg.DagsterInstance, began: str, tries: int
 ) -> None:
     run = begun(instance, at=time.time() - (7 * 86400 if began == "before this server" else 0))
@@ -38,7 +38,7 @@ def test_a_killed_run_is_a_failed_try_unless_dagster_was_started_anew_since(
 
 
 @pytest.mark.parametrize(("error", "tries"), [("DagsterExecutionInterruptedError", 0), ("RuntimeError", 1)])
-def test_a_run_that_was_interrupted_with_dagster_is_no_failed_try(
+def test_a_run_interrupted_together_with_dagster_does_not_count_as_failed(
     instance: dg.DagsterInstance, error: str, tries: int
 ) -> None:
     run = begun(instance, at=time.time())
@@ -55,7 +55,7 @@ def test_a_run_that_was_interrupted_with_dagster_is_no_failed_try(
 
 
 @pytest.mark.parametrize(("asked_for", "tries"), [("before this server", 0), ("since", 1)])
-def test_a_run_that_never_began_is_a_failed_try_unless_dagster_was_started_anew_since(
+def test_a_run_that_never_started_counts_as_failed_unless_dagster_restarted_since(
     instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch, asked_for: str, tries: int
 ) -> None:
     if asked_for == "before this server":
@@ -67,7 +67,7 @@ def test_a_run_that_never_began_is_a_failed_try_unless_dagster_was_started_anew_
     assert failures_for(instance, "cause") == tries
 
 
-def test_a_run_that_a_person_cancelled_is_no_failed_try_and_is_told_until_one_succeeds(
+def test_a_run_canceled_by_a_user_is_no_failure_and_is_reported_until_one_succeeds(
     instance: dg.DagsterInstance,
 ) -> None:
     run = begun(instance, at=time.time())
@@ -79,12 +79,12 @@ def test_a_run_that_a_person_cancelled_is_no_failed_try_and_is_told_until_one_su
     assert cancelled_for(instance, "cause") is None
 
 
-def test_what_goes_on_on_another_machine_is_left_alone(instance: dg.DagsterInstance) -> None:
+def test_a_run_on_another_machine_is_left_alone(instance: dg.DagsterInstance) -> None:
     begun(instance, at=time.time() - 3600, place=RunHost("elsewhere"))
     assert fail_abandoned(instance) == []
 
 
-def test_what_a_launcher_looks_after_is_left_to_it(
+def test_a_run_that_a_launcher_monitors_is_left_to_the_launcher(
     instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun(instance, at=time.time() - 3600)
@@ -97,7 +97,7 @@ def test_what_a_launcher_looks_after_is_left_to_it(
     [(7, 0, True), (7, 1, True), (7, 2, False), (8, 0, False)],
     ids=["its first start", "its second start", "this start", "another job"],
 )
-def test_slurm_gives_up_what_it_starts_anew(
+def test_a_run_of_an_earlier_start_of_the_same_slurm_job_is_abandoned(
     instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch, job: int, start: int, given_up: bool
 ) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "7")
@@ -107,7 +107,7 @@ def test_slurm_gives_up_what_it_starts_anew(
     assert failures_for(instance, "cause") == 0, "nothing is wrong with its content"
 
 
-def test_a_run_says_where_it_is(
+def test_a_run_records_its_host(
     up_to_date: dg.DagsterInstance, workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert [host_of(run) for run in up_to_date.get_runs()] == [this_host()]

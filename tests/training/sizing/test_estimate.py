@@ -1,4 +1,4 @@
-"""The memory formula: against the model's own sizes, against what autograd keeps, against published figures."""
+"""The memory formula, compared with the model's own sizes, with what autograd keeps and with published figures."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,14 +9,16 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM
 
-from ft_dagster.base.prepare import model_config, prepare_base
-from ft_dagster.config.recipe import Recipe, resolve_recipe
-from ft_dagster.model.fused_layer import FusedLayer
+from ft_dagster.base.model_folder import model_config
+from ft_dagster.base.prepare import prepare_base
+from ft_dagster.config.recipe import Recipe
+from ft_dagster.config.recipe_file import resolve_recipe
+from ft_dagster.model.fused.layer import FusedLayer
+from ft_dagster.model.fused.packed_attention import Pieces
 from ft_dagster.model.load import add_adapter, load_base
-from ft_dagster.model.packed_attention import Pieces
 from ft_dagster.model.packed_model import PackedModel
 from ft_dagster.model.rows import collate
-from ft_dagster.runtime.machine import _room_in, memory_for_process
+from ft_dagster.runtime.machine import _available_in, memory_for_process
 from ft_dagster.training.sizing.estimate import CPU_SPARE, CUDA_CONTEXT, THIS_PROGRAM, Held, is_fused, memory_estimate
 from ft_dagster.training.sizing.fitting import MARGIN, advice, changes_that_fit, with_changes
 from ft_dagster.training.sizing.shape import UnknownModelError, shape_of
@@ -67,7 +69,9 @@ def recipe(rows: int, length: int, quantization: str = "nf4", checkpointing: boo
     [(MISTRAL, 7_241_732_096), (LLAMA_3, 8_030_261_248), (LLAMA_2, 6_738_415_616), (QWEN_05, 494_032_768)],
     ids=["Mistral-7B", "Llama-3.1-8B", "Llama-2-7B", "Qwen2.5-0.5B"],
 )
-def test_parameters_are_counted_as_their_makers_count_them(config: dict[str, Any], parameters: int) -> None:
+def test_parameters_are_counted_as_the_authors_of_the_models_count_them(
+    config: dict[str, Any], parameters: int
+) -> None:
     shape = shape_of(config)
     assert shape.linear_parameters + shape.other_parameters == parameters
 
@@ -78,7 +82,7 @@ def test_parameters_are_counted_as_torch_counts_them(tiny_base: Path) -> None:
     assert shape.linear_parameters + shape.other_parameters == sum(p.numel() for p in model.parameters())
 
 
-def test_a_weight_in_nf4_takes_what_bitsandbytes_takes() -> None:
+def test_a_weight_in_nf4_takes_the_bytes_that_bitsandbytes_needs() -> None:
     weights = torch.randn(2048, 1024)
     packed, state = bitsandbytes.functional.quantize_4bit(weights, quant_type="nf4", compress_statistics=True)
     held = packed.nbytes + state.absmax.nbytes + state.state2.absmax.nbytes
@@ -99,7 +103,7 @@ def test_a_weight_in_nf4_takes_what_bitsandbytes_takes() -> None:
     ],
     ids=["plain", "dropout", "two-targets", "eager", "checkpointing", "nf4", "nf4-checkpointing", "float32"],
 )
-def test_activations_are_those_that_autograd_keeps(
+def test_activations_are_counted_as_autograd_keeps_them(
     tiny_base: Path, tiny_recipe: dict[str, Any], tmp_path: Path, parts: dict[str, dict[str, Any]]
 ) -> None:
     config = MistralConfig.from_pretrained(tiny_base, num_hidden_layers=8)
@@ -126,7 +130,7 @@ def test_activations_are_those_that_autograd_keeps(
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         address = tensor.untyped_storage().data_ptr()
         if address not in own and tensor.shape[-1:] != (config.vocab_size,):  # neither weights nor logits
-            kept[address] = tensor  # held, so that no other takes its address
+            kept[address] = tensor  # kept, so that no other tensor gets its address
         return tensor
 
     with (
@@ -136,14 +140,14 @@ def test_activations_are_those_that_autograd_keeps(
         model(**{name: batch[name] for name in ("input_ids", "position_ids", "labels")}, use_cache=False)
     found = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
     estimate = memory_estimate(model_config(folder), tuned, on_gpu=False)
-    # Beside the layers' there are the last norm's, the position table, and the adapter as autocast casts it: much only
-    # beside what is left with checkpointing.
+    # Besides those of layers there are the last norm, the position table and the adapter cast by autocast: much only
+    # compared with what is left with checkpointing.
     within = 0.25 if tuned.training.gradient_checkpointing else 0.03
     assert estimate.activations / CPU_SPARE == pytest.approx(found, rel=within)
 
 
 @pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "v_proj"]])
-def test_activations_of_fused_layers_are_those_that_they_keep(
+def test_activations_of_fused_layers_are_counted_as_they_are_kept(
     tiny_base: Path,
     tiny_recipe: dict[str, Any],
     tmp_path: Path,
@@ -185,7 +189,7 @@ class Published:
     held: Held
     within: float
     with_context: bool = False
-    """Whether it is the size of a GPU that was enough, CUDA context included, not what tensors took."""
+    """Whether it is the size of a GPU that was enough, including the CUDA context, and not the memory of tensors."""
 
 
 WITH_ALL_LOGITS = Held(logits_at_once=None)
@@ -202,11 +206,11 @@ PUBLISHED = [
     Published(LITGPT, 20.66, MISTRAL, recipe(2, 512, "none", False, **QUERY_VALUE), IN_16_BIT, 0.05),
     Published(LITGPT, 19.77, LLAMA_2, recipe(2, 512, "none", False, **QUERY_VALUE), IN_16_BIT, 0.05),
     Published(LITGPT, 19.73, LLAMA_3, recipe(1, 512, "none", False, **QUERY_VALUE), IN_16_BIT, 0.05),
-    # Its quantized layers keep more than its others, which these do not: see docs/memory.md.
+    # Unlike in ours, its quantized layers keep more than its other layers: see docs/memory.md.
     Published(
         LITGPT, 14.29, MISTRAL, recipe(2, 512, "nf4", False, **QUERY_VALUE), replace(IN_16_BIT, nf4_bits=4.5), 0.25
     ),
-    # Neither figure of 2023 says whether it is what tensors took or what the allocator had reserved.
+    # Neither figure of 2023 says whether it is the memory of tensors or what the allocator had reserved.
     Published(UNSLOTH_2023, 12.465, MISTRAL, recipe(4, 2048), replace(IN_16_BIT, adapter=4, logit=2), 0.25),
     Published(UNSLOTH_2023 + ", transformers with FA2", 19.385, MISTRAL, recipe(4, 2048), WITH_ALL_LOGITS, 0.3),
     *(
@@ -221,7 +225,7 @@ PUBLISHED = [
 
 
 @pytest.mark.parametrize("published", PUBLISHED, ids=lambda one: f"{one.source.partition(' ')[0]}-{one.gigabytes}")
-def test_published_figures_come_out_of_the_formula(published: Published) -> None:
+def test_the_formula_reproduces_published_figures(published: Published) -> None:
     estimate = memory_estimate(published.config, published.recipe, on_gpu=True, held=published.held)
     computed = estimate.total - (0 if published.with_context else CUDA_CONTEXT)
     assert computed / 1e9 == pytest.approx(published.gigabytes, rel=published.within)
@@ -233,7 +237,7 @@ def test_no_published_figure_would_have_been_refused() -> None:
         assert estimate < MARGIN * (one.gigabytes * 1e9 + (0 if one.with_context else CUDA_CONTEXT)), one.source
 
 
-def test_changes_are_the_least_that_fit_and_are_tried_through_the_formula() -> None:
+def test_suggested_changes_are_the_smallest_that_fit_by_the_formula() -> None:
     large = recipe(8, 2048, checkpointing=False, rank=16)
     needed = memory_estimate(MISTRAL, large, on_gpu=True).total
     assert changes_that_fit(MISTRAL, large, True, needed) == {}
@@ -261,9 +265,9 @@ def test_the_advice_names_fields_and_values_or_says_that_none_help() -> None:
     [
         ({"model_type": "gemma"}, "not 'gemma'"),
         ({"model_type": None}, "not None"),
-        ({"hidden_size": None}, "does not say"),
-        ({"num_attention_heads": 0}, "does not say"),
-        ({"vocab_size": "many"}, "does not say"),
+        ({"hidden_size": None}, "does not describe"),
+        ({"num_attention_heads": 0}, "does not describe"),
+        ({"vocab_size": "many"}, "does not describe"),
     ],
 )
 def test_a_model_the_formula_does_not_know_is_named(change: dict[str, Any], reason: str) -> None:
@@ -276,11 +280,11 @@ def test_a_layer_the_formula_does_not_know_is_named() -> None:
         memory_estimate(MISTRAL, recipe(1, 512, targets=["q_proj", "embed_tokens"]), on_gpu=True)
 
 
-def test_a_control_group_says_what_may_still_be_taken(tmp_path: Path) -> None:
+def test_available_memory_is_read_from_the_control_group(tmp_path: Path) -> None:
     (tmp_path / "memory.current").write_text("700\n")
     (tmp_path / "memory.stat").write_text("anon 500\ninactive_file 100\n")
     (tmp_path / "memory.max").write_text("max\n")
-    assert _room_in(tmp_path) is None
+    assert _available_in(tmp_path) is None
     (tmp_path / "memory.max").write_text("1000\n")
-    assert _room_in(tmp_path) == 400
+    assert _available_in(tmp_path) == 400
     assert memory_for_process() > 0

@@ -1,8 +1,8 @@
-"""Linear layers that read the same input, as one matrix product with the LoRA adapters in use.
+"""Linear layers that read the same input, as one matrix product together with their active LoRA adapters.
 
-For layers W_i (out_i, in) with adapters A_i (r_i, in), B_i (out_i, r_i), the rows of all W_i and below them those of
-all A_i stand in one matrix. One product of the input with it gives every W_i x and every A_i x; a small product for
-each adapter adds scale * B_i A_i x. Backward is the same the other way round. Frozen weights get no gradient.
+For layers W_i (out_i, in) with adapters A_i (r_i, in), B_i (out_i, r_i), one matrix contains the rows of all W_i and
+below them those of all A_i. One product of the input with it gives every W_i x and every A_i x; a small product for
+each adapter adds scale * B_i A_i x. The backward pass does the same in reverse. Frozen weights get no gradient.
 """
 
 from dataclasses import dataclass
@@ -15,35 +15,35 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class _Part:
-    """An adapter in use."""
+    """An active adapter of one layer."""
 
     parameters: tuple[nn.Parameter, nn.Parameter]
-    """A (r, in) and B (out, r), as they are trained."""
+    """The trained parameters A (r, in) and B (out, r)."""
     scale: float
     up: Tensor
-    """scale * B, in the dtype of the products."""
+    """scale * B (out, r), in the dtype of the products."""
     outputs: slice
-    """Of its layer, among those of all layers."""
+    """The layer's outputs, among those of all layers."""
     columns: slice
-    """Of A x, among those of all adapters in use."""
+    """The columns of A x, among those of all active adapters."""
 
 
 class LoraGroup:
-    """The frozen weights of some layers in one tensor, and the products of the forward and the backward pass."""
+    """The frozen weights of several layers in one tensor, and the products of their forward and backward pass."""
 
     def __init__(self, layers: list[Any]) -> None:
-        """Take the layers' weights over: they become views of the group's own tensor, so that none is held twice."""
+        """Take over the layers' weights, which become views of the group's own tensor, so that none is stored twice."""
         self.layers = layers
         weights = [_frozen(layer) for layer in layers]
         self.outs = [len(weight) for weight in weights]
-        """Outputs of each layer."""
+        """The number of outputs of each layer."""
         self.out = sum(self.outs)
         self.rank = 0
-        """Of all adapters in use together: each has columns of its own."""
+        """The rank of all active adapters together: each has its own columns."""
         self._parts: list[_Part] = []
-        room = sum(sum(layer.r.values()) for layer in layers if isinstance(layer, LoraLayer))
+        ranks = sum(sum(layer.r.values()) for layer in layers if isinstance(layer, LoraLayer))
         first = weights[0]
-        self._rows = torch.empty(self.out + room, first.shape[1], dtype=first.dtype)  # W_i, then A_i
+        self._rows = torch.empty(self.out + ranks, first.shape[1], dtype=first.dtype)  # W_i, then A_i
         row = 0
         for weight in weights:
             self._rows[row : row + len(weight)] = weight.data
@@ -51,10 +51,10 @@ class LoraGroup:
             row += len(weight)
 
     def load(self) -> list[nn.Parameter]:
-        """Copy the adapters in use to where the products find them; none if adapters are disabled.
+        """Copy the active adapters next to the frozen weights; none if adapters are disabled.
 
         Returns:
-            A and B of each, in the order that `backward` gives gradients in.
+            A and B of each adapter, in the order in which `backward` returns gradients.
         """
         self._parts, self.rank = [], 0
         row = 0
@@ -72,7 +72,7 @@ class LoraGroup:
         return [matrix for part in self._parts for matrix in part.parameters]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Outputs of all layers side by side, and behind them A x: (N, in) -> (N, out + r)."""
+        """Return the outputs of all layers side by side, followed by A x: (N, in) -> (N, out + r)."""
         outputs = torch.mm(x, self._weights.t())
         inner = outputs[:, self.out :]
         for part in self._parts:
@@ -80,16 +80,16 @@ class LoraGroup:
         return outputs
 
     def backward(self, gradient: Tensor, x: Tensor, down_x: Tensor, to_input: bool = True) -> tuple[Any, list[Tensor]]:
-        """Gradients with respect to the input and to the adapters.
+        """Return the gradients of the input and of the adapters.
 
         Args:
-            gradient: (N, out + r), filled in by the caller for the outputs; the last r columns are overwritten.
-            x: (N, in), what `forward` was given.
-            down_x: (N, r), A x, as `forward` returned it.
-            to_input: whether the gradient of the input is wanted.
+            gradient: the gradient of the outputs, (N, out + r); the last r columns are spare and get overwritten.
+            x: the input of `forward`, (N, in).
+            down_x: A x as `forward` returned it, (N, r).
+            to_input: whether to compute the gradient of the input.
 
         Returns:
-            (N, in) or None, and float32 gradients in the order of `load`.
+            The gradient of the input, (N, in), or None; and float32 gradients of the adapters in the order of `load`.
         """
         inner = gradient[:, self.out :]
         for part in self._parts:
@@ -104,7 +104,7 @@ class LoraGroup:
 
     @property
     def _weights(self) -> Tensor:
-        """(out + r, in)"""
+        """The rows of all W_i and of the active A_i, (out + r, in)."""
         return self._rows[: self.out + self.rank]
 
 

@@ -1,7 +1,7 @@
-"""Fused layers, the last norm and the loss as one function to autograd, the rows of a batch side by side.
+"""Fused layers, the last norm and the loss as one autograd function, which computes the rows of a batch in parallel.
 
-Each thread computes rows of its own, from their embeddings to their loss and back. Threads that share every product
-and every element-wise operation wait for each other a thousand times a batch; here they meet twice.
+Each thread computes its own rows, from their embeddings to their loss and back. Threads that share every product
+and every element-wise operation wait for each other a thousand times per batch; here they synchronize twice.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ft_dagster.model.fused_layer import FusedLayer, Kept, normalize, normalize_backward
+from ft_dagster.model.fused.layer import FusedLayer, Kept, normalize, normalize_backward
+from ft_dagster.model.fused.packed_attention import Pieces
 from ft_dagster.model.loss import CHUNK, nats_and_gradient, nats_and_hits
-from ft_dagster.model.packed_attention import Pieces
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -22,61 +22,61 @@ R = TypeVar("R")
 
 @dataclass
 class Share:
-    """Rows of a batch that are computed together, as one line of tokens (N), M of which predict something."""
+    """Rows of a batch that are computed together as one sequence of N tokens, M of which predict a token."""
 
     x: Tensor
-    """(N, hidden), embeddings."""
+    """Embeddings, (N, hidden)."""
     pieces: Pieces
     chosen: Tensor
-    """(N) bool: tokens that predict."""
+    """Which tokens predict one, (N) bool."""
     targets: Tensor
-    """(M)"""
+    """The tokens to predict, (M)."""
     weights: Tensor | None
-    """(M), what each counts."""
+    """The weight of each target in the loss, (M); None if all count the same."""
 
 
 @dataclass
 class _Done:
-    """What the backward pass of a share needs."""
+    """The values that the backward pass of a share needs."""
 
     pieces: Pieces
     chosen: Tensor
     inputs: list[Tensor]
-    """Of each layer, and of the last norm."""
+    """The inputs of each layer, and of the last norm."""
     kept: list[Kept | None]
     of_hidden: Tensor
-    """(M, hidden), gradient of what the output head reads."""
+    """The gradient of the output head's input, (M, hidden)."""
     scale: Tensor
-    """Of the last norm."""
+    """The scale of the last norm, as `normalize` returns it."""
 
 
 class FusedModel:
-    """The decoder layers of a model and what comes after them."""
+    """The decoder layers of a model, its last norm, and the loss."""
 
     def __init__(self, layers: Sequence[Any], norm: Any, recompute: bool) -> None:
-        """Take over the weights of decoder layers that `cannot_fuse` has nothing against.
+        """Take over the weights of decoder layers for which `cannot_fuse` returns None.
 
         Args:
-            layers: of the model.
-            norm: after the last of them.
-            recompute: keep only each layer's input until the backward pass (gradient checkpointing).
+            layers: the decoder layers of the model.
+            norm: the norm after the last layer.
+            recompute: whether only each layer's input is kept until the backward pass (gradient checkpointing).
         """
         self.layers = [FusedLayer(layer) for layer in layers]
         self.norm = norm
         self.recompute = recompute
 
     def summed_nats(self, shares: Sequence[Share], head: Tensor) -> Tensor:
-        """Sum of the (weighted) negative log-likelihoods, differentiable in the adapters in use.
+        """Return the sum of the (weighted) negative log-likelihoods, differentiable in the active adapters.
 
         Args:
-            shares: the batch.
-            head: (vocabulary, hidden), the output head's weights.
+            shares: the shares of a batch.
+            head: the output head's weights, (vocabulary, hidden).
         """
         parameters = [parameter for layer in self.layers for parameter in layer.load()]
         return _SummedNats.apply(self, shares, head, *parameters)
 
     def nats_and_hits(self, shares: Sequence[Share], head: Tensor) -> tuple[Tensor, Tensor]:
-        """Of all tokens that predict: see `loss.nats_and_hits`."""
+        """Return what `loss.nats_and_hits` returns, for all tokens of the shares that predict one."""
         for layer in self.layers:
             layer.load()
 
@@ -91,7 +91,7 @@ class FusedModel:
         return torch.cat(nats), torch.cat(hits)
 
     def forward(self, share: Share, head: Tensor, chunk: int) -> tuple[Tensor, _Done]:
-        """The sum over a share, float64, and what its backward pass needs."""
+        """Return the summed loss of a share, float64, and the values that its backward pass needs."""
         x, inputs, kept = share.x, [], []
         for layer in self.layers:
             inputs.append(x)
@@ -103,11 +103,11 @@ class FusedModel:
         return total, _Done(share.pieces, share.chosen, [*inputs, x], kept, of_hidden, scale)
 
     def backward(self, done: _Done, factor: Tensor) -> list[Tensor]:
-        """Gradients of the adapters, in the order of the layers. What was kept is freed on the way.
+        """Return the gradients of the adapters, in the order of the layers. Kept values are freed on the way.
 
         Args:
-            done: from `forward`.
-            factor: gradient of the sum.
+            done: the values that `forward` kept.
+            factor: the gradient of the sum.
         """
         of_hidden = done.of_hidden.mul_(factor.to(done.of_hidden.dtype))
         last = normalize_backward(of_hidden, done.inputs.pop(), done.scale, self.norm)
@@ -128,7 +128,7 @@ class _SummedNats(torch.autograd.Function):
     def forward(
         ctx: Any, model: FusedModel, shares: Sequence[Share], head: Tensor, *parameters: nn.Parameter
     ) -> Tensor:
-        del parameters  # named so that autograd asks for their gradients; the layers read them themselves
+        del parameters  # arguments so that autograd asks for their gradients; the layers read them directly
         chunk = CHUNK // len(shares)
         totals, done = zip(*side_by_side(lambda share: model.forward(share, head, chunk), shares), strict=True)
         ctx.model, ctx.done = model, done
@@ -137,7 +137,7 @@ class _SummedNats(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         model, done = ctx.model, ctx.done
-        ctx.done = None  # it is of no use afterwards, and large
+        ctx.done = None  # it is large, and not needed afterwards
         found = side_by_side(lambda share: model.backward(share, gradients[0]), done)
         for others in found[1:]:
             for gradient, other in zip(found[0], others, strict=True):
@@ -146,7 +146,9 @@ class _SummedNats(torch.autograd.Function):
 
 
 def count_shares(rows: int, threads: int) -> int:
-    """Into how many shares rows are dealt out: as many as there are rows, so that no thread is left without work.
+    """Return how many shares to divide rows into.
+
+    It is the largest divisor of `threads` that is not above the number of rows, so that no thread is idle.
 
     >>> count_shares(rows=2, threads=8), count_shares(rows=4, threads=2), count_shares(rows=2, threads=3)
     (2, 2, 1)
@@ -155,12 +157,12 @@ def count_shares(rows: int, threads: int) -> int:
 
 
 def side_by_side(function: Callable[[T], R], shares: Sequence[T]) -> list[R]:
-    """Results of a function for each share, without gradients. All are computed at once, each with as many threads."""
+    """Return a function's results for all shares, computed in parallel, with equal threads and without gradients."""
     if len(shares) == 1:
         with torch.no_grad():
             return [function(shares[0])]
     threads = torch.get_num_threads()
-    torch.set_num_threads(threads // len(shares))  # new threads start with it
+    torch.set_num_threads(threads // len(shares))  # the setting that new threads start with
     try:
         with ThreadPoolExecutor(len(shares)) as pool:
             return list(pool.map(torch.no_grad()(function), shares))

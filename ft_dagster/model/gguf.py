@@ -1,4 +1,4 @@
-"""Convert an embedded base model from GGUF to a plain folder: `python -m ft_dagster.model.embedded GGUF FOLDER`."""
+"""Convert an embedded base model from GGUF to a model folder: `python -m ft_dagster.model.gguf GGUF FOLDER`."""
 
 import os
 import shutil
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def convert(gguf: Path, folder: Path) -> None:
-    """Dequantize a GGUF file and save model and tokenizer, in bfloat16, as a folder that appears whole."""
+    """Dequantize a GGUF file, and save its model (bfloat16) and tokenizer. The folder appears only when complete."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
@@ -16,7 +16,7 @@ def convert(gguf: Path, folder: Path) -> None:
         gguf_file=gguf.name,
         trust_remote_code=False,
         dtype=torch.float32,
-        quantization_config=GgufConfig(dequantize=True),  # without it the model cannot be saved
+        quantization_config=GgufConfig(dequantize=True),  # otherwise the model cannot be saved
     )
     tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name, trust_remote_code=False)
     unfinished = folder.with_name(f".{folder.name}.{os.getpid()}")

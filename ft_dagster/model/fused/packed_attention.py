@@ -1,7 +1,7 @@
-"""Attention within each piece of a packed row, and never between two of them: forward and backward.
+"""Attention within each piece of a packed row, and never between pieces: forward and backward pass.
 
-Queries of a piece are taken in blocks, each with the keys up to its end: nearly half of a long piece's scores would be
-masked, and are not computed.
+The queries of a piece are processed in blocks, each with the keys up to the block's end. So the masked scores, nearly
+half of those of a long piece, are mostly not computed.
 """
 
 from collections.abc import Iterator
@@ -11,33 +11,34 @@ import torch
 from torch import Tensor
 
 _BLOCK = 128
-"""Queries of a block, about."""
+"""The approximate number of queries in a block."""
 
 
 @dataclass
 class Pieces:
-    """How tokens in a row (N) fall into pieces, with what attention needs to know of them."""
+    """How the N tokens of a row are divided into pieces, with the other inputs of attention."""
 
     lengths: list[int]
-    """Tokens of each piece; their sum is N."""
+    """The number of tokens in each piece; the sum is N."""
     cos: Tensor
-    """(N, 1, half a head): rotary position embedding, by position in the piece."""
+    """Cosines of the rotary position embedding, by position in the piece, (N, 1, half a head); `sin` is alike."""
     sin: Tensor
     heads: int
     key_heads: int
     scale: float
-    """What scores are multiplied with, 1 / sqrt(head size)."""
+    """The factor of the scores, 1 / sqrt(head size)."""
     masks: dict[tuple[int, int], Tensor] = field(default_factory=dict)
 
     @property
     def shared(self) -> int:
-        """Query heads that read the same key head (grouped-query attention, arXiv 2305.13245)."""
+        """The number of query heads that share a key head (grouped-query attention, arXiv 2305.13245)."""
         return self.heads // self.key_heads
 
     def mask(self, begin: int, end: int, dtype: torch.dtype) -> Tensor:
-        """For queries `begin` to `end` of a piece, once for each query head of a group, and the keys up to `end`.
+        """Return the causal mask of queries `begin` to `end` of a piece and the keys up to `end`.
 
-        (shared * (end - begin), end): -inf where the key comes after the query.
+        Its shape is (shared * (end - begin), end), as it is repeated for each query head of a group. It is -inf where
+        the key comes after the query, and 0 elsewhere.
         """
         if (begin, end) not in self.masks:
             causal = torch.full((end - begin, end), float("-inf"), dtype=dtype).triu_(begin + 1)
@@ -46,7 +47,7 @@ class Pieces:
 
 
 def blocks(length: int) -> Iterator[tuple[int, int]]:
-    """Where blocks of queries begin and end in a piece of so many tokens.
+    """Yield the start and end of each block of queries in a piece of `length` tokens.
 
     >>> list(blocks(300))
     [(0, 150), (150, 300)]
@@ -57,9 +58,10 @@ def blocks(length: int) -> Iterator[tuple[int, int]]:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> Tensor:
-    """Rotary position embedding (arXiv 2104.09864), halves of a head as pairs: (N, heads, size) -> the same.
+    """Write the rotary position embedding (arXiv 2104.09864) of `x`, (N, heads, size), to `out`, and return `out`.
 
-    The backward pass is the rotation by the opposite angle: `sin` with the other sign.
+    The two halves of a head form the pairs that are rotated. The backward pass is the rotation by the opposite angle:
+    the same function with `-sin`.
     """
     half = x.shape[-1] // 2
     first, second = x[..., :half], x[..., half:]
@@ -71,16 +73,16 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> Tensor:
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor, pieces: Pieces) -> tuple[Tensor, list[Tensor]]:
-    """Causal attention, piece by piece.
+    """Compute causal attention, piece by piece.
 
     Args:
         queries: (N, heads, size).
         keys: (N, key heads, size).
-        values: like keys.
-        pieces: of the row.
+        values: (N, key heads, size).
+        pieces: the pieces of the row.
 
     Returns:
-        (N, heads * size), and the probabilities of each block, (key heads, shared * queries, keys).
+        The outputs, (N, heads * size), and the probabilities of each block, (key heads, shared * queries, keys).
     """
     count, _, size = queries.shape
     outputs = torch.empty(count, pieces.heads * size, dtype=queries.dtype)
@@ -128,13 +130,13 @@ def attend_backward(
 
 
 def _by_key_head(x: Tensor, pieces: Pieces) -> Tensor:
-    """(length, heads, size) or (length, heads * size) -> (key heads, shared * length, size)."""
+    """Reorder (length, heads, size) or (length, heads * size) to (key heads, shared * length, size)."""
     grouped = x.view(len(x), pieces.key_heads, pieces.shared, -1).permute(1, 2, 0, 3)
     return grouped.reshape(pieces.key_heads, pieces.shared * len(x), -1)
 
 
 def _write(out: Tensor, x: Tensor, pieces: Pieces) -> None:
-    """The inverse of `_by_key_head`, into `out`."""
+    """Write the inverse of `_by_key_head` to `out`."""
     length = len(out)
     target = out.view(length, pieces.key_heads, pieces.shared, -1)
     target.copy_(x.view(pieces.key_heads, pieces.shared, length, -1).permute(2, 0, 1, 3))

@@ -1,7 +1,7 @@
-"""A decoder layer of the Llama family with LoRA, its backward pass written out: what a CPU trains several times faster.
+"""A decoder layer of the Llama family with LoRA and a hand-written backward pass, several times faster on a CPU.
 
-Autograd would keep and copy every intermediate value, and compute in float32 what only passes through. Here a layer
-is eight large matrix products forward and backward and little else. Tokens stand in one line (N), without padding.
+Autograd would store and copy every intermediate value, and compute in float32 what is only passed on. Here a layer
+is eight large matrix products, forward and backward, and little else. Tokens form one sequence (N), without padding.
 """
 
 from collections.abc import Sequence
@@ -12,15 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ft_dagster.model.lora_group import LoraGroup
-from ft_dagster.model.packed_attention import Pieces, attend, attend_backward, rotate
+from ft_dagster.model.fused.lora_group import LoraGroup
+from ft_dagster.model.fused.packed_attention import Pieces, attend, attend_backward, rotate
 
 
 class FusedLayer:
-    """Computes what a LlamaDecoderLayer or MistralDecoderLayer computes, with the same parameters."""
+    """A layer that computes the same as a LlamaDecoderLayer or MistralDecoderLayer, with the same parameters."""
 
     def __init__(self, layer: Any) -> None:
-        """Take over the weights of a decoder layer; its linear layers may have LoRA."""
+        """Take over the weights of a decoder layer, whose linear layers may have LoRA."""
         attention, mlp = layer.self_attn, layer.mlp
         self.qkv = LoraGroup([attention.q_proj, attention.k_proj, attention.v_proj])
         self.out = LoraGroup([attention.o_proj])
@@ -30,11 +30,11 @@ class FusedLayer:
         self.norms = (layer.input_layernorm, layer.post_attention_layernorm)
 
     def load(self) -> list[nn.Parameter]:
-        """Look up the adapters in use, before a forward pass; their A and B in the groups' order."""
+        """Load the active adapters before a forward pass, and return their A and B in the order of the groups."""
         return [parameter for group in self.groups for parameter in group.load()]
 
     def forward(self, x: Tensor, pieces: Pieces) -> tuple[Tensor, "Kept"]:
-        """The layer's output, and what its backward pass needs."""
+        """Return the layer's output (N, hidden), and the values that its backward pass needs."""
         first, second = self.norms
         heads = pieces.heads + pieces.key_heads
         h, x_scale = normalize(x, first)
@@ -53,7 +53,7 @@ class FusedLayer:
         down = self.down.forward(activated * gate_up[:, width : 2 * width])
         kept = Kept(
             x_scale=x_scale,
-            qkv_inner=qkv[:, self.qkv.out :].clone(),  # a view would keep the whole product
+            qkv_inner=qkv[:, self.qkv.out :].clone(),  # a view would keep all of the product in memory
             rotated=rotated,
             values=values,
             attended=attended,
@@ -70,12 +70,14 @@ class FusedLayer:
     def backward(
         self, gradient: Tensor, x: Tensor, kept: "Kept", pieces: Pieces, to_input: bool
     ) -> tuple[Tensor | None, list[Tensor]]:
-        """Gradients of the input (N, hidden), if wanted, and of the adapters in the groups' order."""
+        """Return the gradient of the input (N, hidden) or None, and those of the adapters in the groups' order."""
         first, second = self.norms
         width = self.gate_up.outs[0]
         gate, up = kept.gate_up[:, :width], kept.gate_up[:, width : 2 * width]
 
-        of_product, of_down = self.down.backward(_with_room(gradient, self.down), kept.activated * up, kept.down_inner)
+        of_product, of_down = self.down.backward(
+            _with_spare_columns(gradient, self.down), kept.activated * up, kept.down_inner
+        )
         of_gate_up = torch.empty_like(kept.gate_up)
         torch.mul(of_product, kept.activated, out=of_gate_up[:, width : 2 * width])
         torch.ops.aten.silu_backward.grad_input(of_product.mul_(up), gate, grad_input=of_gate_up[:, :width])
@@ -83,7 +85,7 @@ class FusedLayer:
         of_h, of_gate_up_lora = self.gate_up.backward(of_gate_up, h, kept.gate_up[:, self.gate_up.out :])
         of_middle = normalize_backward(of_h, kept.middle, kept.middle_scale, second).add_(gradient).to(x.dtype)
 
-        of_attended, of_out = self.out.backward(_with_room(of_middle, self.out), kept.attended, kept.out_inner)
+        of_attended, of_out = self.out.backward(_with_spare_columns(of_middle, self.out), kept.attended, kept.out_inner)
         heads, queries = pieces.heads + pieces.key_heads, pieces.heads
         of_qkv = torch.empty(len(x), self.qkv.out + self.qkv.rank, dtype=x.dtype)
         by_head = of_qkv[:, : self.qkv.out].unflatten(1, (heads + pieces.key_heads, -1))
@@ -106,7 +108,7 @@ class FusedLayer:
 
 @dataclass(frozen=True)
 class Kept:
-    """Values of the forward pass that the backward pass reads. N tokens; shapes as in FusedLayer."""
+    """Values of the forward pass that the backward pass reads, for N tokens; their shapes are those in FusedLayer."""
 
     x_scale: Tensor
     qkv_inner: Tensor
@@ -123,7 +125,7 @@ class Kept:
 
 
 def normalize(x: Tensor, norm: Any) -> tuple[Tensor, Tensor]:
-    """RMSNorm (arXiv 1910.07467) rounded where transformers rounds, and 1 / root mean square, (N, 1) float32."""
+    """Return RMSNorm (arXiv 1910.07467), rounded as in transformers, and 1 / root mean square, (N, 1) float32."""
     length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
     scale = length.square_().div_(x.shape[-1]).add_(norm.variance_epsilon).rsqrt_()
     return _scaled(x, scale, norm), scale
@@ -134,25 +136,28 @@ def _scaled(x: Tensor, scale: Tensor, norm: Any) -> Tensor:
 
 
 def normalize_backward(gradient: Tensor, x: Tensor, scale: Tensor, norm: Any) -> Tensor:
-    """float32. With g = gradient * weight and s = scale: s g - s^3 x mean(g x)."""
+    """Return the gradient of the input of `normalize`, in float32.
+
+    With g = gradient * weight and s = scale it is s g - s^3 x mean(g x).
+    """
     g = gradient * norm.weight
     shared = (g * x).sum(-1, keepdim=True, dtype=torch.float32).mul_(scale.pow(3)).div_(x.shape[-1])
     return (g * scale).sub_(x * shared)
 
 
-def _with_room(gradient: Tensor, group: LoraGroup) -> Tensor:
-    """A gradient of outputs with the columns that LoraGroup.backward writes to."""
-    roomy = torch.empty(len(gradient), group.out + group.rank, dtype=gradient.dtype)
-    roomy[:, : group.out] = gradient
-    return roomy
+def _with_spare_columns(gradient: Tensor, group: LoraGroup) -> Tensor:
+    """Return a copy of an output gradient, extended by the columns that LoraGroup.backward writes to."""
+    extended = torch.empty(len(gradient), group.out + group.rank, dtype=gradient.dtype)
+    extended[:, : group.out] = gradient
+    return extended
 
 
 def cannot_fuse(layers: Sequence[Any], longest: int) -> str | None:
-    """Why these decoder layers are not computed here, or None if they can be.
+    """Return why FusedLayer cannot compute these decoder layers, or None if it can.
 
     Args:
-        layers: of the model.
-        longest: tokens of the longest piece there will be.
+        layers: the decoder layers of the model.
+        longest: the number of tokens in the longest piece that will occur.
     """
     from peft.tuners.lora import Linear as LoraLinear
     from transformers.models.llama.modeling_llama import LlamaDecoderLayer
@@ -169,7 +174,7 @@ def cannot_fuse(layers: Sequence[Any], longest: int) -> str | None:
         for module in (*layer.self_attn.children(), *layer.mlp.children()):
             if isinstance(module, LoraLinear):
                 if module.lora_variant or any(isinstance(drop, nn.Dropout) for drop in module.lora_dropout.values()):
-                    return "its adapter has dropout or is of another kind than plain LoRA"
+                    return "its adapter has dropout, or is not plain LoRA"
                 module = module.base_layer
             if isinstance(module, nn.Linear) and (type(module) is not nn.Linear or module.bias is not None):
                 return f"its linear layers are {type(module).__name__}, or have biases"

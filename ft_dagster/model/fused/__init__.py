@@ -1,0 +1,1 @@
+"""Llama and Mistral layers on a CPU, with a backward pass written out by hand."""
