@@ -17,15 +17,15 @@ $(READY): pyproject.toml requirements.lock requirements-torch.lock
 demo: $(READY) ## The whole graph on the example report, in the workspace demo/
 	@$(BIN)/ft-dagster demo demo
 
-PYTEST := $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+PYTEST := $(BIN)/pytest --dist loadfile --no-loadscope-reorder --numprocesses
 test: $(READY) ## Whether everything works on this machine, in ten minutes: all but tests/system
-	$(PYTEST) --ignore tests/system
+	$(PYTEST) 2 --ignore tests/system
 
 test-all: $(READY) ## All tests: those of `test`, and real daemons, browsers, databases, clusters, kills
-	$(PYTEST)
+	$(PYTEST) 3 # system tests wait for what they start
 
 coverage: $(READY) ## The tests of `test`, and which lines they do not reach; tracing adds a quarter to their time
-	$(PYTEST) --ignore tests/system --cov --cov-report term-missing:skip-covered
+	$(PYTEST) 2 --ignore tests/system --cov --cov-report term-missing:skip-covered
 
 test-long: $(READY) ## What takes minutes each: random kills, many edits, secrets planted everywhere (FT_KILLS, FT_SOAK_EDITS: how many)
 	FT_LONG_TESTS=yes CI_POSTGRES=required \
