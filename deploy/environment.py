@@ -47,22 +47,48 @@ def make_environment(folder: Path) -> None:
     local = ["--no-index", "--find-links", str(fetched)]
     run("PyTorch: installing it", [*install, "--require-hashes", *local, "--requirement", TORCH_LOCK])
     shutil.rmtree(fetched)
-    lock = (PROJECT / LOCK).read_text("utf-8")
-    count = len(re.findall(r"^[\w.-]+==", lock, re.MULTILINE))
-    with shares(lock, folder / "shares") as files:
-        commands = [[*install, "--require-hashes", "--requirement", str(file)] for file in files]
-        compiling_torch = [python, "-c", _COMPILE]  # while the others wait for the network
-        run(f"Packages: up to {count} of {LOCK}", *commands, compiling_torch, progress=Installed(folder, count))
+    wheels, there = folder / "wheels", installed(folder)
+    entries = [entry for name, entry in locked((PROJECT / LOCK).read_text("utf-8")) if name not in there]
+    fetch = [*pip, "wheel", "--progress-bar", "off", "--no-deps", "--require-hashes", "--wheel-dir", str(wheels)]
+    wheels.mkdir(exist_ok=True)
+    with shares(entries, folder / "shares") as files:
+        compiling_torch = [python, "-c", _COMPILE]  # meanwhile: pip waits for the index
+        commands = [[*fetch, "--requirement", str(file)] for file in files]
+        run(f"Packages: fetching up to {len(entries)} of {LOCK}", *commands, compiling_torch, progress=collecting)
+        # pip has compared all hashes; uv unpacks on all cores.
+        if any(wheels.glob("uv-*.whl")):
+            run("Packages: uv, which installs the others", [*install, "--no-index", "--find-links", str(wheels), "uv"])
+        unpack = [str(folder / "bin" / "uv"), "pip", "install", "--python", python, "--no-config", "--offline"]
+        unpack += ["--no-index", "--find-links", str(wheels), "--cache-dir", str(wheels / "cache"), "--no-deps"]
+        unpack += ["--no-verify-hashes", *(part for file in files for part in ("--requirement", str(file)))]
+        if files:
+            run("Packages: installing them", unpack, progress=lambda _: installing(folder, there))
+    shutil.rmtree(wheels)
     run("ft_dagster: this folder", [*install, "--no-build-isolation", "--editable", "."])
     # PyPI's torch for Linux needs NVIDIA's libraries, gigabytes that the lock does not name; a CPU build needs none.
     run("PyTorch: libraries that its build needs", [*pip, "install", "--progress-bar", "off", torch.partition("=")[0]])
     run("Packages: compiling them", [python, "-c", _COMPILE])
 
 
+def locked(lock: str) -> list[tuple[str, str]]:
+    """Return the packages of a lock, each as `name-version` in normal form and as its lines."""
+    entries = re.finditer(r"^([\w.-]+)==([^\s;]+)(?:.*\\\n)*.*\n", lock, re.MULTILINE)
+    return [(normal(f"{entry[1]}-{entry[2]}"), entry[0]) for entry in entries]
+
+
+def installed(folder: Path) -> set[str]:
+    """Return the packages in an environment, as `name-version` in normal form."""
+    return {normal(path.stem) for path in folder.glob("lib/python*/site-packages/*.dist-info")}
+
+
+def normal(name: str) -> str:
+    """Return a name as PEP 503 normalizes it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
 @contextmanager
-def shares(lock: str, folder: Path) -> Iterator[list[Path]]:
-    """Divide a lock into files for parallel pip processes, each of which mostly waits for the index, on one core."""
-    entries = re.findall(r"^[\w.-]+==(?:.*\\\n)*.*\n", lock, re.MULTILINE)
+def shares(entries: list[str], folder: Path) -> Iterator[list[Path]]:
+    """Divide the entries of a lock into files for several pips, each of which mostly waits for the index."""
     folder.mkdir(exist_ok=True)
     files = [folder / f"{number}.txt" for number in range(min(_PIPS, len(entries)))]
     for number, file in enumerate(files):
@@ -79,26 +105,16 @@ def downloading(lines: list[str]) -> tuple[int, str]:
     return len(named), f"{named[-1][1].rpartition('/')[2]}{named[-1][2] or ''}" if named else ""
 
 
-class Installed:
-    """The progress of an installation of many packages, from pip's output and from the packages in the environment."""
+def collecting(lines: list[str]) -> tuple[int, str]:
+    """Return how many packages pip has started to fetch, as a number and as text."""
+    count = sum(line.startswith(("Collecting ", "Processing ")) for line in lines)
+    return count, f"{count} fetched"
 
-    def __init__(self, folder: Path, count: int) -> None:
-        self._folder = folder
-        self._count = count
-        self._before = self._present()
 
-    def __call__(self, lines: list[str]) -> tuple[int, str]:
-        """Return the number of packages done, where installed ones count twice, and the progress as text."""
-        count = self._count - _count_lines("Ignoring ", lines)
-        there = _count_lines("Requirement already satisfied", lines)
-        fetched = _count_lines("Collecting ", lines) + there
-        installed = self._present() - self._before
-        if installed > 0:
-            return fetched + installed, f"{min(there + installed, count)} of {count} installed"
-        return fetched, f"{fetched} of {count} fetched"
-
-    def _present(self) -> int:
-        return len(list(self._folder.glob("lib/python*/site-packages/*.dist-info")))
+def installing(folder: Path, before: set[str]) -> tuple[int, str]:
+    """Return how many packages an environment has that it did not have before, as a number and as text."""
+    count = len(installed(folder) - before)
+    return count, f"{count} installed"
 
 
 def run(stage: str, *commands: list[str], progress: Callable[[list[str]], tuple[int, str]] = downloading) -> None:
@@ -150,10 +166,6 @@ class Running:
 def say(text: str, end: str = "\n") -> None:
     sys.stdout.write(text + end)
     sys.stdout.flush()
-
-
-def _count_lines(start: str, lines: list[str]) -> int:
-    return sum(line.startswith(start) for line in lines)
 
 
 if __name__ == "__main__":

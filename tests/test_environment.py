@@ -1,4 +1,4 @@
-"""`make` sets up its environment quietly, and shows everything if that fails; with real pip and small packages."""
+"""`make` sets up its environment quietly, and shows everything if that fails; with real pip and uv, small packages."""
 
 import os
 import pty
@@ -44,12 +44,14 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "pyproject.toml").write_text(
         '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
     )
+    files = {name: {f"{name}.py": b""} for name in ("torch", "first", "second")}
+    files["uv"] = {"uv-1.data/scripts/uv": Path(sys.executable).with_name("uv").read_bytes()}
     pins = {
-        name: f"{name}==1 --hash=sha256:{file_digest(add_wheel(tmp_path, name, '1', {f'{name}.py': b''}))}\n"
-        for name in ("torch", "first", "second")
+        name: f"{name}==1 --hash=sha256:{file_digest(add_wheel(tmp_path, name, '1', content))}\n"
+        for name, content in files.items()
     }
     (folder / "requirements-torch.lock").write_text(pins["torch"])
-    (folder / "requirements.lock").write_text(pins["first"] + pins["second"])
+    (folder / "requirements.lock").write_text(pins["first"] + pins["second"] + pins["uv"])
     for name in [name for name in os.environ if name.startswith(("PIP_", "PYTHON", "MAKE", "MFLAGS"))]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
@@ -64,7 +66,9 @@ def test_only_stages_are_printed_unless_one_fails(project: Path, tmp_path: Path)
         f"Environment: .venv, Python {PYTHON}",
         "PyTorch: fetching torch 1",
         "PyTorch: installing it",
-        "Packages: up to 2 of requirements.lock",
+        "Packages: fetching up to 3 of requirements.lock",
+        "Packages: uv, which installs the others",
+        "Packages: installing them",
         "ft_dagster: this folder",
         "PyTorch: libraries that its build needs",
         "Packages: compiling them",
@@ -74,7 +78,7 @@ def test_only_stages_are_printed_unless_one_fails(project: Path, tmp_path: Path)
     lines = failed.stdout.splitlines()
     assert failed.returncode == 2 and "Error 1" in failed.stderr, "make says with which code the command ended"
     assert lines[:4] == stages[:4]
-    assert lines[4].startswith("Packages: up to 2 of requirements.lock: failed. This is the output of ")
+    assert lines[4].startswith("Packages: fetching up to 3 of requirements.lock: failed. This is the output of ")
     assert "ERROR: No matching distribution found for second==1" in failed.stdout
     assert not (project / ".venv" / ".ready").exists()
 
@@ -83,8 +87,10 @@ def test_only_stages_are_printed_unless_one_fails(project: Path, tmp_path: Path)
     shown = [line.rpartition("\r\033[K")[2] for line in written.replace("\r\n", "\n").rstrip().split("\n")]
     assert [re.sub(r", \d:\d\d$", "", line) for line in shown] == [
         *stages[:3],
-        f"{stages[3]}, 2 of 2 installed",
-        *stages[4:],
+        f"{stages[3]}, 3 fetched",
+        stages[4],
+        f"{stages[5]}, 3 installed",
+        *stages[6:],
     ]
     imported = [str(project / ".venv" / "bin" / "python"), "-c", "import torch, first, second, ours"]
     assert subprocess.run(imported, check=False).returncode == 0

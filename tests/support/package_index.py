@@ -41,7 +41,9 @@ def add_wheel(folder: Path, name: str, version: str, files: dict[str, bytes], ne
     }
     with zipfile.ZipFile(wheel, "w") as archive:
         for path, content in files.items():
-            archive.writestr(path, content)
+            entry = zipfile.ZipInfo(path)
+            entry.external_attr = 0o100755 << 16  # pip makes scripts as executable as they are in the wheel
+            archive.writestr(entry, content)
         for path, text in info.items():
             archive.writestr(f"{name}-{version}.dist-info/{path}", text)
     return wheel
