@@ -65,6 +65,7 @@ def main(
     ] = False,
 ) -> None:
     """Options of `ft-dagster` itself."""
+    gc.disable()  # most of a short command is importing libraries, which makes nothing to collect
 
 
 @app.command()
@@ -73,7 +74,6 @@ def plan(as_json: Json = False) -> None:
 
     Exit codes: 0 nothing to do; 2 something to do; 1 the reports, the recipe or the base model cannot be used.
     """
-    gc.disable()  # the process lives for a second, and has a row for each chapter
     with errors_said(Console(stderr=True)):
         settings = load_settings()
         _refuse_early(settings)
@@ -215,6 +215,8 @@ def _bring_up_to_date(settings: Settings, console: Console) -> tuple[bool, dict[
     from ft_dagster.defs.instance import open_instance
     from ft_dagster.defs.workspace import Workspace
 
+    gc.freeze()
+    gc.enable()  # a run may last for hours
     warnings.filterwarnings("ignore", category=PreviewWarning)  # from Dagster's own use of its Pipes
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C: children are stopped, work is kept
     with open_instance(settings) as instance:

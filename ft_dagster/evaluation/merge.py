@@ -1,14 +1,13 @@
-"""`python -m ft_dagster.evaluation.export REQUEST.json`: merge an adapter and its base into a model without adapters.
+"""Merge an adapter and its base into a model without adapters, and measure the result.
 
 The adapter of a quantized base can be merged in two ways: into the dequantized weights, which are exactly those it was
 trained on; or into the original weights, which have a higher precision but were not used in the training. Both merges
 are made and measured on held-out text, and the better one is kept (QLoRA's authors merge into dequantized weights;
-which is better depends on model and data). Exit codes: 0 done, 1 failed.
+which is better depends on model and data).
 """
 
 import gc
 import json
-import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -27,8 +26,6 @@ from ft_dagster.model.manifest import MANIFEST
 from ft_dagster.model.packed_model import PackedModel
 from ft_dagster.model.products import decided
 from ft_dagster.model.scoring import score
-from ft_dagster.runtime.allocator import keep_freed_memory, spin_briefly
-from ft_dagster.runtime.child import TRAINING_MAY_USE_IT, exit_code, run_child
 from ft_dagster.runtime.machine import memory_for_process
 from ft_dagster.store.local import Artifact, with_usual_rights, write_atomically
 
@@ -37,7 +34,7 @@ MERGED = "merged.json"
 OWN, DEQUANTIZED = "the base's own weights", "dequantized weights"
 
 
-def export(request: ExportRequest) -> dict[str, Any]:
+def merge(request: ExportRequest) -> dict[str, Any]:
     """Merge, measure, and write the better model with its tokenizer, the adapter's manifest and `merged.json`.
 
     Returns:
@@ -126,20 +123,3 @@ def _unquantized(recipe: Recipe) -> Recipe:
     content = recipe.model_dump(mode="json")
     content["base"]["quantization"] = "none"
     return resolve_recipe(content)
-
-
-def main(request_path: Path) -> int:
-    """Merge, and return the exit code."""
-    logging.getLogger().setLevel(logging.WARNING)
-
-    def merge() -> int:
-        spin_briefly()
-        keep_freed_memory()
-        export(ExportRequest.read(request_path))
-        return 0
-
-    return exit_code(merge, request_path.parent, advice=TRAINING_MAY_USE_IT)
-
-
-if __name__ == "__main__":
-    run_child("ft_dagster.evaluation.export", main)

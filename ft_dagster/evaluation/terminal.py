@@ -12,6 +12,7 @@ from rich.console import Console
 from ft_dagster.evaluation.request import TalkRequest
 from ft_dagster.runtime.allocator import keep_freed_memory
 from ft_dagster.runtime.child import TRAINING_MAY_USE_IT, exit_code, run_child
+from ft_dagster.runtime.quick_start import compile_nothing, import_quickly
 
 
 def main(request_path: Path) -> int:
@@ -21,9 +22,12 @@ def main(request_path: Path) -> int:
 
     def answer() -> int:
         keep_freed_memory()
+        request = TalkRequest.read(request_path)
+        compile_nothing(request.resolved_recipe())
+        import_quickly("ft_dagster.evaluation.talk")
         from ft_dagster.evaluation.talk import talk
 
-        talk(TalkRequest.read(request_path), Console(stderr=True))
+        talk(request, Console(stderr=True))
         return 0
 
     return exit_code(answer, request_path.parent, advice=TRAINING_MAY_USE_IT)

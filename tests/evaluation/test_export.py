@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ft_dagster.evaluation.export import DEQUANTIZED, MERGED, OWN, export
+from ft_dagster.evaluation.merge import DEQUANTIZED, MERGED, OWN, merge
 from ft_dagster.evaluation.request import ExportRequest
 from ft_dagster.model.manifest import read_manifest
 from ft_dagster.training.request import TrainingRequest
@@ -38,7 +38,7 @@ def test_a_merged_model_needs_no_adapter_is_stored_like_its_base_and_scores_the_
     make_request: Callable[..., ExportRequest],
 ) -> None:
     request = make_request(dtype="float32")
-    about = export(request)
+    about = merge(request)
     assert about["merged_into"] == OWN and about["bits_per_byte"].keys() == {"adapter", OWN}
     assert about["bits_per_byte"][OWN] == pytest.approx(about["bits_per_byte"]["adapter"], rel=1e-2)
     output = Path(request.output)
@@ -59,7 +59,7 @@ def test_both_ways_to_merge_a_quantized_base_are_measured_and_the_better_one_is_
     make_request: Callable[..., ExportRequest],
 ) -> None:
     request = make_request(quantization="nf4")
-    about = export(request)
+    about = merge(request)
     measured = about["bits_per_byte"]
     assert measured.keys() == {"adapter", OWN, DEQUANTIZED}
     assert measured[about["merged_into"]] == min(measured[OWN], measured[DEQUANTIZED])
@@ -70,5 +70,5 @@ def test_both_ways_to_merge_a_quantized_base_are_measured_and_the_better_one_is_
 def test_without_held_out_text_nothing_is_measured(make_request: Callable[..., ExportRequest]) -> None:
     from dataclasses import replace
 
-    about = export(replace(make_request(), dataset=None))
+    about = merge(replace(make_request(), dataset=None))
     assert about == {"merged_into": OWN, "bits_per_byte": {}}
