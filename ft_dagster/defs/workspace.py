@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import dagster as dg
+from pydantic import PrivateAttr
 
 from ft_dagster.config.recipe import Recipe
 from ft_dagster.config.recipe_file import load_recipe
@@ -24,6 +25,8 @@ GPU_POOL = "gpu"
 class Workspace(dg.ConfigurableResource):
     """The folder of one body of reports, and what is made of them. Each step reads FT_WORKSPACE and `.env` again."""
 
+    _settings: Settings | None = PrivateAttr(None)
+
     @contextmanager
     def yield_for_execution(self, context: dg.InitResourceContext) -> Iterator["Workspace"]:
         """Keep the store from being cleaned while the steps of a run execute."""
@@ -38,7 +41,10 @@ class Workspace(dg.ConfigurableResource):
 
     @property
     def settings(self) -> Settings:
-        return load_settings()
+        """The settings, read once for each step, each look of the sensor and each command."""
+        if self._settings is None:
+            self._settings = load_settings()
+        return self._settings
 
     @property
     def recipe(self) -> Recipe:
