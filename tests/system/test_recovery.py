@@ -20,10 +20,13 @@ def test_an_edit_survives_sigkill_of_everything_at_any_moment_and_makes_one_adap
     with DagsterDev(tmp_path, FT_SETTLE_SECONDS="600") as dev:
         made, before = dev.made(), dev.runs()
         dev.until_skipped(WRITING)
-        dev.kill()  # while the reports are given time to settle
-        dev.until_gone()
+        (itself,) = dev.kinds()["dagster dev"]
+        itself.kill()  # while the reports are given time to settle; the servers that it started survive
+        dev.until_ended()
         dev.environment["FT_SETTLE_SECONDS"] = "1"
         dev.start()
+        kinds = dev.kinds()
+        assert (len(kinds["web server"]), len(kinds["daemon"])) == (1, 1), "the earlier servers have been stopped"
         dev.until_training()
         dev.kill(spare="ft_dagster.training")  # which exits with the run that started it
         dev.until_gone()
@@ -43,10 +46,3 @@ def test_an_edit_survives_sigkill_of_everything_at_any_moment_and_makes_one_adap
         assert "The ferry went only once." in trained_on(workspace)["chapter_1"]
         assert dev.not_fresh() == set()
         assert not any((workspace / ".ft" / "attempts").iterdir()), "nothing is left half made"
-
-        (itself,) = dev.kinds()["dagster dev"]
-        itself.kill()  # and the processes that it started survive
-        dev.until_ended()
-        dev.start()
-        kinds = dev.kinds()
-        assert (len(kinds["web server"]), len(kinds["daemon"])) == (1, 1), "those before it have been ended"
