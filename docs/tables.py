@@ -1,4 +1,4 @@
-"""The tables of fields, made from what reads them, and of licences, from what is installed: `make docs`."""
+"""Generate the tables of fields, from the models that read them, and of licenses, from the installed packages."""
 
 import json
 import re
@@ -24,17 +24,17 @@ _BOUNDS = {Ge: (" from", "ge"), Gt: (" above", "gt"), Le: (" to", "le"), Lt: (",
 
 
 def with_tables(page: str) -> str:
-    """A page with its tables made anew, between the comments that mark them; the rest as it is."""
+    """Return a page whose tables, between the comments that mark them, are regenerated."""
     return _TABLE.sub(lambda found: f"{found[1]}{_TABLES[found[2]]()}{found[3]}", page)
 
 
 def recipe_table() -> str:
-    """Every field of a recipe, part by part."""
+    """Return a table of every field of a recipe, part by part."""
     return _fields_table(Recipe)
 
 
 def pods_table() -> str:
-    """Every field of the file that FT_K8S names."""
+    """Return a table of every field of the file that FT_K8S names."""
     return _fields_table(Pods)
 
 
@@ -51,20 +51,20 @@ def _fields_table(model: type[BaseModel]) -> str:
 
 
 def settings_table() -> str:
-    """Every variable that is read from the environment and from `.env`."""
+    """Return a table of every variable that is read from the environment and from `.env`."""
     rows = [("variable", "default", "values", "")]
     rows += [(f"`{variable(name)}`", *_cells(field, unset="")) for name, field in Settings.model_fields.items()]
     return _table(rows)
 
 
 def licences_table() -> str:
-    """Every package of the lock that this machine has, with the licence that it names."""
+    """Return a table of every package of the locks that is installed, with the license that it names."""
     asked = [sys.executable, "-m", "piplicenses", "--from=mixed", "--format=json", "--with-system", "--with-urls"]
     said = subprocess.run(asked, check=True, capture_output=True).stdout
     locks = (path.read_text() for path in DOCS.parent.glob("requirements*.lock"))
     locked = {_normalized(name) for lock in locks for name in _LOCKED.findall(lock)}
     found = {package["Name"].lower(): package for package in json.loads(said)}
-    rows = [("package", "version", "licence")]
+    rows = [("package", "version", "license")]
     for name, package in sorted(found.items()):
         if _normalized(name) in locked:
             home = package["URL"]
@@ -74,12 +74,12 @@ def licences_table() -> str:
 
 
 def _normalized(name: str) -> str:
-    """PEP 503."""
+    """Normalize a package name as PEP 503 describes."""
     return re.sub("[-_.]+", "-", name).lower()
 
 
 _ONLY_A_TEXT = {"huey": "MIT", "skops": "MIT"}
-"""Packages whose metadata name no licence, and the one whose text they bring."""
+"""Packages whose metadata name no license -> the license whose text they contain."""
 _LOCKED = re.compile(r"^([\w.-]+)==", re.MULTILINE)
 _TABLES = {"recipe": recipe_table, "settings": settings_table, "pods": pods_table, "licences": licences_table}
 
@@ -95,7 +95,7 @@ def _cell(text: str) -> str:
 
 
 def _cells(field: FieldInfo, unset: str = "`null`") -> tuple[str, str, str]:
-    """Default, values and description of a field. `unset` stands for None, the value of a field that is not set."""
+    """Return default, values and description of a field. `unset` stands for None."""
     return _default(field, unset), _values(field, unset), field.description or ""
 
 
@@ -110,7 +110,7 @@ def _default(field: FieldInfo, unset: str) -> str:
 
 
 def _values(field: FieldInfo, unset: str) -> str:
-    """`number from 0 to 1`: the kinds of values that a field takes, and their bounds."""
+    """Describe the values that a field accepts, and their bounds, such as `number from 0 to 1`."""
     kinds = list(dict.fromkeys(_kinds(field.annotation)))
     bounds = "".join(_bounds(field.metadata))
     may_be_unset = [unset] if unset and type(None) in get_args(field.annotation) else []

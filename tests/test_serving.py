@@ -132,7 +132,7 @@ def test_a_new_release_is_served_while_an_earlier_request_is_still_being_answere
 def test_a_port_in_use_is_reported_with_what_to_do(two_adapters: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         done = as_process("serve", "--port", str(taken.getsockname()[1]))
-    assert done.returncode == 1 and "Name another with --port" in done.stderr
+    assert done.returncode == 1 and "Name another one with --port" in done.stderr
 
 
 def test_serving_without_a_release_is_refused(workspace: Path) -> None:

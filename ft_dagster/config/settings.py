@@ -27,7 +27,7 @@ class Settings(BaseSettings):
     )
 
     workspace: Path = Field(default_factory=Path.cwd)
-    """The folder that contains one body of reports and everything made from them. Set it in the environment, not in
+    """The folder that contains one set of reports and everything made from them. Set it in the environment, not in
     `.env`, which is in that folder."""
     recipe: str = DEFAULT_RECIPE
     """What to train and how: the name of a shipped [recipe](recipes.md), or a YAML file, relative to the workspace."""

@@ -47,7 +47,7 @@ def test_the_recipe_in_force_is_shown_with_every_default_and_is_a_recipe_itself(
 ) -> None:
     shown = yaml.safe_load(ft_dagster("recipe", *options).stdout)
     recipe = load_recipe("recipe.yaml", workspace)
-    assert shown == recipe.model_dump(mode="json") and resolve_recipe(shown) == recipe
+    assert shown == recipe.model_dump(mode="json") == resolve_recipe(shown).model_dump(mode="json")
     (workspace / "recipe.yaml").unlink()
     done = ft_dagster("recipe", *options)
     assert done.returncode == 1 and "There is no recipe 'recipe.yaml'" in on_one_line(done.stderr)

@@ -85,7 +85,7 @@ def test_a_notebook_gets_model_and_tokenizer_that_write_what_the_command_writes(
 def test_a_conversation_ends_at_the_end_of_its_input() -> None:
     done = as_process("chat", "--tokens", "4", said="Who met?\n")
     assert done.returncode == 0, done.stderr
-    assert "/exit or Ctrl-D ends" in on_one_line(done.stderr)
+    assert "/exit or Ctrl-D quits" in on_one_line(done.stderr)
 
 
 def test_publishing_without_confirmation_shows_what_it_would_upload(here: Path) -> None:

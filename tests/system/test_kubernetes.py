@@ -79,7 +79,7 @@ def done(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[D
             terminate(dev.address, dev.runs()[-1].id)
             wait_until(lambda: cluster.deleted_steps(), "the Job of the step is deleted")
             training.resume()
-            dev.until_skipped("for this content was cancelled")
+            dev.until_skipped("for this content was canceled")
             launch(dev.address, "lora_adapter", "adapter_evaluation", "released_adapter")
             dev.until_up_to_date()
             statuses = [run.status for run in dev.runs()][1:]
