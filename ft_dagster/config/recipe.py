@@ -7,11 +7,12 @@ The docstrings of parts and fields are the descriptions in docs/recipes.md: Mark
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from operator import attrgetter
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
 
 from ft_dagster.config.recipe_part import Part
 
@@ -43,6 +44,28 @@ class Base(Part):
     """The number format of frozen weights and of matrix products. `auto`: the one that is
     [fast on the machine](training.md#number-formats) that trains or measures: bfloat16, otherwise float32 on a CPU and
     float16 on a GPU. `float16` needs a GPU."""
+
+    _written: str | None = PrivateAttr(None)
+    """`model` as the recipe contains it, where `model` is a folder that was located in the workspace."""
+
+    def located(self, workspace: Path) -> "Base":
+        """Return the base with the absolute path of its folder. Keys still contain the path that the recipe contains.
+
+        A workspace that is moved or restored elsewhere, together with its base, therefore has nothing to do.
+        """
+        found = self.model_copy(update={"model": str(workspace / Path(self.model).expanduser())})
+        found._written = self.model
+        return found
+
+    def for_keys(self, include: Collection[str] | None = None, exclude: Collection[str] = ()) -> dict[str, Any]:
+        found = super().for_keys(include, exclude)
+        return found | {"model": self._written} if self._written is not None and "model" in found else found
+
+    def as_absolute(self) -> "Base":
+        """Return the base whose keys contain the absolute path, as they did in earlier versions."""
+        found = self.model_copy()
+        found._written = None
+        return found
 
     @model_validator(mode="after")
     def _pinned(self) -> "Base":
@@ -303,6 +326,15 @@ class Recipe(Part):
 
     @property
     def readings(self) -> tuple["Recipe", ...]:
-        """This recipe, and the same one before `base.dtype` was `auto`: an artifact made by either is up to date."""
-        before = self.computing_in(_BEFORE_AUTO)
-        return (self,) if before == self else (self, before)
+        """This recipe, and how earlier versions would have read it: an artifact made by any of them is up to date.
+
+        They computed in bfloat16 where `base.dtype` is now `auto`, and their keys contained the absolute path of a base
+        in a folder.
+        """
+        found = [self]
+        for earlier in (lambda r: r.computing_in(_BEFORE_AUTO), lambda r: r._with_absolute_base()):
+            found += [reading for reading in map(earlier, list(found)) if reading not in found]
+        return tuple(found)
+
+    def _with_absolute_base(self) -> "Recipe":
+        return self.model_copy(update={"base": self.base.as_absolute()})

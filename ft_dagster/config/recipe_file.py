@@ -51,8 +51,7 @@ def load_recipe(name_or_path: str, workspace: Path | None = None) -> Recipe:
         raise RecipeError(f"The recipe {name_or_path} is not YAML: {error}") from error
     recipe = resolve_recipe(content, origin=name_or_path)
     if recipe.base.source == "folder" and workspace is not None:
-        folder = workspace / Path(recipe.base.model).expanduser()
-        recipe = recipe.model_copy(update={"base": recipe.base.model_copy(update={"model": str(folder)})})
+        recipe = recipe.model_copy(update={"base": recipe.base.located(workspace)})
     return recipe
 
 

@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 from ft_dagster.config.recipe import Recipe
 from ft_dagster.config.recipe_file import DEFAULT_RECIPE, RecipeError, load_recipe, resolve_recipe, shipped_recipes
+from ft_dagster.defs.stages import LORA_ADAPTER, STAGES
 
 EMBEDDED = {"source": "embedded", "model": "smollm2-135m-instruct"}
 
@@ -77,6 +78,19 @@ def test_a_recipe_file_is_found_in_the_workspace_or_by_its_path(tmp_path: Path) 
     path = tmp_path / "mine.yaml"
     path.write_text(yaml.safe_dump({"name": "mine", "base": EMBEDDED}), "utf-8")
     assert load_recipe("mine.yaml", tmp_path) == load_recipe(str(path)) == load_recipe(str(path), Path("/elsewhere"))
+
+
+def test_a_moved_workspace_with_its_base_has_the_same_hashes(tmp_path: Path) -> None:
+    recipes = []
+    for place in ("here", "there"):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "recipe.yaml").write_text("{name: mine, base: {source: folder, model: bases/tiny}}")
+        recipes.append(load_recipe("recipe.yaml", tmp_path / place))
+    here, there = recipes
+    assert there.base.model == str(tmp_path / "there" / "bases" / "tiny")
+    assert [stage.recipe_hash(here) for stage in STAGES] == [stage.recipe_hash(there) for stage in STAGES]
+    absolute = resolve_recipe(here.model_dump(mode="json"))
+    assert LORA_ADAPTER.recipe_hash(absolute) in {LORA_ADAPTER.recipe_hash(reading) for reading in here.readings}
 
 
 def test_a_number_in_scientific_notation_without_a_dot_is_a_number(tmp_path: Path) -> None:
