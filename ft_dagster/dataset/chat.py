@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,9 @@ Message = Mapping[str, str]
 CONTROL = "control token in its pair"
 CHANGED = "changed by the chat template"
 NOT_IN_VOCABULARY = "not in the tokenizer's vocabulary"
+_TESTS_FOR_CLOCK = re.compile(r"strftime_now\s+is\s+(not\s+)?defined")
+_DATE = datetime(2026, 1, 1)
+"""What every template reads from the clock."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ class ChatTokenizer:
                 f"set `{without}`."
             )
         with self._template_errors():
-            self._template = _environment().from_string(source)
+            self._template = _environment(source).from_string(source)
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
@@ -154,17 +158,20 @@ class ChatTokenizer:
             ) from error
 
 
-def _environment() -> ImmutableSandboxedEnvironment:
+def _environment(source: str) -> ImmutableSandboxedEnvironment:
     """Return the environment that templates are written for: that of transformers' `apply_chat_template` (5.23).
 
-    The environment of transformers also has a clock. This one does not, because a prompt that changes every day would
-    result in another dataset every day. Templates that test for a clock write the default date that they contain.
+    The environment of transformers also has a clock, `strftime_now`. Here the clock stands still, because a prompt that
+    changes every day would result in another dataset every day. Templates that test whether there is a clock do not get
+    it, and write the default date that they contain.
     """
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
     )
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise_exception
+    if not _TESTS_FOR_CLOCK.search(source):
+        environment.globals["strftime_now"] = _DATE.strftime
     return environment
 
 

@@ -32,10 +32,10 @@ HELD_OUT = "held_out"
 def evaluate(request: EvaluationRequest) -> dict[str, Any]:
     """Measure the base and each adapter on held-out chapters, eval sets and text trained on, and generate samples.
 
-    Writes `<output>/evaluation.json` last, and returns its content: `models` by name, `seconds`, and
-    `seconds_by_part`. A model has what `summarize` returns for held-out chapters; under `general` and `chat` the same
-    for these eval sets; under `train`, for the base and the new adapter, what `measure_on_train` returns; and
-    `samples`.
+    Writes `<output>/evaluation.json` last, and returns its content: `models` by name, `not_measured` (the eval sets
+    that this base cannot be measured on, with the reason), `seconds`, and `seconds_by_part`. A model has what
+    `summarize` returns for held-out chapters; under `general` and `chat` the same for these eval sets; under `train`,
+    for the base and the new adapter, what `measure_on_train` returns; and `samples`.
     """
     if request.threads:
         torch.set_num_threads(request.threads)
@@ -44,6 +44,7 @@ def evaluate(request: EvaluationRequest) -> dict[str, Any]:
     base = request.prepared_base()
     dataset = Artifact.open(Path(request.dataset))
     texts = {HELD_OUT: list(load_shards(dataset, "held_out"))}
+    not_measured = {}
     for kind, found in request.eval_sets().items():
         try:
             texts[kind] = [tokenize_eval_set(found, Path(base.folder), recipe.tokens.block_length)]
@@ -52,6 +53,7 @@ def evaluate(request: EvaluationRequest) -> dict[str, Any]:
                 raise
             # The texts that ship are only the default, and they do not fit every base and block.
             log.warning("%s", error)
+            not_measured[kind] = str(error)
     taught = sample_rows(load_shards(dataset, "train"), recipe.evaluation.train_tokens)
     tokenizer = AutoTokenizer.from_pretrained(base.folder, trust_remote_code=False)
     model: Any = load_base(base, recipe, Path(request.offload))
@@ -82,7 +84,12 @@ def evaluate(request: EvaluationRequest) -> dict[str, Any]:
                 }
                 for prompt in recipe.evaluation.prompts
             ]
-    result = {"models": models, "seconds": time.monotonic() - began, "seconds_by_part": seconds}
+    result = {
+        "models": models,
+        "not_measured": not_measured,
+        "seconds": time.monotonic() - began,
+        "seconds_by_part": seconds,
+    }
     write_atomically(Path(request.output) / RESULT, json.dumps(result, indent=1, ensure_ascii=False))
     return result
 

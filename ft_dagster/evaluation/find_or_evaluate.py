@@ -4,7 +4,7 @@ Imports no torch.
 """
 
 import json
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -91,23 +91,26 @@ def find_or_evaluate(
         return found
     measured = measured_by(held_out_version(asked.dataset), asked.base.identity, asked.here, asked.eval_sets)
     with store.staging() as folder:
-        known = _measured_before(store, measured, released)
+        known = _measured_before(store, measured, released, asked.eval_sets)
         yield from measure(_request(asked, settings, folder, known, released), key)
         return commit(key, folder, asked.adapter, in_use, asked.here, measured)
 
 
-def _measured_before(store: Store, measured: str, released: Path | None) -> dict[str, Any]:
+def _measured_before(store: Store, measured: str, released: Path | None, kinds: Collection[str]) -> dict[str, Any]:
     """Return measurements of the base, and of the adapter in use, that an earlier evaluation made in the same way."""
-    known = {}
-    if base := store.newest(KIND, measured=measured):
-        known[BASE] = _models(base)[BASE]
-    if released and (own := store.newest(KIND, measured=measured, adapter=released.name)):
-        known[RELEASED] = _models(own)[NEW]
-    return known
+    base = store.newest(KIND, measured=measured)
+    own = store.newest(KIND, measured=measured, adapter=released.name) if released else None
+    found = {BASE: _model(base, BASE, kinds), RELEASED: _model(own, NEW, kinds)}
+    return {name: model for name, model in found.items() if model is not None}
 
 
-def _models(evaluation: Artifact) -> dict[str, Any]:
-    return evaluation.read_json(RESULT)["models"]
+def _model(evaluation: Artifact | None, name: str, kinds: Collection[str]) -> dict[str, Any] | None:
+    """Return the measurements of a model, unless an earlier version left out an eval set without a reason."""
+    if evaluation is None:
+        return None
+    result = evaluation.read_json(RESULT)
+    model: dict[str, Any] = result["models"][name]
+    return model if set(kinds) <= {*model, *result.get("not_measured", {})} else None
 
 
 def _request(
@@ -144,7 +147,8 @@ def commit(key: str, folder: Path, adapter: Artifact, in_use: InUse, recipe: Rec
     result = json.loads((folder / RESULT).read_bytes())
     models, release = result["models"], recipe.release
     other_base = in_use.folder is not None and RELEASED not in models and not release.other_base
-    verdict = judge(models, release, in_use.new_was_proven, other_base, in_use.new_was_withdrawn).to_json()
+    missing = _not_measured(result, recipe)
+    verdict = judge(models, release, in_use.new_was_proven, other_base, in_use.new_was_withdrawn, missing).to_json()
     about = result | {
         "models": {name: _without_sections(model) for name, model in models.items()},
         "adapter": adapter.key,
@@ -154,6 +158,16 @@ def commit(key: str, folder: Path, adapter: Artifact, in_use: InUse, recipe: Rec
         "number_format": recipe.compute_dtype,
     }
     return adapter.store.commit(KIND, key, folder, about)
+
+
+def _not_measured(result: Mapping[str, Any], recipe: Recipe) -> dict[str, str]:
+    """Return what the recipe asks for and the evaluation could not measure, with the reason."""
+    found, new = dict(result.get("not_measured", {})), result["models"][NEW]
+    if recipe.evaluation.chat is not None and "chat" not in new:
+        found.setdefault("chat", "the base model has no chat template")
+    if not new["train"]["passages"]:
+        found["recited"] = "no text trained on is long enough for a passage"
+    return found
 
 
 def _without_sections(measured: Mapping[str, Any]) -> dict[str, Any]:

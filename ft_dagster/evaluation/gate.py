@@ -1,7 +1,7 @@
 """The gate: rules on what was measured decide whether a new adapter is released. The verdict is plain data."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from ft_dagster.config.recipe import Release
@@ -10,6 +10,8 @@ from ft_dagster.evaluation.request import BASE, NEW, RELEASED
 
 Model = Mapping[str, Any]
 _BITS = "bits per byte"
+_NAMES = {"general": "loss on general text", "chat": "loss on chat", "recited": "passages recited"}
+"""The name of the rule for each measurement other than that of held-out chapters."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,8 @@ class Verdict:
     decision: Literal["release", "keep"]
     reason: str
     rules: tuple[Rule, ...]
+    not_measured: Mapping[str, str] = field(default_factory=dict)
+    """Name of each rule that the recipe asks for and that could not be applied -> the reason."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -66,6 +70,7 @@ def judge(
     released_before: bool = False,
     other_base_in_use: bool = False,
     withdrawn: bool = False,
+    not_measured: Mapping[str, str] | None = None,
 ) -> Verdict:
     """Decide whether to release the new adapter, which has to pass every rule.
 
@@ -80,19 +85,21 @@ def judge(
         other_base_in_use: whether the adapter in use belongs to another base model, so that it was not measured here,
             and the recipe does not allow replacing it (`release.other_base`).
         withdrawn: whether a person took the new adapter out of use earlier; then only a person puts it back.
+        not_measured: `general`, `chat` or `recited` -> why it could not be measured, although the recipe asks for it.
     """
     rules = _held_out_rules(models, options, released_before)
     rules += _rules_of_texts(models, options)
     rules += _rules_of_copying(models, options)
     found = tuple(rules)
+    missing = {_NAMES[kind]: reason for kind, reason in (not_measured or {}).items()}
     if other_base_in_use:
         reason = "the adapter in use belongs to another base model; set `release: {other_base: true}` to replace it"
-        return Verdict("keep", reason, found)
+        return Verdict("keep", reason, found, missing)
     if withdrawn:
-        return replace(WITHDRAWN, rules=found)
+        return replace(WITHDRAWN, rules=found, not_measured=missing)
     failed = [rule for rule in rules if not rule.passed]
     if failed:
-        return Verdict("keep", "; ".join(str(rule) for rule in failed), found)
+        return Verdict("keep", "; ".join(str(rule) for rule in failed), found, missing)
     new, base = (models[name]["bits_per_byte"] for name in (NEW, BASE))
     beaten = [f"the base's {base:.4f}"]
     again = ""
@@ -101,9 +108,8 @@ def judge(
             beaten.append(f"the released's {released:.4f}")
         else:
             again = "; it was in use before, and the reports are again what it was made from"
-    return Verdict(
-        "release", f"{new:.4f} bits per byte on held-out chapters beats {' and '.join(beaten)}{again}", found
-    )
+    reason = f"{new:.4f} bits per byte on held-out chapters beats {' and '.join(beaten)}{again}"
+    return Verdict("release", reason, found, missing)
 
 
 def _held_out_rules(models: Mapping[str, Model], options: Release, released_before: bool) -> list[Rule]:
@@ -120,14 +126,14 @@ def _held_out_rules(models: Mapping[str, Model], options: Release, released_befo
 
 def _rules_of_texts(models: Mapping[str, Model], options: Release) -> list[Rule]:
     thresholds = {
-        "general": ("loss on general text", options.general_loss),
-        "chat": ("loss on chat", options.chat_loss),
+        "general": options.general_loss,
+        "chat": options.chat_loss,
     }
     rules = []
-    for kind, (name, threshold) in thresholds.items():
+    for kind, threshold in thresholds.items():
         if kind in models[NEW]:
             loss = _gain(models[NEW][kind], models[BASE][kind], options)
-            rules.append(_at_most(name, f"{kind}_loss", loss.measured, loss.low, loss.high, threshold, _BITS))
+            rules.append(_at_most(_NAMES[kind], f"{kind}_loss", loss.measured, loss.low, loss.high, threshold, _BITS))
     return rules
 
 
@@ -136,7 +142,7 @@ def _rules_of_copying(models: Mapping[str, Model], options: Release) -> list[Rul
     if not new["passages"]:
         return []
     share = (new["recited"] - base["recited"]) / new["passages"]
-    return [_at_most("passages recited", "recited", share, None, None, options.recited, "of those trained on")]
+    return [_at_most(_NAMES["recited"], "recited", share, None, None, options.recited, "of those trained on")]
 
 
 def _gain(before: Model, after: Model, options: Release) -> Gain:

@@ -64,6 +64,7 @@ def _metrics(evaluation: Mapping[str, Any] | None) -> list[str]:
         f"{'yes' if rule['passed'] else 'no'} |"
         for rule in verdict["rules"]
     ]
+    rows += [f"| {name} | not measured: {reason} | | |" for name, reason in verdict.get("not_measured", {}).items()]
     scores = ", ".join(f"{name} {model['bits_per_byte']:.4f}" for name, model in evaluation["models"].items())
     return [
         "## Measured",

@@ -188,13 +188,27 @@ def test_of_several_named_templates_the_one_that_transformers_uses_is_used(tiny_
 
 
 @pytest.mark.parametrize(
+    ("clock", "date"),
+    [
+        ("{{ strftime_now('%Y-%m-%d') }}", "2026-01-01"),
+        ("{{ 'a clock' if strftime_now is defined else 'none' }}", "none"),
+    ],
+)
+def test_a_template_reads_the_same_date_every_day_and_none_if_it_tests_for_a_clock(
+    tiny_base: Path, tmp_path: Path, clock: str, date: str
+) -> None:
+    copy_tokenizer(tiny_base, tmp_path, clock + PROMPTED)
+    prompt = Tokenizer.from_file(str(tmp_path / "tokenizer.json")).decode(encode(tmp_path, "a", "b").prompt)
+    assert prompt.replace(" ", "").startswith(date)
+
+
+@pytest.mark.parametrize(
     ("template", "message"),
     [
         (None, "The base model has no chat template .*objectives: {rewrite: 0}"),
         ("{% if %}", "chat template .* fails"),
         ("{{ raise_exception('no users') }}", r"fails \(no users\)"),
         ("{{ messages[0].nothing.more }}", "fails .*has no attribute 'nothing'"),
-        ("{{ strftime_now('%Y') }}", "fails .*'strftime_now' is undefined"),
         ("{{ messages | length }}{{ messages[-1].content }}", "starts an answer differently"),
     ],
 )

@@ -46,6 +46,15 @@ def test_an_adapter_that_beats_base_and_released_is_released() -> None:
     assert all(rule.passed for rule in verdict.rules)
 
 
+def test_a_rule_that_could_not_be_applied_is_in_the_verdict_with_the_reason() -> None:
+    measured = models(base=1.5, new=1.0)
+    for model in measured.values():
+        del model["chat"]
+    verdict = judge(measured, Release(), not_measured={"chat": "the template fails"})
+    assert verdict.decision == "release" and verdict.not_measured == {"loss on chat": "the template fails"}
+    assert "loss on chat" not in {rule.name for rule in verdict.rules}
+
+
 def test_the_first_adapter_must_beat_the_base_only() -> None:
     verdict = judge(models(base=1.5, new=1.0), Release())
     assert verdict.decision == "release"

@@ -115,7 +115,7 @@ def _describe(artifact: Artifact, recipe: Recipe, adapter: Artifact) -> dg.Mater
             **numbers,
             "gain over base": models["base"]["bits_per_byte"] - models["new"]["bits_per_byte"],
             "bits per byte by chapter": table(_chapter_rows(models)),
-            "rules": table(_rule_rows(verdict["rules"])),
+            "rules": table(_rule_rows(verdict)),
             "samples": table(_sample_rows(models)),
             **_beside(models),
             "held-out bytes": models["new"]["bytes"],
@@ -144,8 +144,8 @@ def _check(name: str, rules: Sequence[Mapping[str, Any]]) -> dg.AssetCheckResult
     )
 
 
-def _rule_rows(rules: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    return [
+def _rule_rows(verdict: Mapping[str, Any]) -> list[dict[str, Any]]:
+    applied = [
         {
             "rule": rule["name"],
             "measured": f"{rule['measured']:.4f}",
@@ -154,8 +154,11 @@ def _rule_rows(rules: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             "recipe": f"release.{rule['field']}",
             "passed": rule["passed"],
         }
-        for rule in rules
+        for rule in verdict["rules"]
     ]
+    missing = verdict.get("not_measured", {})  # stored evaluations of earlier versions lack it
+    empty = dict.fromkeys(("interval", "asked", "recipe", "passed"), "")
+    return applied + [{"rule": name, "measured": f"not measured: {reason}"} | empty for name, reason in missing.items()]
 
 
 def _beside(models: Mapping[str, Any]) -> dict[str, float]:
