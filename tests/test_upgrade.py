@@ -18,12 +18,13 @@ from ft_dagster.config.recipe_file import load_recipe, recipe_of_adapter, resolv
 from ft_dagster.config.recipe_part import Part
 from ft_dagster.config.settings import load_settings
 from ft_dagster.corpus.index import scan_reports
-from ft_dagster.defs.stages import BASE_MODEL, LORA_ADAPTER, REPORT_FILES, all_materializations, stale_among
+from ft_dagster.defs.stages import BASE_MODEL, LORA_ADAPTER, REPORT_FILES, STAGES, all_materializations, stale_among
 from ft_dagster.defs.workspace import Workspace
+from ft_dagster.evaluation.request import evaluation_key, measured_by
 from ft_dagster.model.manifest import read_manifest
 from ft_dagster.store.shared import open_store
 from ft_dagster.training.find_or_train import made_before
-from ft_dagster.training.request import KIND, _has_shape, training_key, training_keys
+from ft_dagster.training.request import KIND, _has_shape, training_key
 
 ARCHIVES = sorted((Path(__file__).parent / "data").glob("history-*.tar.xz"))
 """Workspaces of an earlier version with their history and base; data/README.md says how they were made."""
@@ -80,6 +81,16 @@ def test_a_training_finished_but_not_stored_before_the_upgrade_is_not_repeated(a
     assert {path.name.partition("-")[0] for path in (annual / "logs").iterdir()} <= {"evaluation"}, "none of a training"
 
 
+def test_an_edit_of_held_out_text_after_the_upgrade_reuses_the_adapter(annual: Path) -> None:
+    manifest = read_manifest(annual / "fine_tuned_model")
+    edited = next(path for path in (annual / "chapter_markdowns").iterdir() if path.stem in manifest.held_out)
+    edited.write_text(edited.read_text() + "\nA sentence that no adapter has seen.\n")
+    done = ft_dagster("run")
+    assert done.returncode == 0, done.stderr
+    assert {path.name.partition("-")[0] for path in (annual / "logs").iterdir()} == {"evaluation"}, "none of a training"
+    assert read_manifest(annual / "fine_tuned_model") == manifest
+
+
 def test_an_adapter_in_bfloat16_is_found_for_auto_but_not_vice_versa(annual: Path) -> None:
     settings = load_settings()
     recipe = load_recipe("recipe.yaml", annual)
@@ -87,12 +98,13 @@ def test_an_adapter_in_bfloat16_is_found_for_auto_but_not_vice_versa(annual: Pat
     identity = prepare_base(recipe.base, settings.cache).identity
     store = open_store(settings)
     assert recipe.base.dtype == "auto"
-    found = made_before(store, training_keys(manifest.dataset, identity, recipe))
-    assert found is not None and found.key == manifest.key
-    for dtype, same in (("bfloat16", True), ("float32", False)):
-        named = recipe.computing_in(dtype)
-        assert training_keys(manifest.dataset, identity, named) == [training_key(manifest.dataset, identity, named)]
-        assert (training_key(manifest.dataset, identity, named) == manifest.key) == same
+    (dataset,) = [found for found in store.all("tokenized_dataset") if found.about["version"] == manifest.dataset]
+    for dtype, same in (("auto", True), ("bfloat16", True), ("float32", False)):
+        found = made_before(store, dataset, identity, recipe.computing_in(dtype))
+        assert (found is not None and found.key == manifest.key) == same
+        assert (training_key(manifest.dataset, identity, recipe.computing_in(dtype)) == manifest.key) == (
+            dtype == "bfloat16"
+        )
     assert training_key(manifest.dataset, identity, recipe) != manifest.key, "so that a switch to bfloat16 is seen"
 
 
@@ -124,6 +136,56 @@ def test_keys_have_new_fields_only_if_changed_and_removed_fields_with_old_defaul
     assert After(new=3).for_keys() == {"kept": 1, "new": 3, "gone": "old default"}
     assert After(newer=(1,)).for_keys(exclude=("gone",)) == {"kept": 1, "newer": [1]}
     assert After(new=3).for_keys(include=("new",)) == {"new": 3}
+
+
+FIELDS = {
+    "base": {"source", "model", "revision", "quantization", "dtype"},
+    "corpus": {"unreadable", "secrets", "drafts", "bibliographies", "review_blocks", "minimum_score"},
+    "tokens": {"block_length", "held_out"},
+    "objectives": {"text", "rewrite"},
+    "lora": {"rank", "alpha", "dropout", "targets", "rslora", "dora"},
+    "training": {
+        *("start", "replay", "epochs", "learning_rate", "schedule", "warmup", "rows_per_device", "rows_per_step"),
+        *("processes", "strategy", "mixed_precision", "optimizer", "weight_decay", "gradient_clip", "neftune"),
+        *("gradient_checkpointing", "attention", "fused", "save_every", "evaluate_every", "patience", "seed"),
+    },
+    "evaluation": {"prompts", "sample_tokens", "general", "chat", "train_tokens"},
+    "release": {"minimum_gain", "confidence", "worst_loss", "general_loss", "chat_loss", "recited", "other_base"},
+}
+"""The fields of a recipe when adapters were first made by it. This list never changes."""
+
+
+def test_every_field_added_since_counts_only_if_it_differs_from_its_default() -> None:
+    for name, fields in FIELDS.items():
+        part = Recipe.model_fields[name].annotation
+        assert isinstance(part, type) and issubclass(part, Part)
+        assert set(part.model_fields) - fields <= set(part.LATER), f"add the new field of {name} to LATER"
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_a_new_field_leaves_the_keys_of_every_stage(name: str) -> None:
+    recipe = resolve_recipe({"name": "mine", "base": {"source": "embedded", "model": "m"}})
+    part = getattr(recipe, name)
+
+    class Later(type(part)):  # type: ignore[misc]
+        LATER: ClassVar = (*part.LATER, "later")
+
+        later: int = 0
+
+    upgraded = recipe.model_copy(update={name: Later(**part.model_dump())})
+
+    def keys(of: Recipe) -> list[str]:
+        return [
+            *(stage.recipe_hash(of) for stage in STAGES),
+            *(str(getattr(of, part).for_keys()) for part in ("corpus", "tokens")),
+            training_key("text", {}, of),
+            evaluation_key("adapter", "dataset", None, of, "float32", {}),
+            measured_by("held out", {}, of, {}),
+        ]
+
+    assert keys(upgraded) == keys(recipe)
+    changed = recipe.model_copy(update={name: Later(**part.model_dump(), later=8)})
+    assert keys(changed) != keys(recipe)
 
 
 def test_a_recipe_may_still_contain_the_default_of_a_removed_field() -> None:

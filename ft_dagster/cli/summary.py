@@ -65,6 +65,8 @@ def print_summary(summary: dict[str, Any], console: Console) -> None:
     for name, value in summary["bits_per_byte"].items():
         table.add_row(f"bits per byte, {_LABELS[name]}", f"{value:.4f}")
     table.add_row("verdict", f"{summary['verdict']['decision']}: {summary['verdict']['reason']}")
+    for name, reason in summary["verdict"].get("not_measured", {}).items():
+        table.add_row(f"{name}, not measured", Text(reason))
     for name, sample in summary["sample"].items():
         table.add_row(f"{_LABELS[name]} writes", Text(sample["prompt"]).append(sample["text"], style="bold"))
     table.add_row("released adapter", Text(summary["adapter"] or "none yet"))
@@ -108,19 +110,19 @@ def print_plan(plan: Plan, console: Console) -> None:
 
 
 def _cost(plan: Plan) -> str:
-    if plan.train_tokens is None:
-        return (
-            "Files that cannot be read, or text that looks like a key or personal data, stop the run before training; "
-            "`ft-dagster run` lists them."
-        )
-    about = "" if plan.exact else "about "
+    if plan.refused:
+        named = [f"  {shown(item.path, _LONGEST_NAME)}: {item.reason}" for item in plan.refused[:_MOST_CHAPTERS]]
+        more = [f"  and {len(plan.refused) - len(named)} more"] if len(plan.refused) > len(named) else []
+        return "\n".join(["The run stops before training because of", *named, *more])
+    about = "at most " if plan.at_most else "" if plan.exact else "about "
     if not plan.trains:
         return "No training."
     chapters = f" of {plan.train_chapters:,} chapter(s)" if plan.train_chapters is not None else ""
     steps = f"Training: {about}{plan.train_tokens:,} tokens{chapters} an epoch, {about}{plan.steps:,} optimizer steps"
+    advice = [plan.advice] if plan.advice else []
     if plan.training is None:
-        return f"{steps}."
-    lines = [f"{steps}; {_time(plan, plan.training)}.", *_number_format(plan.training), _memory(plan.training)]
+        return "\n".join([f"{steps}.", *advice])
+    lines = [f"{steps}; {_time(plan, plan.training)}.", *advice, *_number_format(plan.training), _memory(plan.training)]
     return "\n".join(lines)
 
 

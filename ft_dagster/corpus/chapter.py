@@ -129,6 +129,15 @@ def read_chapter(name: str, files: Iterable[SourceFile], read: ReadBytes, option
     return chapter
 
 
+def why_unreadable(file: SourceFile, data: bytes) -> str | None:
+    """Return why `read_chapter` cannot use a file, without parsing its text; None if it can."""
+    try:
+        decode(data) if file.kind == "markdown" else parse_report_json(data, file.name)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
 def natural_key(name: str) -> tuple[list[tuple[int, str]], str]:
     """Return a sort key that puts chapter_2 before chapter_10. Different names have different keys."""
     parts = [part.lstrip("0") if i % 2 else part for i, part in enumerate(re.split(r"([0-9]+)", name))]

@@ -6,7 +6,7 @@ can read), its documents, and its stats. What an edit does not affect is neither
 
 import json
 import resource
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +32,7 @@ from ft_dagster.dataset.shard import (
     pack_chapters,
     tokenized_texts,
 )
-from ft_dagster.dataset.stats import balance, count_faults, count_pairs, count_split, has_rows, stats_of, sum_of
+from ft_dagster.dataset.stats import Stats, balance, count_faults, count_pairs, count_split, has_rows, stats_of, sum_of
 from ft_dagster.dataset.tokenized import TokenizedText
 from ft_dagster.dataset.tokenizer import DocumentTokenizer
 from ft_dagster.store.hashing import canonical_json, digest
@@ -135,8 +135,8 @@ def make_dataset(
             machines.
 
     Returns:
-        An artifact whose `about` contains `version` (hash of token ids and boundaries), `splits`, `held_out`, `usable`
-        bytes of sections, `pairs`, `ledger` and `checks`.
+        An artifact whose `about` contains `version` (hash of token ids and boundaries), `train_version` (the same of
+        the train side alone), `splits`, `held_out`, `usable` bytes of sections, `pairs`, `ledger` and `checks`.
 
     Raises:
         CorpusError: one side of the split contains nothing that is taught.
@@ -173,6 +173,7 @@ def make_dataset(
         "objectives": objectives.taught,
         "splits": splits,
         "version": digest([options.block_length, [one["versions"] for one in stats if has_rows(one)]]),
+        "train_version": _train_version(options.block_length, stats),
         "held_out": sorted(split.held_out),
         "usable": sections.about["used"],
         "pairs": pairs,
@@ -208,6 +209,22 @@ def all_documents(dataset: Artifact) -> Iterator[Document]:
     dataset.store.fetch_blobs(shard.documents for shard in shards)
     for shard in shards:
         yield from shard_documents(dataset.store, shard)
+
+
+def train_version(dataset: Artifact) -> str:
+    """Return the hash of what adapters are trained on. It stays the same if only the held-out side changes."""
+    if known := dataset.about.get("train_version"):
+        return str(known)
+    shards = dataset_shards(dataset)  # a dataset of an earlier version
+    dataset.store.fetch_blobs(shard.figures for shard in shards)
+    stats = [json.loads(dataset.store.get_blob(shard.figures)) for shard in shards]
+    return _train_version(dataset.about["block_length"], stats)
+
+
+def _train_version(block_length: int, stats: Sequence[Stats]) -> str:
+    train = SPLITS.index("train")
+    rows = [one["versions"][train] for one in stats if one["splits"]["train"]["rows"]]
+    return digest(["train", block_length, rows])
 
 
 def held_out_version(dataset: Artifact) -> str:

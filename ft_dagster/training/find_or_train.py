@@ -13,9 +13,9 @@ from ft_dagster.config.settings import Settings
 from ft_dagster.corpus.snapshot import KIND as SNAPSHOT
 from ft_dagster.corpus.snapshot import snapshot_files
 from ft_dagster.dataset.dataset import KIND as DATASET
-from ft_dagster.dataset.dataset import all_documents, folder_with_rows
+from ft_dagster.dataset.dataset import all_documents, folder_with_rows, train_version
 from ft_dagster.model.manifest import read_manifest
-from ft_dagster.store.local import Artifact, Store
+from ft_dagster.store.local import Artifact, Store, StoreError
 from ft_dagster.training.attempts import attempt_in, finished_attempt
 from ft_dagster.training.request import (
     KIND,
@@ -63,15 +63,15 @@ def find_or_train(
         AdapterError: the manifest of the adapter in use is missing or damaged.
     """
     store = wanted.dataset.store
-    keys = training_keys(wanted.dataset.about["version"], wanted.base.identity, wanted.recipe)
-    if found := made_before(store, keys):
+    keys = keys_of(wanted.dataset, wanted.base.identity, wanted.recipe)
+    if found := made_before(store, wanted.dataset, wanted.base.identity, wanted.recipe):
         return found, "made before"
     sections = {document.section for document in all_documents(wanted.dataset) if document.split == "train"}
     start = adapter_to_go_on_from(wanted.recipe, wanted.in_use, wanted.base, sections)
     key, attempts = adapter_key(keys[0], start), settings.state / "attempts"
     for earlier in keys[1:]:
         _adopt_earlier_attempts(store, attempts / adapter_key(earlier, start), attempts / key, earlier)
-    if found := made_before(store, keys):
+    if found := find_adapter(store, keys):
         return found, "trained"
     try:
         with attempt_in(attempts / key) as attempt:
@@ -80,12 +80,44 @@ def find_or_train(
                 attempt = finished_attempt(attempt.parent) or attempt
             return _commit(store, key, attempt, keys[0]), "trained"
     except Exception:
-        if found := made_before(store, keys):  # another attempt finished first, and the folders were removed
+        if found := find_adapter(store, keys):  # another attempt finished first, and the folders were removed
             return found, "made meanwhile"
         raise
 
 
-def made_before(store: Store, keys: Sequence[str]) -> Artifact | None:
+def keys_of(dataset: Artifact, base: dict[str, str], recipe: Recipe) -> list[str]:
+    """Return the training keys of a dataset's adapter, see `training_keys`."""
+    return training_keys(train_version(dataset), dataset.about["version"], base, recipe)
+
+
+def made_before(store: Store, dataset: Artifact, base: dict[str, str], recipe: Recipe) -> Artifact | None:
+    """Return an adapter in the store that is the one of this dataset, whatever adapter it started from.
+
+    An earlier version made adapters for datasets of which only the held-out side differs; these are found, too.
+
+    Args:
+        store: the store to search, which may differ from that of the dataset in a dry run.
+        dataset: the dataset.
+        base: the identity of the base model.
+        recipe: the resolved recipe.
+    """
+    if found := find_adapter(store, keys_of(dataset, base, recipe)):
+        return found
+    if recipe.training.evaluate_every:
+        return None
+    version = train_version(dataset)
+    alike = [other.about["version"] for other in store.all(DATASET) if _is_alike(other, dataset, version)]
+    return find_adapter(store, [key for other in alike for key in training_keys(version, other, base, recipe)])
+
+
+def _is_alike(other: Artifact, dataset: Artifact, version: str) -> bool:
+    try:
+        return other.about["block_length"] == dataset.about["block_length"] and train_version(other) == version
+    except (StoreError, KeyError):  # parts of an old dataset may have been removed
+        return False
+
+
+def find_adapter(store: Store, keys: Sequence[str]) -> Artifact | None:
     """Return the adapter made for the first of these training keys that has one, whatever adapter it started from."""
     for key in keys:
         if found := store.find(KIND, key) or store.newest(KIND, made_for=key):

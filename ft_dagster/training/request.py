@@ -26,14 +26,19 @@ PROGRESS = "progress.json"
 """File in an attempt's folder with the progress of the training, replaced at every step."""
 
 
-def training_key(dataset_version: str, base: dict[str, str], recipe: Recipe) -> str:
+def training_key(text_version: str, base: dict[str, str], recipe: Recipe) -> str:
     """Return the training key of an adapter: a hash of everything that determines its weights, and nothing else.
 
     `base.dtype: auto` enters the key as `auto`, whatever it resolves to: machines that share a store train once.
+
+    Args:
+        text_version: the version of the text that determines the weights, see `training_keys`.
+        base: the identity of the base model.
+        recipe: the resolved recipe.
     """
     return digest(
         {
-            "dataset": dataset_version,
+            "dataset": text_version,
             "base": base,
             "recipe": {
                 "base": recipe.base.for_keys(include=("quantization", "dtype")),
@@ -46,9 +51,20 @@ def training_key(dataset_version: str, base: dict[str, str], recipe: Recipe) -> 
     )
 
 
-def training_keys(dataset_version: str, base: dict[str, str], recipe: Recipe) -> list[str]:
-    """Return the training key of a new adapter, followed by those of equivalent adapters (`Recipe.readings`)."""
-    return [training_key(dataset_version, base, reading) for reading in recipe.readings]
+def training_keys(train_version: str, version: str, base: dict[str, str], recipe: Recipe) -> list[str]:
+    """Return the training key of a new adapter, followed by those of equivalent adapters.
+
+    The held-out side of a dataset determines weights only if it is measured during training and the best weights are
+    kept (`training.evaluate_every`). Earlier versions always counted it. Equivalent recipes are `Recipe.readings`.
+
+    Args:
+        train_version: the version of the dataset's train side.
+        version: the version of the dataset.
+        base: the identity of the base model.
+        recipe: the resolved recipe.
+    """
+    texts = [version] if recipe.training.evaluate_every else [train_version, version]
+    return [training_key(text, base, reading) for text in texts for reading in recipe.readings]
 
 
 def adapter_key(made_for: str, start: Path | None) -> str:

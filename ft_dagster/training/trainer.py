@@ -55,6 +55,15 @@ class PackedTrainer(Trainer):
         shares = Shares(len(self.train_dataset), options.per_device_train_batch_size, int(options.data_seed or 0))
         return SharesLoader(self.train_dataset, shares, self.data_collator)
 
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """Create the schedule of the learning rate, without a warm-up that would take all of the steps.
+
+        With such a warm-up the learning rate would never reach its value, and in a training of one step it would be 0.
+        """
+        if self.args.get_warmup_steps(num_training_steps) >= num_training_steps:
+            self.args.warmup_steps = 0
+        return super().create_scheduler(num_training_steps, optimizer)
+
     def compute_loss(
         self,
         model: Any,

@@ -20,7 +20,16 @@ from ft_dagster.defs.assets.external import look, record
 from ft_dagster.defs.automation.plan import make_plan
 from ft_dagster.defs.automation.sensor import BRING_UP_TO_DATE
 from ft_dagster.defs.clean import find_removable
-from ft_dagster.defs.stages import STAGES, Reason, Stage, all_materializations, reason_stale, stale_stages
+from ft_dagster.defs.stages import (
+    ADAPTER_EVALUATION,
+    STAGES,
+    Reason,
+    Stage,
+    all_materializations,
+    latest_materialization,
+    reason_stale,
+    stale_stages,
+)
 from ft_dagster.defs.workspace import Workspace
 from ft_dagster.model.manifest import read_manifest
 from ft_dagster.runtime.number_format import ProductRates
@@ -121,6 +130,26 @@ def test_an_edit_trains_again_and_reverting_it_restores_the_earlier_adapter(
     third = metadata(again, "lora_adapter")
     assert third["reused"] is True and third["artifact"] == first
     assert metadata(again, "released_adapter")["adapter"] == first
+
+
+def test_an_edit_of_held_out_text_is_measured_with_the_existing_adapter(
+    up_to_date: dg.DagsterInstance, workspace: Path
+) -> None:
+    first = read_manifest(workspace / "fine_tuned_model")
+    edited = next(path for path in (workspace / "chapter_markdowns").iterdir() if path.stem in first.held_out)
+    edited.write_text(edited.read_text() + "\nA sentence that no adapter has seen.\n")
+    plan = make_plan(up_to_date, Workspace())
+    outcomes = {stage.stage: stage.outcome for stage in plan.stages}
+    assert (outcomes["lora_adapter"], outcomes["adapter_evaluation"]) == ("unchanged", "runs")
+    assert not plan.trains and plan.steps == 0
+    before = latest_materialization(up_to_date, ADAPTER_EVALUATION.key)
+    result = run(up_to_date)
+    assert result.success and metadata(result, "lora_adapter")["reused"] is True
+    assert (
+        before and before.metadata["held-out bytes"].value != metadata(result, "adapter_evaluation")["held-out bytes"]
+    )
+    assert read_manifest(workspace / "fine_tuned_model") == first
+    assert stale_stages(up_to_date, Workspace()) == []
 
 
 def test_with_start_last_training_continues_the_released_adapter_on_new_text(

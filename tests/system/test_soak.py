@@ -32,7 +32,7 @@ from ft_dagster.evaluation.gate import judge
 from ft_dagster.evaluation.request import BASE, NEW, RESULT
 from ft_dagster.store.hashing import canonical_json
 from ft_dagster.store.local import Store
-from ft_dagster.training.request import training_key
+from ft_dagster.training.find_or_train import keys_of
 
 EDITS = int(os.environ.get("FT_SOAK_EDITS", "6"))
 SEED = int(os.environ.get("FT_SOAK_SEED", "1"))
@@ -231,7 +231,7 @@ def keys_offline(dev: DagsterDev) -> dict[str, str]:
         return {
             "sections": sections.key,
             "tokenized_dataset": dataset.key,
-            "lora_adapter": training_key(dataset.about["version"], base.identity, recipe),
+            "lora_adapter": keys_of(dataset, base.identity, recipe)[0],
         }
 
 

@@ -123,6 +123,12 @@ def test_documents_in_one_row_do_not_see_each_other(tiny_base: Path, dataset: Pa
                 start += length
 
 
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
+def test_a_training_of_one_step_learns(request_for: Callable[..., TrainingRequest], schedule: str) -> None:
+    result = train(request_for(training={"epochs": 1, "rows_per_step": 1000, "schedule": schedule}), lambda _: None)
+    assert result["steps"] == 1 and result["largest_logit_change"] > 0
+
+
 def test_training_makes_an_adapter_that_loads_with_plain_peft_and_transformers(
     request_for: Callable[..., TrainingRequest], tiny_base: Path
 ) -> None:

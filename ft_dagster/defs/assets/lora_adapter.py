@@ -1,7 +1,7 @@
 """The asset lora_adapter."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from ft_dagster.release.lineage import compare
 from ft_dagster.store.local import Artifact, Store
 from ft_dagster.training.find_or_train import Wanted, find_or_train
 from ft_dagster.training.request import WEIGHTS, TrainingRequest
+from ft_dagster.training.sizing.steps import few_steps_advice
 
 FINITE = dg.AssetCheckSpec(
     "loss_is_finite",
@@ -101,6 +102,8 @@ def _say_cost(context: dg.AssetExecutionContext, recipe: Recipe, settings: Setti
     cost = training_cost(here, recipe, tokens)
     if cost.slow:
         context.log.warning(cost.slow)
+    if advice := few_steps_advice(dataset.about["splits"]["train"]["rows"], recipe):
+        context.log.warning(advice)
     if cost.seconds:
         context.log.info(f"Training takes about {cost.seconds / 60:.1f} min in {cost.number_format} on this machine.")
     return cost.seconds
@@ -176,10 +179,23 @@ def _describe(
                 check_name=RELOADS.name,
                 asset_key=LORA_ADAPTER.key,
                 passed=about["reloads"] and about["largest_logit_change"] > 0,
+                description=_why_unusable(about),
                 metadata={"largest change of a logit": about["largest_logit_change"], "reloads": about["reloads"]},
             ),
             _supervised(artifact, recipe, dataset),
         ],
+    )
+
+
+def _why_unusable(about: Mapping[str, Any]) -> str | None:
+    """Return why an adapter's weights cannot be used, with the next step; None if they can."""
+    if not about["reloads"]:
+        return "The saved weights are not the trained ones. Look at the disk, and run again."
+    if about["largest_logit_change"] > 0:
+        return None
+    return (
+        f"The adapter does not change the base model's output: {about['steps']} optimizer step(s) were too few, or the "
+        "learning rate is too low. Raise training.epochs or training.learning_rate in the recipe."
     )
 
 

@@ -19,15 +19,18 @@ from ft_dagster.base.model_folder import PreparedBase
 from ft_dagster.base.prepare import base_version, local_base
 from ft_dagster.config.recipe import Recipe
 from ft_dagster.config.recipe_file import RecipeError
+from ft_dagster.config.settings import Settings
 from ft_dagster.corpus.chapter import natural_key
 from ft_dagster.corpus.files import CorpusError, SourceFile, require_reports
 from ft_dagster.corpus.index import Scan, scan_reports
 from ft_dagster.corpus.ledger import LedgerError
-from ft_dagster.corpus.sections import all_chapters, make_sections, secret_findings, unreadable_rows
+from ft_dagster.corpus.sections import all_chapters, make_sections
 from ft_dagster.corpus.snapshot import is_snapshot, keep_contents, snapshot_files, write_snapshot
 from ft_dagster.dataset.dataset import choose_split, make_dataset
 from ft_dagster.dataset.held_out import Split, read_pinned
 from ft_dagster.defs.automation.cost import TrainingCost, training_cost
+from ft_dagster.defs.automation.refusals import Refusal, refusals_in, refusals_without_parsing
+from ft_dagster.defs.automation.token_estimate import bytes_per_token
 from ft_dagster.defs.stages import (
     ADAPTER_EVALUATION,
     ARTIFACT,
@@ -52,7 +55,8 @@ from ft_dagster.model.manifest import MANIFEST
 from ft_dagster.store.dry_run import DryRunStore
 from ft_dagster.store.local import Artifact, Store
 from ft_dagster.training.find_or_train import made_before
-from ft_dagster.training.request import WEIGHTS, training_keys
+from ft_dagster.training.request import WEIGHTS
+from ft_dagster.training.sizing.steps import few_steps_advice, optimizer_steps
 
 _DRY_RUN_BYTES = 2_000_000
 """The largest amount of changed text for a dry run. To parse and tokenize more takes longer than a person waits for a
@@ -60,8 +64,6 @@ plan, so the figures are estimated."""
 _LIGHT = (RAW_CHAPTERS, SECTIONS, TOKENIZED_DATASET)
 _REMAKE_ALL = ("recipe", "base", "code", "missing")
 """Kinds of reasons for which a light stage makes everything again, not only what changed."""
-_BYTES_PER_TOKEN = 4.0
-"""Of English prose, assumed while these reports have no dataset (SmolLM2's tokenizer: 4.1 on the example report)."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,13 @@ class Plan:
     stages: list[StagePlan] = field(default_factory=list)
     exact: bool = True
     """Whether the figures are exactly those of the run; otherwise they are estimates."""
+    at_most: bool = False
+    """Whether training may end earlier, or cover fewer rows, than the figures say (`training.patience`, and
+    `training.start: last`)."""
+    refused: list[Refusal] = field(default_factory=list)
+    """Files, and texts in them, for which the run stops before training."""
+    advice: str | None = None
+    """What to change if the training has too few optimizer steps to learn much."""
     trains: bool = False
     train_tokens: int | None = None
     """Number of training tokens per epoch."""
@@ -152,11 +161,25 @@ def make_plan(
     with tempfile.TemporaryDirectory() as scratch:
         tried = None
         remakes_all = any(stage in _LIGHT and reason.kind in _REMAKE_ALL for stage, reason in stale)
-        if sum(file.size for file in (scan.files if remakes_all else changed)) <= _DRY_RUN_BYTES:
+        read = scan.files if remakes_all else changed
+        if sum(file.size for file in read) <= _DRY_RUN_BYTES:
             tried = _DryRun(made, workspace, DryRunStore(workspace.store, Path(scratch)), now).run(scan, dict(stale))
-        plan.exact = tried is not None and (tried.dataset is not None or tried.to_train is None)
-        plan.stages = tried.stages if tried else [_as_found(stage, reason) for stage, reason in stale]
-        _count(plan, made, workspace, recipe, tried, scan, cost)
+        if tried:
+            plan.stages, plan.refused = tried.stages, tried.refused
+        else:
+            sections = _artifact(made, workspace.store, SECTIONS)
+            current = set(scan.files)
+            in_scan = [file for file in read if file in current]
+            plan.refused = refusals_without_parsing(settings.workspace, scan, in_scan, sections, recipe.corpus)
+            plan.stages = [_as_found(stage, reason) for stage, reason in stale]
+            if plan.refused:
+                first = (RAW_CHAPTERS.name, SECTIONS.name)
+                plan.stages = _blocked([stage for stage in plan.stages if stage.stage in first])
+        if plan.refused:
+            plan.steps = 0
+        else:
+            plan.exact = tried is not None and tried.dataset is not None
+            _count(plan, made, workspace, recipe, tried, scan, cost)
     return plan
 
 
@@ -211,10 +234,12 @@ class _Outcome:
     """The result of a dry run."""
 
     stages: list[StagePlan]
-    dataset: Artifact | None
+    dataset: Artifact | None = None
     """None if a blocking check stops the run before this stage, or the base model is not on this machine."""
     to_train: _ToTrain | None = None
     """None if a blocking check stops the run before training."""
+    refused: list[Refusal] = field(default_factory=list)
+    """What the blocking check would name."""
 
 
 class _DryRun:
@@ -243,11 +268,8 @@ class _DryRun:
             sections = make_sections(snapshot, self.recipe.corpus)
             versions = {RAW_CHAPTERS: snapshot.about["version"], SECTIONS: sections.about["version"]}
             self.changes |= {key for key, version in self.now.items() if version_of(self.made.get(key)) != version}
-            corpus = self.recipe.corpus
-            if (unreadable_rows(sections) and corpus.unreadable == "fail") or (
-                secret_findings(sections) and corpus.secrets == "block"
-            ):
-                return self._blocked(stale, versions)
+            if refused := refusals_in(sections, self.recipe.corpus):
+                return self._blocked(stale, versions, refused)
             tokens, objectives = self.recipe.tokens, self.recipe.objectives
             split = choose_split(sections, tokens, read_pinned(settings.pins), objectives)
             to_train = _to_train(sections, split)
@@ -265,12 +287,12 @@ class _DryRun:
             self._add(stage, stale.get(stage), versions.get(stage), known_adapter)
         return _Outcome(self.stages, dataset, to_train)
 
-    def _blocked(self, stale: Mapping[Stage, Reason], versions: Mapping[Stage, str]) -> "_Outcome":
+    def _blocked(
+        self, stale: Mapping[Stage, Reason], versions: Mapping[Stage, str], refused: list[Refusal]
+    ) -> "_Outcome":
         for stage in (RAW_CHAPTERS, SECTIONS):
             self._add(stage, stale.get(stage), versions[stage], False)
-        last = self.stages[-1] if self.stages else StagePlan(SECTIONS.name, BLOCKED.kind, BLOCKED.text, "")
-        self.stages = [*self.stages[:-1], replace(last, outcome="blocked")]
-        return _Outcome(self.stages, None)
+        return _Outcome(_blocked(self.stages), refused=refused)
 
     def _add(self, stage: Stage, reason: Reason | None, version: str | None, reused: bool) -> None:
         due = reason is not None and reason.kind != "upstream"
@@ -293,7 +315,13 @@ class _DryRun:
             if last is None or adapter is None or input_version(last, BASE_MODEL) != self.now[BASE_MODEL]:
                 return None
             identity = adapter.read_json(MANIFEST)["base"]
-        return made_before(self.workspace.store, training_keys(dataset.about["version"], identity, self.recipe))
+        return made_before(self.workspace.store, dataset, identity, self.recipe)
+
+
+def _blocked(stages: list[StagePlan]) -> list[StagePlan]:
+    """Return the light stages of a run that a blocking check stops: the last of them is blocked."""
+    last = stages[-1] if stages else StagePlan(SECTIONS.name, BLOCKED.kind, BLOCKED.text, "")
+    return [*stages[:-1], replace(last, outcome="blocked")]
 
 
 def _to_train(sections: Artifact, split: Split) -> _ToTrain:
@@ -318,19 +346,22 @@ def _count(
     """Fill in whether training is due, and how large it is."""
     outcomes = {stage.stage: stage.outcome for stage in plan.stages}
     plan.trains = outcomes.get(LORA_ADAPTER.name) in ("runs", "if needed")
-    if tried and tried.to_train is None:
-        plan.steps = 0
-        return
     plan.train_chapters = tried.to_train.chapters if tried and tried.to_train else None
     if tried and tried.dataset:
         rows, plan.train_tokens = (tried.dataset.about["splits"]["train"][name] for name in ("rows", "tokens"))
     elif tried and tried.to_train:
-        plan.train_tokens = round(tried.to_train.size / _BYTES_PER_TOKEN)
+        plan.train_tokens = round(tried.to_train.size / bytes_per_token(workspace.settings, recipe, scan))
         rows = math.ceil(plan.train_tokens / recipe.tokens.block_length)
     else:
-        plan.train_tokens = _guess_tokens(_artifact(made, workspace.store, TOKENIZED_DATASET), scan)
+        dataset = _artifact(made, workspace.store, TOKENIZED_DATASET)
+        plan.train_tokens = _guess_tokens(dataset, workspace.settings, recipe, scan)
         rows = math.ceil(plan.train_tokens / recipe.tokens.block_length)
     plan.steps = optimizer_steps(rows, recipe) if plan.trains else 0
+    if plan.trains:
+        plan.advice = few_steps_advice(rows, recipe)
+        continues = recipe.training.start == "last" and workspace.releases.current() is not None
+        plan.at_most = continues or recipe.training.patience is not None
+        plan.exact = plan.exact and not plan.at_most
     if plan.trains and cost:
         plan.training = training_cost(workspace.settings, recipe, plan.train_tokens * recipe.training.epochs)
     seconds = plan.training.seconds if plan.training else 0.0
@@ -340,17 +371,9 @@ def _count(
         plan.seconds = seconds + (evaluation.about["seconds"] if measuring else 0.0)
 
 
-def optimizer_steps(rows: int, recipe: Recipe) -> int:
-    """Return the number of optimizer steps. As in transformers' Trainer, an incomplete last batch counts as a step."""
-    options = recipe.training
-    batches = math.ceil(rows / options.rows_per_device)
-    a_step = options.rows_per_step // options.rows_per_device
-    return math.ceil(options.epochs * max(1, math.ceil(batches / a_step)))
-
-
-def _guess_tokens(dataset: Artifact | None, scan: Scan) -> int:
+def _guess_tokens(dataset: Artifact | None, settings: Settings, recipe: Recipe, scan: Scan) -> int:
     size = sum(file.size for file in scan.files)
     if dataset is None:
-        return round(size / _BYTES_PER_TOKEN)
+        return round(size / bytes_per_token(settings, recipe, scan))
     ledger = dataset.about["ledger"]
     return round(size * dataset.about["splits"]["train"]["tokens"] / max(1, ledger["bytes_in"]))

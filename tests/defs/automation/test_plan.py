@@ -17,10 +17,11 @@ from ft_dagster.base.embedded import EMBEDDED
 from ft_dagster.cli.summary import print_plan
 from ft_dagster.config.recipe_file import resolve_recipe
 from ft_dagster.dataset.held_out import Pinned, choose_held_out
-from ft_dagster.defs.automation.plan import Plan, make_plan, optimizer_steps
+from ft_dagster.defs.automation.plan import Plan, make_plan
 from ft_dagster.defs.stages import STAGES
 from ft_dagster.defs.workspace import Workspace
 from ft_dagster.runtime.number_format import ProductRates
+from ft_dagster.training.sizing.steps import optimizer_steps
 
 ALL = [stage.name for stage in STAGES]
 
@@ -170,10 +171,85 @@ def test_a_file_that_cannot_be_read_stops_the_plan_where_it_stops_the_run(
     up_to_date: dg.DagsterInstance, workspace: Path
 ) -> None:
     (workspace / "chapter_markdowns" / "bad.md").write_bytes(b"\xff\xfe")
-    assert outcomes(planned(up_to_date)) == {"raw_chapters": "runs", "sections": "blocked"}
+    plan = planned(up_to_date)
+    assert outcomes(plan) == {"raw_chapters": "runs", "sections": "blocked"} and not plan.trains and plan.steps == 0
+    (refused,) = plan.refused
+    assert refused.path == "chapter_markdowns/bad.md" and "UTF-16" in refused.reason
+    print_plan(plan, Console(file=(shown := StringIO()), width=1000))
+    assert "The run stops before training because of\n  chapter_markdowns/bad.md: it is UTF-16" in shown.getvalue()
     assert not run(up_to_date).success
     plan = planned(up_to_date)
     assert outcomes(plan) == {"sections": "blocked"} and plan.stages[0].kind == "blocked"
+
+
+def test_unreadable_files_are_named_also_if_too_much_changed_for_a_dry_run(
+    up_to_date: dg.DagsterInstance, workspace: Path, tiny_recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ft_dagster.defs.automation.plan._DRY_RUN_BYTES", 0)
+    folder = workspace / "chapter_markdowns"
+    (folder / "bad.md").write_bytes(b"caf\xe9")
+    (folder / "missing.md").symlink_to(workspace / "nowhere.md")
+    reports = workspace / "outputs" / "consolidated"
+    reports.mkdir(parents=True)
+    (reports / "broken.json").write_text("{")
+    plan = planned(up_to_date)
+    assert outcomes(plan) == {"raw_chapters": "runs", "sections": "blocked"} and not plan.trains
+    assert {refusal.path for refusal in plan.refused} == {
+        "chapter_markdowns/bad.md",
+        "chapter_markdowns/missing.md",
+        "outputs/consolidated/broken.json",
+    }
+    assert not run(up_to_date).success
+    edit(folder / "chapter_1.md")  # the unreadable files are now old
+    assert {refusal.path for refusal in planned(up_to_date).refused} == {refusal.path for refusal in plan.refused}
+    (workspace / "recipe.yaml").write_text(yaml.safe_dump(tiny_recipe | {"corpus": {"unreadable": "skip"}}))
+    assert planned(up_to_date).refused == [] and planned(up_to_date).steps
+
+
+@pytest.mark.parametrize("training", [{"start": "last"}, {"patience": 1, "evaluate_every": 1}], ids=str)
+def test_figures_are_an_upper_bound_if_training_may_be_shorter(
+    up_to_date: dg.DagsterInstance, workspace: Path, tiny_recipe: dict[str, Any], training: dict[str, Any]
+) -> None:
+    edit(train_chapter(workspace))
+    assert not planned(up_to_date).at_most
+    (workspace / "recipe.yaml").write_text(
+        yaml.safe_dump(tiny_recipe | {"training": tiny_recipe["training"] | training})
+    )
+    plan = planned(up_to_date)
+    assert plan.at_most and not plan.exact
+    print_plan(plan, Console(file=(shown := StringIO()), width=1000))
+    assert f"at most {plan.steps} optimizer steps" in shown.getvalue()
+
+
+@pytest.mark.parametrize(("epochs", "advised"), [(1, True), (20, False)])
+def test_a_training_of_few_steps_is_advised_how_to_get_more(
+    up_to_date: dg.DagsterInstance, workspace: Path, tiny_recipe: dict[str, Any], epochs: int, advised: bool
+) -> None:
+    tiny_recipe["training"] |= {"epochs": epochs, "rows_per_step": 1000}
+    (workspace / "recipe.yaml").write_text(yaml.safe_dump(tiny_recipe))
+    plan = planned(up_to_date)
+    assert plan.steps == epochs
+    if advised:
+        assert plan.advice and "1 optimizer step(s) are too few" in plan.advice and "training.epochs: 20" in plan.advice
+        print_plan(plan, Console(file=(shown := StringIO()), width=1000))
+        assert plan.advice in shown.getvalue()
+    else:
+        assert plan.advice is None
+
+
+def test_tokens_are_estimated_from_a_sample_in_the_script_of_the_reports(
+    instance: dg.DagsterInstance, workspace: Path, tiny_recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sentence = "คณะกรรมการประชุมกันในวันอังคารและอ่านรายงานตั้งแต่หน้าแรกจนถึงหน้าสุดท้าย "
+    for number in range(3):
+        text = f"# Chapter {number}\n\n" + "".join(f"{sentence}{number}{item} " for item in range(40))
+        (workspace / "chapter_markdowns" / f"thai_{number}.md").write_text(text, "utf-8")
+    (workspace / "recipe.yaml").write_text(yaml.safe_dump(tiny_recipe))
+    exact = planned(instance)
+    monkeypatch.setattr("ft_dagster.defs.automation.plan._DRY_RUN_BYTES", 0)
+    estimate = planned(instance)
+    assert exact.exact and not estimate.exact and exact.train_tokens and estimate.train_tokens
+    assert 0.8 < estimate.train_tokens / exact.train_tokens < 2, "held-out chapters are included in the estimate"
 
 
 def test_personal_data_blocks_the_plan_where_it_blocks_the_run_if_the_recipe_says_so(
