@@ -7,6 +7,7 @@ Python, of any version: it first checks whether the version is supported.
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -52,9 +53,8 @@ def make_environment(folder: Path) -> None:
     fetch = [*pip, "wheel", "--progress-bar", "off", "--no-deps", "--require-hashes", "--wheel-dir", str(wheels)]
     wheels.mkdir(exist_ok=True)
     with shares(entries, folder / "shares") as files:
-        compiling_torch = [python, "-c", _COMPILE]  # meanwhile: pip waits for the index
         commands = [[*fetch, "--requirement", str(file)] for file in files]
-        run(f"Packages: fetching up to {len(entries)} of {LOCK}", *commands, compiling_torch, progress=collecting)
+        run(f"Packages: fetching up to {len(entries)} of {LOCK}", *commands, progress=collecting)
         # pip has compared all hashes; uv unpacks on all cores.
         if any(wheels.glob("uv-*.whl")):
             run("Packages: uv, which installs the others", [*install, "--no-index", "--find-links", str(wheels), "uv"])
@@ -67,7 +67,8 @@ def make_environment(folder: Path) -> None:
     run("ft_dagster: this folder", [*install, "--no-build-isolation", "--editable", "."])
     # PyPI's torch for Linux needs NVIDIA's libraries, gigabytes that the lock does not name; a CPU build needs none.
     run("PyTorch: libraries that its build needs", [*pip, "install", "--progress-bar", "off", torch.partition("=")[0]])
-    run("Packages: compiling them", [python, "-c", _COMPILE])
+    if os.environ.get("PYTHONDONTWRITEBYTECODE"):  # otherwise Python keeps what it compiles at the first import
+        run("Packages: compiling them", [python, "-c", _COMPILE])
 
 
 def locked(lock: str) -> list[tuple[str, str]]:
