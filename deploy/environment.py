@@ -51,8 +51,7 @@ def make_environment(folder: Path) -> None:
     wheels, there = folder / "wheels", installed(folder)
     entries = [entry for name, entry in locked((PROJECT / LOCK).read_text("utf-8")) if name not in there]
     fetch = [*pip, "wheel", "--progress-bar", "off", "--no-deps", "--require-hashes", "--wheel-dir", str(wheels)]
-    wheels.mkdir(exist_ok=True)
-    with shares(entries, folder / "shares") as files:
+    with removed_afterwards(wheels), shares(entries, folder / "shares") as files:
         commands = [[*fetch, "--requirement", str(file)] for file in files]
         run(f"Packages: fetching up to {len(entries)} of {LOCK}", *commands, progress=collecting)
         # pip has compared all hashes; uv unpacks on all cores.
@@ -63,7 +62,6 @@ def make_environment(folder: Path) -> None:
         unpack += ["--no-verify-hashes", *(part for file in files for part in ("--requirement", str(file)))]
         if files:
             run("Packages: installing them", unpack, progress=lambda _: installing(folder, there))
-    shutil.rmtree(wheels)
     run("ft_dagster: this folder", [*install, "--no-build-isolation", "--editable", "."])
     # PyPI's torch for Linux needs NVIDIA's libraries, gigabytes that the lock does not name; a CPU build needs none.
     run("PyTorch: libraries that its build needs", [*pip, "install", "--progress-bar", "off", torch.partition("=")[0]])
@@ -85,6 +83,16 @@ def installed(folder: Path) -> set[str]:
 def normal(name: str) -> str:
     """Return a name as PEP 503 normalizes it."""
     return re.sub(r"[-_.]+", "-", name).lower()
+
+
+@contextmanager
+def removed_afterwards(folder: Path) -> Iterator[None]:
+    """Create a folder, and remove it at the end."""
+    folder.mkdir(exist_ok=True)
+    try:
+        yield
+    finally:
+        shutil.rmtree(folder)
 
 
 @contextmanager

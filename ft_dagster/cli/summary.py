@@ -106,7 +106,7 @@ def print_plan(plan: Plan, console: Console) -> None:
     for stage in plan.stages:
         table.add_row(stage.stage, f"{stage.reason} ({stage.kind})", _OUTCOMES[stage.outcome])
     console.print(table, highlight=False)
-    console.print(_cost(plan), highlight=False, soft_wrap=True)
+    console.print(_cost(plan), highlight=False, soft_wrap=True, markup=False)  # it names files and headings
 
 
 def _cost(plan: Plan) -> str:
@@ -114,12 +114,16 @@ def _cost(plan: Plan) -> str:
         named = [f"  {shown(item.path, _LONGEST_NAME)}: {item.reason}" for item in plan.refused[:_MOST_CHAPTERS]]
         more = [f"  and {len(plan.refused) - len(named)} more"] if len(plan.refused) > len(named) else []
         return "\n".join(["The run stops before training because of", *named, *more])
-    about = "at most " if plan.at_most else "" if plan.exact else "about "
+    about = ("at most " if plan.at_most else "") + ("" if plan.exact else "about ")
     if not plan.trains:
         return "No training."
     chapters = f" of {plan.train_chapters:,} chapter(s)" if plan.train_chapters is not None else ""
     steps = f"Training: {about}{plan.train_tokens:,} tokens{chapters} an epoch, {about}{plan.steps:,} optimizer steps"
     advice = [plan.advice] if plan.advice else []
+    if plan.held_out_share is not None:
+        names = [shown(name, _LONGEST_NAME) for name in plan.held_out[:_MOST_CHAPTERS]]
+        more = [f"and {len(plan.held_out) - len(names)} more"] if len(plan.held_out) > len(names) else []
+        advice.insert(0, f"Held out: {', '.join([*names, *more])} ({plan.held_out_share:.1%} of the text).")
     if plan.training is None:
         return "\n".join([f"{steps}.", *advice])
     lines = [f"{steps}; {_time(plan, plan.training)}.", *advice, *_number_format(plan.training), _memory(plan.training)]

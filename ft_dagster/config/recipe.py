@@ -256,6 +256,8 @@ class Evaluation(Part):
 class Release(Part):
     """What the gate requires of a new adapter."""
 
+    LATER: ClassVar[Collection[str]] = ("minimum_held_out",)
+
     minimum_gain: float = Field(default=0.0, ge=0)
     """Bits per byte by which the adapter must be better than the base, and than the released adapter, on held-out
     chapters."""
@@ -269,6 +271,8 @@ class Release(Part):
     """Bits per byte by which the adapter may be worse than the base on answers in conversations."""
     recited: float = Field(default=0.02, ge=0, le=1)
     """Share of training passages that the adapter may recite word for word, beyond those that the base recites."""
+    minimum_held_out: int = Field(default=2000, ge=0)
+    """Bytes of held-out text that are required, in at least two sections: less proves nothing. 0: no such rule."""
     other_base: bool = False
     """Whether the adapter may replace one of another base model, with which it is not compared."""
 

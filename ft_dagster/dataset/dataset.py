@@ -230,14 +230,23 @@ def _train_version(block_length: int, stats: Sequence[Stats]) -> str:
 def held_out_version(dataset: Artifact) -> str:
     """Return the hash of what adapters are measured on. It stays the same while only the train side changes."""
     content = []
+    for shard, documents in _held_out_documents(dataset):
+        version = json.loads(dataset.store.get_blob(shard.figures))["versions"][SPLITS.index("held_out")]
+        content.append([version, [[d.chapter, d.section, d.scored_bytes] for d in documents]])
+    return digest(content)
+
+
+def held_out_sections(dataset: Artifact) -> set[str]:
+    """Return the hashes of the held-out sections, and of held-out pairs if pairs are taught."""
+    return {document.section for _, documents in _held_out_documents(dataset) for document in documents}
+
+
+def _held_out_documents(dataset: Artifact) -> Iterator[tuple[DatasetShard, list[Document]]]:
     shards = [shard for shard in dataset_shards(dataset) if "held_out" in shard.rows]
     dataset.store.fetch_blobs(blob for shard in shards for blob in (shard.figures, shard.documents))
     for shard in shards:
-        version = json.loads(dataset.store.get_blob(shard.figures))["versions"][SPLITS.index("held_out")]
         documents = shard_documents(dataset.store, shard)
-        held_out = [[d.chapter, d.section, d.scored_bytes] for d in documents if d.split == "held_out"]
-        content.append([version, held_out])
-    return digest(content)
+        yield shard, [document for document in documents if document.split == "held_out"]
 
 
 def load_rows(dataset: Artifact, split: str) -> "Dataset":

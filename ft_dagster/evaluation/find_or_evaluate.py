@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from ft_dagster.base.model_folder import PreparedBase
 from ft_dagster.config.recipe import Recipe
 from ft_dagster.config.settings import Settings
-from ft_dagster.dataset.dataset import folder_with_rows, held_out_version
+from ft_dagster.dataset.dataset import folder_with_rows, held_out_sections, held_out_version
 from ft_dagster.evaluation.eval_sets import EvalSet
 from ft_dagster.evaluation.gate import judge
 from ft_dagster.evaluation.request import (
@@ -25,7 +25,7 @@ from ft_dagster.evaluation.request import (
     evaluation_key,
     measured_by,
 )
-from ft_dagster.model.manifest import differences, read_manifest
+from ft_dagster.model.manifest import differences, read_manifest, stored_manifest
 from ft_dagster.store.local import Artifact, Store
 
 Said = TypeVar("Said")
@@ -76,6 +76,7 @@ def find_or_evaluate(
         AdapterError: the manifest of the adapter in use is missing or damaged.
     """
     store, in_use = asked.adapter.store, asked.in_use
+    learned = _learned(asked.dataset, asked.adapter, in_use)
     key = evaluation_key(
         asked.adapter.key,
         asked.dataset.about["version"],
@@ -85,6 +86,7 @@ def find_or_evaluate(
         asked.eval_sets,
         in_use.new_was_proven,
         in_use.new_was_withdrawn,
+        learned,
     )
     released = in_use.folder if in_use.folder and not differences(read_manifest(in_use.folder), asked.base) else None
     if found := store.find(KIND, key):
@@ -93,7 +95,21 @@ def find_or_evaluate(
     with store.staging() as folder:
         known = _measured_before(store, measured, released, asked.eval_sets)
         yield from measure(_request(asked, settings, folder, known, released), key)
-        return commit(key, folder, asked.adapter, in_use, asked.here, measured)
+        return commit(key, folder, asked.adapter, in_use, asked.here, measured, learned)
+
+
+def _learned(dataset: Artifact, adapter: Artifact, in_use: InUse) -> set[str]:
+    """Return the held-out sections that the adapter in use was trained on, for example under another chapter's name.
+
+    Those that the new adapter knows, too, because it continued from the one in use, do not make the comparison unfair.
+    """
+    if in_use.folder is None:
+        return set()
+    known, new = (
+        {item["section"] for item in manifest.trained_on}
+        for manifest in (read_manifest(in_use.folder), stored_manifest(adapter))
+    )
+    return held_out_sections(dataset) & known - new
 
 
 def _measured_before(store: Store, measured: str, released: Path | None, kinds: Collection[str]) -> dict[str, Any]:
@@ -133,7 +149,15 @@ def _request(
     )
 
 
-def commit(key: str, folder: Path, adapter: Artifact, in_use: InUse, recipe: Recipe, measured: str) -> Artifact:
+def commit(
+    key: str,
+    folder: Path,
+    adapter: Artifact,
+    in_use: InUse,
+    recipe: Recipe,
+    measured: str,
+    learned: Collection[str] = (),
+) -> Artifact:
     """Judge an adapter by its measurements, and commit them with the verdict to its store.
 
     Args:
@@ -143,12 +167,15 @@ def commit(key: str, folder: Path, adapter: Artifact, in_use: InUse, recipe: Rec
         in_use: the adapter that it would replace.
         recipe: recipe with the number format in which the models were measured.
         measured: hash of what decided the measurements, from `measured_by`.
+        learned: held-out sections that the adapter in use was trained on.
     """
     result = json.loads((folder / RESULT).read_bytes())
     models, release = result["models"], recipe.release
     other_base = in_use.folder is not None and RELEASED not in models and not release.other_base
     missing = _not_measured(result, recipe)
-    verdict = judge(models, release, in_use.new_was_proven, other_base, in_use.new_was_withdrawn, missing).to_json()
+    verdict = judge(
+        models, release, in_use.new_was_proven, other_base, in_use.new_was_withdrawn, missing, learned
+    ).to_json()
     about = result | {
         "models": {name: _without_sections(model) for name, model in models.items()},
         "adapter": adapter.key,

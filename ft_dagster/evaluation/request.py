@@ -1,6 +1,6 @@
 """Requests to evaluation processes, each a JSON file, and the keys of their results."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,12 @@ def evaluation_key(
     eval_sets: Mapping[str, EvalSet],
     released_before: bool = False,
     withdrawn: bool = False,
+    learned: Collection[str] = (),
 ) -> str:
     """Return the key of an evaluation: a hash of what was compared, on which texts and how.
+
+    Held-out sections that the adapter in use was trained on (`learned`) are in the key only if there are any, because
+    earlier versions did not leave them out.
 
     Numbers that were computed in different formats never have the same key. If the recipe names the format, it is in
     the adapter's key. If the format is left to the machine, only formats other than bfloat16 are in this key, so that
@@ -39,6 +43,7 @@ def evaluation_key(
     return digest(
         {
             **computed_in,
+            **({"learned": sorted(learned)} if learned else {}),
             "adapter": adapter,
             "dataset": dataset_version,
             "in_use": in_use,

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from ft_dagster import __version__
-from ft_dagster.base.model_folder import PreparedBase
+from ft_dagster.base.model_folder import BaseModelError, PreparedBase
 from ft_dagster.base.prepare import base_version, prepare_base
 from ft_dagster.config.recipe import Base, Recipe
-from ft_dagster.config.recipe_file import recipe_of_adapter
+from ft_dagster.config.recipe_file import load_recipe, recipe_of_adapter
 from ft_dagster.config.settings import Settings
 from ft_dagster.errors import UserError
 from ft_dagster.store.hashing import file_digest
@@ -140,9 +140,30 @@ def _manifest(content: Mapping[str, Any]) -> Manifest:
 
 
 def made_on(manifest: Manifest, settings: Settings) -> tuple[Recipe, PreparedBase]:
-    """Return the recipe of an adapter, and its base, fetched if needed. Raises BaseModelError if that is impossible."""
+    """Return the recipe of an adapter, and its base, fetched if needed.
+
+    The manifest contains the absolute path of a base in a folder. After a move, the base that the recipe of the
+    workspace names is used, if the adapter fits it.
+
+    Raises:
+        BaseModelError: the base is not on this machine, and cannot be fetched.
+    """
     recipe = recipe_of_adapter(manifest.recipe)
-    return recipe, prepare_base(recipe.base, settings.cache, token=settings.token)
+    try:
+        return recipe, prepare_base(recipe.base, settings.cache, token=settings.token)
+    except BaseModelError:
+        base = _base_of_workspace(settings) if recipe.base.source == "folder" else None
+        if base is None or differences(manifest, base):
+            raise
+    return recipe.model_copy(update={"base": recipe.base.model_copy(update={"model": base.folder})}), base
+
+
+def _base_of_workspace(settings: Settings) -> PreparedBase | None:
+    try:
+        base = load_recipe(settings.recipe, settings.workspace).base
+        return prepare_base(base, settings.cache, token=settings.token)
+    except UserError:
+        return None
 
 
 def differences(manifest: Manifest, base: PreparedBase) -> list[str]:

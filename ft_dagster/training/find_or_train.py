@@ -70,12 +70,13 @@ def find_or_train(
     start = adapter_to_go_on_from(wanted.recipe, wanted.in_use, wanted.base, sections)
     key, attempts = adapter_key(keys[0], start), settings.state / "attempts"
     for earlier in keys[1:]:
-        _adopt_earlier_attempts(store, attempts / adapter_key(earlier, start), attempts / key, earlier)
-    if found := find_adapter(store, keys):
-        return found, "trained"
+        if found := _adopt_earlier_attempts(store, attempts / adapter_key(earlier, start), attempts / key, earlier):
+            return found, "trained"
     try:
         with attempt_in(attempts / key) as attempt:
             if not (attempt / RESULT).exists():  # a finished attempt is only waiting to be committed
+                for earlier in keys[1:]:
+                    _adopt_shared_checkpoints(store, adapter_key(earlier, start), attempt)
                 yield from train(_request(key, wanted, settings, attempt, start))
                 attempt = finished_attempt(attempt.parent) or attempt
             return _commit(store, key, attempt, keys[0]), "trained"
@@ -101,34 +102,54 @@ def made_before(store: Store, dataset: Artifact, base: dict[str, str], recipe: R
         base: the identity of the base model.
         recipe: the resolved recipe.
     """
-    if found := find_adapter(store, keys_of(dataset, base, recipe)):
+    keys = keys_of(dataset, base, recipe)
+    if found := find_adapter(store, keys):
         return found
     if recipe.training.evaluate_every:
         return None
     version = train_version(dataset)
-    alike = [other.about["version"] for other in store.all(DATASET) if _is_alike(other, dataset, version)]
-    return find_adapter(store, [key for other in alike for key in training_keys(version, other, base, recipe)])
+    alike = [known for key in store.keys(DATASET) if (known := _version_if_alike(store, key, dataset, version))]
+    others = [key for other in alike for key in training_keys(version, other, base, recipe)]
+    unknown = [key for key in dict.fromkeys(others) if key not in keys]
+    return find_adapter(store, unknown, earlier=True) if unknown else None
 
 
-def _is_alike(other: Artifact, dataset: Artifact, version: str) -> bool:
+def _version_if_alike(store: Store, key: str, dataset: Artifact, version: str) -> str | None:
+    """Return the version of a stored dataset if its train side is that of `dataset`. Damaged ones are passed over."""
     try:
-        return other.about["block_length"] == dataset.about["block_length"] and train_version(other) == version
-    except (StoreError, KeyError):  # parts of an old dataset may have been removed
-        return False
+        other = store.find(DATASET, key)
+        if other is None or other.about["splits"]["train"] != dataset.about["splits"]["train"]:
+            return None
+        return str(other.about["version"]) if train_version(other) == version else None
+    except (StoreError, KeyError):
+        return None
 
 
-def find_adapter(store: Store, keys: Sequence[str]) -> Artifact | None:
-    """Return the adapter made for the first of these training keys that has one, whatever adapter it started from."""
-    for key in keys:
-        if found := store.find(KIND, key) or store.newest(KIND, made_for=key):
+def find_adapter(store: Store, keys: Sequence[str], earlier: bool = False) -> Artifact | None:
+    """Return the adapter made for the first of these training keys that has one, whatever adapter it started from.
+
+    Adapters of earlier versions that change nothing are not used: in a training of one step the learning rate was 0.
+
+    Args:
+        store: the store to search.
+        keys: training keys. All but the first are those of earlier versions.
+        earlier: whether the first one is, too.
+    """
+    if not earlier and (found := store.find(KIND, keys[0])):
+        return found
+    made_for = {adapter.about.get("made_for"): adapter for adapter in reversed(list(store.all(KIND)))}
+    for place, key in enumerate(keys):
+        found = store.find(KIND, key) or made_for.get(key)
+        if found and ((place == 0 and not earlier) or found.about.get("largest_logit_change") != 0):
             return found
     return None
 
 
-def _adopt_earlier_attempts(store: Store, before: Path, now: Path, made_for: str) -> None:
+def _adopt_earlier_attempts(store: Store, before: Path, now: Path, made_for: str) -> Artifact | None:
     """Adopt attempts that were interrupted before an upgrade changed their key.
 
-    A finished attempt is committed to the store as it is; an unfinished one is moved to the new key.
+    A finished attempt is committed to the store as it is, and its adapter returned; an unfinished one is moved to the
+    new key.
 
     Args:
         store: the store that a finished adapter is committed to.
@@ -137,9 +158,18 @@ def _adopt_earlier_attempts(store: Store, before: Path, now: Path, made_for: str
         made_for: the earlier training key.
     """
     if finished := finished_attempt(before):
-        _commit(store, before.name, finished, made_for)
-    elif before.is_dir() and not now.exists():
+        return _commit(store, before.name, finished, made_for)
+    if before.is_dir() and not now.exists():
         before.rename(now)
+    return None
+
+
+def _adopt_shared_checkpoints(store: Store, before: str, attempt: Path) -> None:
+    """Move checkpoints in a bucket, from before an upgrade changed their key, to an attempt's folder."""
+    if url := _checkpoints(store, before):
+        shared = SharedCheckpoints(url)
+        shared.fetch(attempt)
+        shared.forget()
 
 
 def _request(key: str, wanted: Wanted, settings: Settings, attempt: Path, start: Path | None) -> TrainingRequest:

@@ -64,7 +64,7 @@ def training_keys(train_version: str, version: str, base: dict[str, str], recipe
         recipe: the resolved recipe.
     """
     texts = [version] if recipe.training.evaluate_every else [train_version, version]
-    return [training_key(text, base, reading) for text in texts for reading in recipe.readings]
+    return list(dict.fromkeys(training_key(text, base, reading) for text in texts for reading in recipe.readings))
 
 
 def adapter_key(made_for: str, start: Path | None) -> str:

@@ -350,6 +350,7 @@ FIELDS: dict[str, tuple[Callable[[Laboratory, Recipe], Any], Any, Fields]] = {
     "release.general_loss": (verdict, 0.01, {}),
     "release.chat_loss": (verdict, 0.01, {}),
     "release.recited": (verdict, 0.001, {}),
+    "release.minimum_held_out": (verdict, 10**6, {}),
     "release.other_base": (verdict_on_another_base, True, {}),
 }
 

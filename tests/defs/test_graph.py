@@ -413,7 +413,9 @@ def test_an_adapter_of_another_base_is_replaced_only_when_the_recipe_says_so(
     kept = metadata(run(up_to_date), "released_adapter")
     assert kept["decision"] == "keep" and "belongs to another base model" in kept["reason"]
     assert (workspace / "fine_tuned_model").resolve() == released
-    (workspace / "recipe.yaml").write_text(yaml.safe_dump(tiny_recipe | {"release": {"other_base": True}}))
+    (workspace / "recipe.yaml").write_text(
+        yaml.safe_dump(tiny_recipe | {"release": {"other_base": True, "minimum_held_out": 0}})
+    )
     result = run(up_to_date, "adapter_evaluation", "released_adapter")
     assert metadata(result, "released_adapter")["decision"] == "release"
     assert (workspace / "fine_tuned_model").resolve() != released

@@ -74,7 +74,7 @@ def test_an_evaluation_is_made_again_when_what_is_compared_changes(tiny_recipe: 
     assert key == evaluation_key("new", "dataset", None, recipe, "bfloat16", {})
     assert key != evaluation_key("new", "dataset", "released", recipe, "bfloat16", {})
     assert key != evaluation_key("other", "dataset", None, recipe, "bfloat16", {})
-    asked_more = resolve_recipe(tiny_recipe | {"release": {"minimum_gain": 1}})
+    asked_more = resolve_recipe(tiny_recipe | {"release": {"minimum_gain": 1, "minimum_held_out": 0}})
     assert key != evaluation_key("new", "dataset", None, asked_more, "bfloat16", {})
     texts = {"general": EvalSet("general", {"a.md": "One."}, tmp_path)}
     others = {"general": EvalSet("general", {"a.md": "Two."}, tmp_path)}

@@ -15,7 +15,7 @@ CHAPTERS = 8
 def scored(bits_per_byte: float, spread: float = 0.0) -> dict[str, Any]:
     """Return the scores of a model on chapters of one section each, alternately better and worse by `spread`."""
     sections = {
-        f"chapter {n}": {"all": [(bits_per_byte + (spread if n % 2 else -spread)) * math.log(2) * 100, 100]}
+        f"chapter {n}": {"all": [(bits_per_byte + (spread if n % 2 else -spread)) * math.log(2) * 1000, 1000]}
         for n in range(CHAPTERS)
     }
     return {"bits_per_byte": bits_per_byte, "sections": sections}
@@ -110,7 +110,36 @@ def test_rules_without_a_measurement_are_not_applied() -> None:
         del model["general"], model["chat"]
         model["train"]["passages"] = 0
     verdict = judge(measured, Release())
-    assert (verdict.decision, [rule.field for rule in verdict.rules]) == ("release", ["minimum_gain"])
+    assert (verdict.decision, [rule.field for rule in verdict.rules]) == (
+        "release",
+        ["minimum_held_out", "minimum_gain"],
+    )
+
+
+@pytest.mark.parametrize(("chapters", "size"), [(8, 249), (1, 5000)], ids=["too few bytes", "a single section"])
+def test_nothing_is_released_on_too_little_held_out_text(chapters: int, size: int) -> None:
+    measured = models(base=1.5, new=1.0)
+    for model in measured.values():
+        kept = list(model["sections"])[:chapters]
+        nats = {name: model["sections"][name]["all"][0] for name in kept}
+        model["sections"] = {name: {"all": [nats[name] * size / 1000, size]} for name in kept}
+    verdict = judge(measured, Release())
+    assert verdict.decision == "keep" and "raise tokens.held_out, or add text" in verdict.reason
+    assert judge(measured, Release(minimum_held_out=0)).decision == "release"
+    assert judge(measured, Release(), released_before=True).decision == "release", "it proved itself before"
+
+
+def test_text_that_the_released_adapter_learned_is_left_out_of_the_comparison_with_it() -> None:
+    measured = models(base=1.5, released=1.25, new=1.2)
+    for model in measured.values():
+        model["sections"] = {name: {f"hash of {name}": row["all"]} for name, row in model["sections"].items()}
+    measured["released"]["sections"]["chapter 0"]["hash of chapter 0"] = [0.0, 1000]  # it knows this text by heart
+    assert judge(measured, Release()).decision == "keep"
+    verdict = judge(measured, Release(), learned={"hash of chapter 0"})
+    assert verdict.decision == "release"
+    assert "beats the base's 1.5000 and the released's 1.2500; 1 held-out section(s) that the adapter" in verdict.reason
+    verdict = judge(measured, Release(), learned={f"hash of chapter {n}" for n in range(CHAPTERS)})
+    assert verdict.decision == "release" and "gain over the released" in verdict.not_measured
 
 
 def test_an_adapter_released_before_need_not_beat_the_released_one() -> None:
@@ -135,7 +164,7 @@ def test_an_adapter_that_a_user_rolled_back_is_not_released_again_automatically(
 
 def test_a_verdict_is_plain_data() -> None:
     verdict = judge(models(base=1.5, new=1.0), Release())
-    assert json.loads(json.dumps(verdict.to_json()))["rules"][0] == {
+    assert json.loads(json.dumps(verdict.to_json()))["rules"][1] == {
         "name": "gain over the base",
         "field": "minimum_gain",
         "measured": pytest.approx(0.5),

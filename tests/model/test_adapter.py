@@ -13,13 +13,14 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from ft_dagster import __version__
-from ft_dagster.base.model_folder import PreparedBase
+from ft_dagster.base.model_folder import BaseModelError, PreparedBase
 from ft_dagster.base.prepare import base_version, prepare_base
 from ft_dagster.config.recipe import Base, Recipe
 from ft_dagster.config.recipe_file import resolve_recipe
+from ft_dagster.config.settings import Settings
 from ft_dagster.model.adapter import load_adapter
 from ft_dagster.model.load import load_base
-from ft_dagster.model.manifest import AdapterError, check_adapter, differences, read_manifest, write_manifest
+from ft_dagster.model.manifest import AdapterError, check_adapter, differences, made_on, read_manifest, write_manifest
 from ft_dagster.store.hashing import file_digest
 from ft_dagster.training.request import CODE_VERSION, TrainingRequest
 from ft_dagster.training.train import train
@@ -108,6 +109,27 @@ def test_an_adapter_loads_on_its_base_under_any_name(
     trained = load_file(adapter / "adapter_model.safetensors")
     name = "base_model.model.model.layers.0.self_attn.q_proj.lora_B"
     assert model.get_parameter(f"{name}.first.weight").equal(trained[f"{name}.weight"])
+
+
+def test_after_a_move_the_base_of_the_workspace_is_used_if_the_adapter_fits(
+    adapter: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    manifest = read_manifest(adapter)
+    moved = replace(manifest, recipe={**manifest.recipe, "base": manifest.recipe["base"] | {"model": "/nowhere/tiny"}})
+    (tmp_path / "recipe.yaml").write_text(
+        json.dumps({"name": "m", "base": {"source": "folder", "model": "bases/tiny"}})
+    )
+    settings = Settings(workspace=tmp_path, recipe="recipe.yaml", cache=tmp_path / "cache")
+    with pytest.raises(BaseModelError, match="/nowhere/tiny"):
+        made_on(moved, settings)
+    base = tmp_path / "bases" / "tiny"
+    shutil.copytree(tiny_base, base)
+    recipe, found = made_on(moved, settings)
+    assert found.folder == recipe.base.model == str(base)
+    config = json.loads((base / "config.json").read_text()) | {"rms_norm_eps": 0.5}
+    (base / "config.json").write_text(json.dumps(config))
+    with pytest.raises(BaseModelError, match="/nowhere/tiny"):
+        made_on(moved, settings)
 
 
 @pytest.mark.parametrize(

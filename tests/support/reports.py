@@ -27,6 +27,7 @@ def recipe_for(base: Path) -> dict[str, Any]:
             "save_every": 2,
         },
         "evaluation": {"prompts": ["The committee"], "sample_tokens": 4, "general": None, "chat": None},
+        "release": {"minimum_held_out": 0},
     }
 
 

@@ -112,7 +112,7 @@ def test_an_adapter_whose_upload_is_cut_off_is_not_half_stored_and_not_retrained
 ) -> None:
     with wire_to(s3_server) as wire, machine("here", finished, tmp_path, s3_server, s3_url, wire.address) as here:
         assert run(here.instance, *LIGHT).success
-        wire.cut_after(50_000)
+        wire.cut_after(100_000)  # after the requests that look for the adapter
         failed = run(here.instance, "lora_adapter")
         assert not failed.success and wire.cuts
         (event,) = failed.get_step_failure_events()

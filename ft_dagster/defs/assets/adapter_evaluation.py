@@ -31,9 +31,9 @@ from ft_dagster.store.local import Artifact
 
 _CHECKS = {
     "it_beats_base_and_released": (
-        ("minimum_gain", "worst_loss"),
-        "Held-out chapters are predicted better than by the base model, and no worse than by the released adapter "
-        "(`release.minimum_gain`, `release.worst_loss`).",
+        ("minimum_held_out", "minimum_gain", "worst_loss"),
+        "Held-out chapters, of which there is enough text, are predicted better than by the base model, and no worse "
+        "than by the released adapter (`release.minimum_held_out`, `release.minimum_gain`, `release.worst_loss`).",
     ),
     "general_text_is_not_forgotten": (
         ("general_loss",),

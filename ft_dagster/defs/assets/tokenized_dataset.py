@@ -35,6 +35,8 @@ SEPARATE = dg.AssetCheckSpec(
     description="No section is on both sides, and no row of one side contains tokens of the other.",
 )
 
+_MOST_NAMES = 100
+
 
 @stage_asset(
     TOKENIZED_DATASET,
@@ -62,6 +64,8 @@ def tokenized_dataset(context: dg.AssetExecutionContext, workspace: Workspace) -
             "train rows": about["splits"]["train"]["rows"],
             "train tokens": about["splits"]["train"]["tokens"],
             "held-out tokens": about["splits"]["held_out"]["tokens"],
+            "held out": ", ".join(about["held_out"][:_MOST_NAMES]),
+            "held-out share of the text": ledger["held_out"] / max(1, ledger["train"] + ledger["held_out"]),
             "row fill": about["splits"]["train"]["fill"],
             "share of usable text": (ledger["train"] + ledger["held_out"]) / about["usable"],
             "objectives": ", ".join(about["objectives"]),

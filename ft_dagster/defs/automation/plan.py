@@ -99,7 +99,7 @@ class Plan:
     removed: list[ChapterChange] = field(default_factory=list)
     stages: list[StagePlan] = field(default_factory=list)
     exact: bool = True
-    """Whether the figures are exactly those of the run; otherwise they are estimates."""
+    """Whether the figures were counted; otherwise they are estimates."""
     at_most: bool = False
     """Whether training may end earlier, or cover fewer rows, than the figures say (`training.patience`, and
     `training.start: last`)."""
@@ -113,6 +113,10 @@ class Plan:
     train_chapters: int | None = None
     """Number of chapters that are trained on, wholly or in part. None without a dry run, or where the run stops before
     training."""
+    held_out: list[str] = field(default_factory=list)
+    """The chapters, or sections, that are held out. Empty without a dry run."""
+    held_out_share: float | None = None
+    """Their share of the text that is trained on or held out. None without a dry run."""
     steps: int | None = None
     """Number of optimizer steps; 0 if no training is due."""
     seconds: float | None = None
@@ -227,6 +231,10 @@ class _ToTrain:
     chapters: int
     size: int
     """Its size in bytes."""
+    held_out: tuple[str, ...]
+    """The chapters or sections that are held out."""
+    held_out_size: int
+    """Their size in bytes."""
 
 
 @dataclass
@@ -326,12 +334,16 @@ def _blocked(stages: list[StagePlan]) -> list[StagePlan]:
 
 def _to_train(sections: Artifact, split: Split) -> _ToTrain:
     sizes: Counter[str] = Counter()
+    held_out = 0
     for chapter in all_chapters(sections):
         for section in chapter.sections:
-            if not split.holds_out(chapter.name, section.title):
+            if split.holds_out(chapter.name, section.title):
+                held_out += section.used_bytes
+            else:
                 sizes[chapter.name] += section.used_bytes
     sizes = +sizes  # chapters without usable text are not trained on
-    return _ToTrain(len(sizes), sizes.total())
+    names = tuple(sorted(split.held_out, key=natural_key))
+    return _ToTrain(len(sizes), sizes.total(), names, held_out)
 
 
 def _count(
@@ -346,7 +358,10 @@ def _count(
     """Fill in whether training is due, and how large it is."""
     outcomes = {stage.stage: stage.outcome for stage in plan.stages}
     plan.trains = outcomes.get(LORA_ADAPTER.name) in ("runs", "if needed")
-    plan.train_chapters = tried.to_train.chapters if tried and tried.to_train else None
+    if tried and tried.to_train:
+        plan.train_chapters, plan.held_out = tried.to_train.chapters, list(tried.to_train.held_out)
+        used = tried.to_train.size + tried.to_train.held_out_size
+        plan.held_out_share = tried.to_train.held_out_size / max(1, used)
     if tried and tried.dataset:
         rows, plan.train_tokens = (tried.dataset.about["splits"]["train"][name] for name in ("rows", "tokens"))
     elif tried and tried.to_train:
@@ -361,7 +376,6 @@ def _count(
         plan.advice = few_steps_advice(rows, recipe)
         continues = recipe.training.start == "last" and workspace.releases.current() is not None
         plan.at_most = continues or recipe.training.patience is not None
-        plan.exact = plan.exact and not plan.at_most
     if plan.trains and cost:
         plan.training = training_cost(workspace.settings, recipe, plan.train_tokens * recipe.training.epochs)
     seconds = plan.training.seconds if plan.training else 0.0

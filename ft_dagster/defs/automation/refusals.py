@@ -27,10 +27,9 @@ def refusals_in(sections: Artifact, options: Corpus) -> list[Refusal]:
     if options.unreadable == "fail":
         found += [Refusal(row["path"], row["reason"]) for row in unreadable_rows(sections)]
     if options.secrets == "block":
-        found += [
-            Refusal(item.source, f"line {item.line} of {shown(item.heading)} looks like this: {item.kind}")
-            for item in secret_findings(sections)
-        ]
+        for item in secret_findings(sections):
+            place = shown(item.heading) or "text before the first heading"
+            found.append(Refusal(item.source, f"{place}, line {item.line}: {item.kind}"))
     return found
 
 

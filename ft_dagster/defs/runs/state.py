@@ -59,7 +59,7 @@ def fail_abandoned(instance: dg.DagsterInstance) -> list[str]:
 def _why_gone(instance: dg.DagsterInstance, run: dg.DagsterRun, started: float) -> str | None:
     place = host_of(run)
     if place and place.was_given_up_for(this_host()):
-        return f"Slurm has given up this run on {place.host} and started job {place.job} anew."
+        return f"Slurm has given up this run on {place.host} and restarted job {place.job}."
     if place.host != this_host().host if place else instance.run_launcher.supports_check_run_worker_health:
         return None
     processes = _processes_of(instance, run.run_id)

@@ -17,7 +17,8 @@ from ft_dagster.base.embedded import EMBEDDED
 from ft_dagster.cli.summary import print_plan
 from ft_dagster.config.recipe_file import resolve_recipe
 from ft_dagster.dataset.held_out import Pinned, choose_held_out
-from ft_dagster.defs.automation.plan import Plan, make_plan
+from ft_dagster.defs.automation.plan import Plan, StagePlan, make_plan
+from ft_dagster.defs.automation.refusals import Refusal
 from ft_dagster.defs.stages import STAGES
 from ft_dagster.defs.workspace import Workspace
 from ft_dagster.runtime.number_format import ProductRates
@@ -216,9 +217,22 @@ def test_figures_are_an_upper_bound_if_training_may_be_shorter(
         yaml.safe_dump(tiny_recipe | {"training": tiny_recipe["training"] | training})
     )
     plan = planned(up_to_date)
-    assert plan.at_most and not plan.exact
+    assert plan.at_most
     print_plan(plan, Console(file=(shown := StringIO()), width=1000))
     assert f"at most {plan.steps} optimizer steps" in shown.getvalue()
+    (held_out,) = plan.held_out
+    assert plan.held_out_share and 0 < plan.held_out_share < 0.5
+    assert f"Held out: {held_out} ({plan.held_out_share:.1%} of the text)." in shown.getvalue()
+
+
+def test_names_from_reports_are_printed_as_they_are() -> None:
+    for plan in (
+        Plan(train_tokens=1, steps=1, trains=True, held_out=["one#Using [/INST] [b]tokens"], held_out_share=0.5),
+        Plan(refused=[Refusal("notes [draft].md", "Using [/INST], line 1: a key")]),
+    ):
+        plan.stages.append(StagePlan("sections", "content", "changed", "runs"))
+        print_plan(plan, Console(file=(shown := StringIO()), width=1000))
+        assert "[/INST]" in shown.getvalue() and ("[b]tokens" in shown.getvalue() or "[draft]" in shown.getvalue())
 
 
 @pytest.mark.parametrize(("epochs", "advised"), [(1, True), (20, False)])
