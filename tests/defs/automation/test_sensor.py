@@ -5,7 +5,7 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
-from dagster._core.events import EngineEventData
+from dagster._core.events import EngineEventData  # private: no public way to add an event of the engine
 from graphs import run
 
 from ft_dagster.config.settings import load_settings

@@ -6,7 +6,7 @@ from typing import Any
 import dagster as dg
 import pytest
 import yaml
-from dagster._core.definitions.job_base import InMemoryJob
+from dagster._core.definitions.job_base import InMemoryJob  # private: an executor is only created for a job
 from dagster_k8s.job import DagsterK8sJobConfig, UserDefinedDagsterK8sConfig, construct_dagster_k8s_job
 from kubernetes.client import ApiClient
 from manifests import problems

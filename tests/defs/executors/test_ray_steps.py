@@ -9,7 +9,7 @@ from typing import Any
 import dagster as dg
 import pytest
 import yaml
-from dagster._core.events import DagsterEvent
+from dagster import DagsterEvent
 from dagster_ray.core.executor import RayStepHandler
 from ray.job_submission import JobStatus
 

@@ -8,8 +8,8 @@ import dagster as dg
 import graphs
 import psutil
 import pytest
-from dagster._core.events import EngineEventData, StepFailureData
-from dagster_shared.error import SerializableErrorInfo
+from dagster._core.events import EngineEventData, StepFailureData  # private: to write events as the engine does
+from dagster_shared.error import SerializableErrorInfo  # private: part of such an event
 
 from ft_dagster.defs.runs.run_host import RUN_HOST_TAG, RunHost, host_of, this_host
 from ft_dagster.defs.runs.state import BRING_UP_TO_DATE, CAUSE_TAG, cancelled_for, fail_abandoned, failures_for
