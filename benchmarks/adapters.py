@@ -17,8 +17,9 @@ from ft_dagster.config.recipe import Recipe
 from ft_dagster.config.settings import Settings
 from ft_dagster.corpus.sections import make_sections
 from ft_dagster.corpus.snapshot import take_snapshot
-from ft_dagster.dataset.dataset import choose_split, make_dataset
+from ft_dagster.dataset.dataset import make_dataset, outline_sections
 from ft_dagster.dataset.held_out import Pinned
+from ft_dagster.dataset.split import choose_split
 from ft_dagster.evaluation.request import RESULT as EVALUATION
 from ft_dagster.evaluation.request import EvaluationRequest
 from ft_dagster.store.local import Artifact, Store
@@ -60,9 +61,11 @@ class Workbench:
         snapshot = take_snapshot(self.folder, self.folder / "files.db", self.store)
         sections = make_sections(snapshot, recipe.corpus)
         tokens, objectives = recipe.tokens, recipe.objectives
-        split = choose_split(sections, tokens, self.pinned, objectives)
+        split = choose_split(outline_sections(sections), tokens, self.pinned, objectives)
         self.pinned = split.pinned
-        return make_dataset(sections, Path(self.base.folder), self.base.tokenizer, tokens, split, objectives)
+        return make_dataset(
+            outline_sections(sections), Path(self.base.folder), self.base.tokenizer, tokens, split, objectives
+        )
 
     def train(self, dataset: Artifact, recipe: Recipe, **more: Any) -> Made:
         """Make an adapter in a separate process, unless this folder already contains it."""

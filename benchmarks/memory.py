@@ -22,8 +22,9 @@ from ft_dagster.config.recipe import Recipe
 from ft_dagster.config.recipe_file import load_recipe, resolve_recipe
 from ft_dagster.corpus.sections import make_sections
 from ft_dagster.corpus.snapshot import take_snapshot
-from ft_dagster.dataset.dataset import choose_split, make_dataset
+from ft_dagster.dataset.dataset import make_dataset, outline_sections
 from ft_dagster.dataset.held_out import Pinned
+from ft_dagster.dataset.split import choose_split
 from ft_dagster.runtime.machine import processor
 from ft_dagster.store.local import Store
 from ft_dagster.training.request import RESULT, TrainingRequest
@@ -73,8 +74,8 @@ def measure(recipe: Recipe, reports: Path, scratch: Path, number: int) -> dict[s
     """Measure one training of a fifth of an epoch, in its own process."""
     base = prepare_base(recipe.base, Path(os.environ.get("FT_CACHE", "~/.cache/ft_dagster")).expanduser())
     sections = make_sections(take_snapshot(reports, scratch / "files.db", Store(scratch / "store")), recipe.corpus)
-    split = choose_split(sections, recipe.tokens, Pinned())
-    dataset = make_dataset(sections, Path(base.folder), base.tokenizer, recipe.tokens, split)
+    split = choose_split(outline_sections(sections), recipe.tokens, Pinned())
+    dataset = make_dataset(outline_sections(sections), Path(base.folder), base.tokenizer, recipe.tokens, split)
     attempt = scratch / f"attempt-{number}"
     request = TrainingRequest(
         key=f"{number}",

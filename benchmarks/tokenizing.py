@@ -27,9 +27,10 @@ from ft_dagster.config.settings import Settings
 from ft_dagster.corpus.chapter import Section
 from ft_dagster.corpus.sections import all_chapters, make_sections
 from ft_dagster.corpus.snapshot import take_snapshot
-from ft_dagster.dataset.dataset import choose_split, make_dataset
+from ft_dagster.dataset.dataset import make_dataset, outline_sections
 from ft_dagster.dataset.documents import render
 from ft_dagster.dataset.held_out import Pinned
+from ft_dagster.dataset.split import choose_split
 from ft_dagster.dataset.tokenizer import DocumentTokenizer
 from ft_dagster.store.local import Store
 
@@ -60,7 +61,7 @@ def main() -> None:
         texts = [render(section) for section in found]
         size = sum(len(text.encode()) for text in texts) / 1e6
         rows = Dataset.from_dict({"text": texts})
-        split = choose_split(sections, Tokens(), Pinned())
+        split = choose_split(outline_sections(sections), Tokens(), Pinned())
         round_number = 0
 
         def tokenized() -> None:
@@ -73,7 +74,7 @@ def main() -> None:
             nonlocal round_number
             round_number += 1  # a different block length in each round, so that nothing is reused from the one before
             options = Tokens(block_length=512 + round_number)
-            made = make_dataset(sections, Path(base.folder), base.tokenizer, options, split)
+            made = make_dataset(outline_sections(sections), Path(base.folder), base.tokenizer, options, split)
             assert made.about["splits"]["train"]["rows"]
 
         def theirs() -> None:

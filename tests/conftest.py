@@ -268,7 +268,9 @@ def make_dataset(tiny_base: Path, tmp_path: Path) -> Callable[..., Path]:
         sections = make_sections(take_snapshot(reports, reports / "files.db", Store(tmp_path / "store")), Corpus())
         options, split = Tokens(block_length=block_length), Split(frozenset(held_out), Pinned())
         taught = Objectives(**objectives)
-        return dataset.make_dataset(sections, tiny_base, "the tiny base's", options, split, taught).path
+        return dataset.make_dataset(
+            dataset.outline_sections(sections), tiny_base, "the tiny base's", options, split, taught
+        ).path
 
     return make
 

@@ -50,7 +50,7 @@ def test_every_field_has_a_description_and_its_values() -> None:
 
 def test_a_table_shows_defaults_bounds_and_choices() -> None:
     rows = recipe_table().splitlines() + settings_table().splitlines()
-    assert "| `held_out` | `0.1` | number above 0, below 1 | Share of chapters kept" in "\n".join(rows)
+    assert "| `held_out` | `0.1` | number above 0, below 1 | Share of the text that is" in "\n".join(rows)
     for row in (
         "| `model` | required | text, not empty |",
         "| `revision` | `null` | text or `null` |",

@@ -16,7 +16,7 @@ from ft_dagster.config.recipe import Corpus, Objectives, Recipe, Tokens
 from ft_dagster.config.recipe_file import load_recipe, resolve_recipe
 from ft_dagster.corpus.sections import make_sections
 from ft_dagster.corpus.snapshot import take_snapshot
-from ft_dagster.dataset.dataset import load_rows, make_dataset
+from ft_dagster.dataset.dataset import load_rows, make_dataset, outline_sections
 from ft_dagster.dataset.held_out import Pinned, Split
 from ft_dagster.model.device import device
 from ft_dagster.model.rows import collate
@@ -92,7 +92,7 @@ def dataset(setup: Setup, base: Path, block_length: int) -> Artifact:
     sections = make_sections(take_snapshot(reports, setup.folder / "files.db", store), Corpus())
     split = Split(frozenset(HELD_OUT), Pinned())
     tokens = Tokens(block_length=block_length)
-    return make_dataset(sections, base, f"of {base.name}", tokens, split, Objectives())
+    return make_dataset(outline_sections(sections), base, f"of {base.name}", tokens, split, Objectives())
 
 
 def recipe(setup: Setup, base: Path, changes: Mapping[str, Any]) -> Recipe:

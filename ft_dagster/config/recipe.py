@@ -100,7 +100,7 @@ class Tokens(Part):
     block_length: int = Field(default=512, ge=16)
     """Number of tokens in a packed row."""
     held_out: float = Field(default=0.1, gt=0, lt=1)
-    """Share of chapters kept for evaluation, chosen by [a hash of the chapter's identity](graph.md)."""
+    """Share of the text that is [held out for evaluation](graph.md#held-out-chapters). Another value chooses anew."""
 
 
 class Objectives(Part):

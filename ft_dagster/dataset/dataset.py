@@ -6,7 +6,7 @@ can read), its documents, and its stats. What an edit does not affect is neither
 
 import json
 import resource
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,11 +17,13 @@ from ft_dagster.base.model_folder import chat_template
 from ft_dagster.config.recipe import Objectives, Tokens
 from ft_dagster.corpus.files import CorpusError
 from ft_dagster.corpus.sections import KIND as SECTIONS
-from ft_dagster.corpus.sections import SectionShard, all_chapters, chapter_sizes, stored_chapters, stored_shards
+from ft_dagster.corpus.sections import SectionShard, stored_chapters
 from ft_dagster.corpus.shards import Each, overlap
 from ft_dagster.corpus.snapshot import KIND as SNAPSHOT
 from ft_dagster.dataset.chat import ChatTokenizer
-from ft_dagster.dataset.held_out import Pinned, Split, choose_held_out
+from ft_dagster.dataset.held_out import Pinned, Split, section_unit
+from ft_dagster.dataset.near_copies import known_share
+from ft_dagster.dataset.outline import Outline, make_outline, outline_key
 from ft_dagster.dataset.rewriting import Refusal
 from ft_dagster.dataset.shard import (
     OF_THE_SPLIT,
@@ -32,7 +34,18 @@ from ft_dagster.dataset.shard import (
     pack_chapters,
     tokenized_texts,
 )
-from ft_dagster.dataset.stats import Stats, balance, count_faults, count_pairs, count_split, has_rows, stats_of, sum_of
+from ft_dagster.dataset.split import FINGERPRINT, NEEDED, TEXT, Before, choose_split
+from ft_dagster.dataset.stats import (
+    Stats,
+    balance,
+    count_faults,
+    count_pairs,
+    count_split,
+    fingerprints,
+    has_rows,
+    stats_of,
+    sum_of,
+)
 from ft_dagster.dataset.tokenized import TokenizedText
 from ft_dagster.dataset.tokenizer import DocumentTokenizer
 from ft_dagster.store.hashing import canonical_json, digest
@@ -45,12 +58,6 @@ CODE_VERSION = "3"
 """Increased by hand when the same sections would result in other rows."""
 KIND = "tokenized_dataset"
 """The name of this kind of artifact in the store."""
-NEEDED = (
-    "A pair is an `original` beside the `improved` text of a section, or `final_result.original_text` beside "
-    "`final_text`, in a JSON file under outputs/consolidated/"
-)
-"""What reports must contain for objectives.rewrite; a part of error messages."""
-TEXT = Objectives()
 _SHARDS = "shards.json"
 
 
@@ -67,34 +74,14 @@ class DatasetShard:
     """Blob with one Document per line."""
     rows: dict[str, str]
     """Split -> blob with its rows. A split without text is missing."""
+    outline: str = ""
+    """Blob with the outline of the sections; empty in datasets of earlier versions."""
+    outline_key: str = ""
 
     @property
     def blobs(self) -> list[str]:
         """All blobs of the group."""
-        return [self.figures, self.documents, *self.rows.values()]
-
-
-def choose_split(sections: Artifact, options: Tokens, pinned: Pinned, objectives: Objectives = TEXT) -> Split:
-    """Choose which chapters are held out. If only rewriting is taught, only chapters with pairs are considered.
-
-    Raises:
-        CorpusError: nothing can be held out.
-    """
-    in_pairs = not objectives.text
-
-    def every_section() -> Iterator[tuple[str, str, int]]:
-        for chapter in all_chapters(sections):
-            paired = {place for pair in chapter.pairs if pair.whole for place in pair.sections}
-            for place, section in enumerate(chapter.sections):
-                if place in paired or not in_pairs:
-                    yield chapter.name, section.title, section.used_bytes
-
-    if in_pairs and sections.about["pairs"] < 2:
-        raise CorpusError(
-            f"Only objectives.rewrite is taught, and the reports contain {sections.about['pairs']} pair(s); at least "
-            f"two are needed, one to train on and one to measure the adapter on. {NEEDED}."
-        )
-    return choose_held_out(chapter_sizes(sections, in_pairs), every_section, options.held_out, pinned)
+        return [self.figures, self.documents, *self.rows.values(), *filter(None, [self.outline])]
 
 
 def dataset_key(
@@ -102,16 +89,16 @@ def dataset_key(
     folder: Path,
     tokenizer: str,
     options: Tokens,
-    pinned: Pinned,
+    split: Split,
     objectives: Objectives = TEXT,
 ) -> str:
     """Return the key of a dataset. It contains the version of the sections, so equal sections give the same key."""
-    pins = [sorted(pinned.held_out), sorted(pinned.train)]
-    return digest([sections.about["version"], pins, _made_by(folder, tokenizer, options, objectives)])
+    made_by = _made_by(folder, tokenizer, options, objectives)
+    return digest([sections.about["version"], sorted(split.held_out), made_by])
 
 
 def make_dataset(
-    sections: Artifact,
+    outline: Outline,
     folder: Path,
     tokenizer: str,
     options: Tokens,
@@ -125,7 +112,7 @@ def make_dataset(
     written only if it has changed.
 
     Args:
-        sections: the sections, as `make_sections` returns them.
+        outline: the outline of the sections, as `outline_sections` returns it.
         folder: the folder of the base model, for its tokenizer and chat template.
         tokenizer: the hash of the tokenizer.
         options: the recipe's options for tokens.
@@ -136,28 +123,34 @@ def make_dataset(
 
     Returns:
         An artifact whose `about` contains `version` (hash of token ids and boundaries), `train_version` (the same of
-        the train side alone), `splits`, `held_out`, `usable` bytes of sections, `pairs`, `ledger` and `checks`.
+        the train side alone), `splits`, `held_out`, `usable` bytes of sections, `pairs`, `ledger`, `checks` and
+        `known` (the share of the held-out text that the train side contains).
 
     Raises:
         CorpusError: one side of the split contains nothing that is taught.
         RecipeError: rewriting is taught, and the chat template of the base model cannot be used.
         LedgerError: bytes or tokens do not add up.
     """
+    sections = outline.sections
     store = sections.store
-    key = dataset_key(sections, folder, tokenizer, options, split.pinned, objectives)
+    key = dataset_key(sections, folder, tokenizer, options, split, objectives)
     if found := store.find(KIND, key):
         return found
     made_by = _made_by(folder, tokenizer, options, objectives)
     chat = ChatTokenizer(folder) if objectives.rewrite else None
     teaching = Teaching(DocumentTokenizer(folder), options.block_length, bool(objectives.text), chat)
     writer = _Writer(store, teaching, split, made_by)
-    wanted = [(source, writer.key(source)) for source in stored_shards(sections)]
+    wanted = [(source, writer.key(source)) for source, _ in outline.groups]
     same = {key: known for source, key in wanted if (known := writer.same(source, key))}
     changed = [(source, key) for source, key in wanted if key not in same]
     made: dict[str, DatasetShard | None] = same | {
         key: shard for (_, key), shard in zip(changed, each(writer.write, changed), strict=True)
     }
-    shards = [replace(shard, group=source.group) for source, key in wanted if (shard := made[key])]
+    shards = [
+        replace(shard, group=source.group, outline=blob, outline_key=outline_key(source))
+        for (source, key), (_, blob) in zip(wanted, outline.groups, strict=True)
+        if (shard := made[key])
+    ]
     store.fetch_blobs(shard.figures for shard in shards)
     stats = [json.loads(store.get_blob(shard.figures)) for shard in shards]
     splits = {name: count_split(name, stats, options.block_length) for name in SPLITS}
@@ -179,10 +172,81 @@ def make_dataset(
         "pairs": pairs,
         "ledger": balance(sections.about, used, left_out),
         "checks": count_faults(stats),
+        "known": known_share(outline, split),
     }
     with store.staging() as staging:
         (staging / _SHARDS).write_text(json.dumps([asdict(shard) for shard in shards], indent=1), "utf-8")
         return store.commit(KIND, key, staging, about)
+
+
+def outline_sections(sections: Artifact, each: Each = map) -> Outline:
+    """Return the outline of sections. Only groups that are not in the dataset that was stored last are read."""
+    last = sections.store.newest(KIND)
+    known = {shard.outline_key: shard.outline for shard in dataset_shards(last) if shard.outline} if last else {}
+    return make_outline(sections, known, each)
+
+
+def sides_of(dataset: Artifact) -> Before:
+    """Return which sections a dataset trains on, and which it holds out."""
+    shards = dataset_shards(dataset)
+    dataset.store.fetch_blobs(shard.figures for shard in shards)
+    sides: dict[str, set[str]] = {name: set() for name in SPLITS}
+    for shard in shards:
+        for name, found in fingerprints(json.loads(dataset.store.get_blob(shard.figures))).items():
+            sides[name] |= found
+    return Before(train=sides["train"], held_out=sides["held_out"])
+
+
+def next_split(
+    outline: Outline,
+    options: Tokens,
+    pinned: Pinned,
+    objectives: Objectives,
+    last: Artifact | None,
+    learned: Collection[str],
+) -> Split:
+    """Return the split of the next dataset of a workspace.
+
+    Args:
+        outline: the outline of the sections.
+        options: the recipe's options for tokens.
+        pinned: the recorded sides.
+        objectives: the recipe's objectives.
+        last: the last dataset of the workspace, if there is one.
+        learned: hashes of the sections that the adapter in use was trained on.
+
+    Raises:
+        CorpusError: nothing can be held out.
+    """
+    before = Before(learned)
+    if last is not None:
+        before = replace(sides_of(last), learned=learned)
+        if pinned.share is None:
+            pinned = recorded_sides(last, pinned, options.held_out)
+            known = {section[:FINGERPRINT] for section in learned}  # a chapter may have had another name by then
+            before = replace(before, held_out=set(before.held_out) - known)
+    return choose_split(outline, options, pinned, objectives, before)
+
+
+def recorded_sides(dataset: Artifact, pinned: Pinned, share: float) -> Pinned:
+    """Return the sides of the chapters of a dataset that an earlier version made, which recorded only some of them.
+
+    Args:
+        dataset: the last dataset of the workspace.
+        pinned: what was recorded.
+        share: the recipe's `tokens.held_out`.
+    """
+    chapters: dict[str, dict[str, str]] = {}
+    for document in all_documents(dataset):
+        chapters.setdefault(document.chapter, {})[document.title] = document.split
+    held_out, train = set(pinned.held_out), set(pinned.train)
+    for chapter, titles in chapters.items():
+        divided = len(set(titles.values())) > 1
+        if divided:
+            train.discard(chapter)  # sections that come later are chosen like those of a new chapter
+        for title, side in titles.items():
+            (held_out if side == "held_out" else train).add(section_unit(chapter, title) if divided else chapter)
+    return Pinned(frozenset(held_out), frozenset(train), share)
 
 
 def dataset_shards(dataset: Artifact) -> list[DatasetShard]:

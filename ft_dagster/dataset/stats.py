@@ -9,12 +9,11 @@ import numpy as np
 
 from ft_dagster.corpus.ledger import LedgerError
 from ft_dagster.dataset.shard import SPLITS, PackedShard
+from ft_dagster.dataset.split import FINGERPRINT
 from ft_dagster.dataset.table import count_rows, flat, rows_version
 
 Stats = Mapping[str, Any]
 """The stats of one group, as plain JSON data."""
-_FINGERPRINT_BYTES = 16
-"""Number of bytes of a section's hash by which the section is recognized."""
 _LISTED = 20
 """Maximum number of pairs that are listed by name if they are not taught."""
 
@@ -25,10 +24,7 @@ def stats_of(packed: PackedShard) -> dict[str, Any]:
     for name, table in packed.rows.items():
         owners = np.unique(flat(table, "documents"))
         strayed += sum(packed.documents[index].split != name for index in owners)
-    prints = {
-        name: "".join(d.section[: 2 * _FINGERPRINT_BYTES] for d in packed.documents if d.split == name)
-        for name in SPLITS
-    }
+    prints = {name: "".join(d.section[:FINGERPRINT] for d in packed.documents if d.split == name) for name in SPLITS}
     return {
         "splits": {name: count_rows(packed.rows.get(name)) for name in SPLITS},
         "versions": [rows_version(packed.rows.get(name)) for name in SPLITS],
@@ -74,17 +70,23 @@ def count_split(split: str, stats: Iterable[Stats], block_length: int) -> dict[s
 
 def count_faults(stats: Iterable[Stats]) -> dict[str, int]:
     """Return the counts that the checks of the asset use."""
-    prints: dict[str, set[str]] = {name: set() for name in SPLITS}
+    sides: dict[str, set[str]] = {name: set() for name in SPLITS}
     strayed = 0
     for one in stats:
         strayed += one["strayed"]
-        for name, text in one["prints"].items():
-            prints[name].update(
-                text[at : at + 2 * _FINGERPRINT_BYTES] for at in range(0, len(text), 2 * _FINGERPRINT_BYTES)
-            )
+        for name, found in fingerprints(one).items():
+            sides[name] |= found
     return {
-        "sections on both sides": len(prints["train"] & prints["held_out"]),
+        "sections on both sides": len(sides["train"] & sides["held_out"]),
         "rows with documents of the other side": strayed,
+    }
+
+
+def fingerprints(one: Stats) -> dict[str, set[str]]:
+    """Return the fingerprints of the sections and pairs of a group, by split."""
+    return {
+        name: {text[at : at + FINGERPRINT] for at in range(0, len(text), FINGERPRINT)}
+        for name, text in one["prints"].items()
     }
 
 

@@ -122,6 +122,12 @@ def data_version(instance: dg.DagsterInstance, key: dg.AssetKey) -> str | None:
     return version_of(latest_materialization(instance, key))
 
 
+def last_artifact(materializations: Materializations, store: Store, stage: Stage) -> Artifact | None:
+    """Return the artifact of a stage's latest materialization, or None if the store does not have it."""
+    last = materializations.get(stage.key)  # a materialization reported by hand has no artifact
+    return store.find(stage.name, str(last.metadata[ARTIFACT].value)) if last and ARTIFACT in last.metadata else None
+
+
 def version_of(found: dg.AssetMaterialization | None) -> str | None:
     """Return the data version of a materialization, or None if there is none."""
     return (found.tags or {}).get(_DATA_VERSION_TAG) if found else None

@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from ft_dagster.config.recipe_file import recipe_of_adapter
 from ft_dagster.config.settings import Settings
 from ft_dagster.corpus.chapter import natural_key
 from ft_dagster.corpus.sections import KIND as SECTIONS
@@ -227,7 +228,8 @@ def restore(store: Store, manifest: Manifest, folder: Path) -> list[str]:
     recipe = {**manifest.recipe, "evaluation": {**manifest.recipe["evaluation"], **elsewhere}}
     write_atomically(folder / "recipe.yaml", yaml.safe_dump(recipe, allow_unicode=True, sort_keys=False))
     kept = frozenset(manifest.held_out)
-    write_pinned(Settings(workspace=folder).pins, Pinned(kept, frozenset(manifest.chapters.keys()) - kept))
+    share = recipe_of_adapter(manifest.recipe).tokens.held_out
+    write_pinned(Settings(workspace=folder).pins, Pinned(kept, frozenset(manifest.chapters.keys()) - kept, share))
     return written
 
 

@@ -110,6 +110,15 @@ class Releases:
             self._record(key, why, back=True)
         return aside
 
+    def learned(self) -> set[str]:
+        """Return the hashes of the sections that the adapter in use was trained on; none if there is no such adapter,
+        or its manifest cannot be read."""
+        folder = self.current_folder()
+        try:
+            return {item["section"] for item in read_manifest(folder).trained_on} if folder else set()
+        except AdapterError:  # the evaluation will name it
+            return set()
+
     def before(self) -> str:
         """Return the key of the adapter that was in use before the current one.
 

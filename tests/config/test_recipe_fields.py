@@ -21,8 +21,9 @@ from ft_dagster.config.recipe import Recipe
 from ft_dagster.config.recipe_file import resolve_recipe
 from ft_dagster.corpus.sections import make_sections
 from ft_dagster.corpus.snapshot import take_snapshot
-from ft_dagster.dataset.dataset import all_documents, choose_split, make_dataset
+from ft_dagster.dataset.dataset import all_documents, make_dataset, outline_sections
 from ft_dagster.dataset.held_out import Pinned
+from ft_dagster.dataset.split import choose_split
 from ft_dagster.defs.stages import LORA_ADAPTER, SECTIONS, describe
 from ft_dagster.errors import TrainingError
 from ft_dagster.evaluation.eval_sets import load_eval_sets
@@ -89,8 +90,9 @@ class Laboratory:
     def dataset(self, recipe: Recipe) -> Artifact:
         sections = self.sections(recipe)
         tokens, objectives = recipe.tokens, recipe.objectives
-        split = choose_split(sections, tokens, Pinned(), objectives)
-        return make_dataset(sections, Path(self.content["base"]["model"]), "tiny", tokens, split, objectives)
+        outline = outline_sections(sections)
+        split = choose_split(outline, tokens, Pinned(), objectives)
+        return make_dataset(outline, Path(self.content["base"]["model"]), "tiny", tokens, split, objectives)
 
     def request(self, recipe: Recipe) -> TrainingRequest:
         return TrainingRequest(
@@ -336,7 +338,7 @@ FIELDS: dict[str, tuple[Callable[[Laboratory, Recipe], Any], Any, Fields]] = {
     "training.gradient_checkpointing": (computed_layers, True, UNFUSED),
     "training.fused": (computed_layers, True, UNFUSED),
     "training.attention": (loaded_base, "eager", {}),
-    "training.save_every": (checkpoints, 3, {}),
+    "training.save_every": (checkpoints, 5, {}),
     "training.evaluate_every": (measurements, 3, EARLY),
     "training.patience": (measurements, 1, EARLY | {"training.epochs": 4}),
     "evaluation.prompts": (measured, ["Rivers"], {}),

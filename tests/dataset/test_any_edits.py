@@ -22,12 +22,9 @@ from ft_dagster.corpus.sections import (
     unreadable_rows,
 )
 from ft_dagster.corpus.snapshot import snapshot_files
-from ft_dagster.dataset.dataset import (
-    all_documents,
-    choose_split,
-    dataset_shards,
-)
+from ft_dagster.dataset.dataset import all_documents, dataset_shards, outline_sections
 from ft_dagster.dataset.held_out import Pinned
+from ft_dagster.dataset.split import choose_split
 from ft_dagster.store.local import Artifact, Store
 
 pytestmark = pytest.mark.usefixtures("small_groups")
@@ -131,10 +128,10 @@ def test_a_dataset_made_after_edits_equals_one_made_from_scratch(
             by_hand = sections_by_hand(reports.store.get("raw_chapters", made.about["raw_chapters"]), reports.store)
             assert {c.name: c.sections for c in all_chapters(made) if c.sections} == by_hand
             try:
-                split = choose_split(made, OPTIONS, pinned)
+                split = choose_split(outline_sections(made), OPTIONS, pinned)
             except CorpusError:  # nothing to hold out
                 continue
-            assert choose_split(fresh, OPTIONS, pinned) == split
+            assert choose_split(outline_sections(fresh), OPTIONS, pinned) == split
             pinned = split.pinned
             assert_same_dataset(reports.dataset(split), other.dataset(split))
 
@@ -171,11 +168,13 @@ def test_pairs_taught_after_edits_equal_those_of_a_dataset_made_from_scratch(
             made, fresh = reports.sections(), other.sections()
             assert_same_sections(made, fresh)
             try:
-                split = choose_split(made, options, pinned, objectives)
+                split = choose_split(outline_sections(made), options, pinned, objectives)
                 dataset = reports.dataset(split, options, objectives)
             except CorpusError as error:  # no pair is left on one side
                 with pytest.raises(CorpusError, match=re.escape(str(error))):
-                    other.dataset(choose_split(fresh, options, pinned, objectives), options, objectives)
+                    other.dataset(
+                        choose_split(outline_sections(fresh), options, pinned, objectives), options, objectives
+                    )
                 continue
             pinned = split.pinned
             assert_same_dataset(dataset, other.dataset(split, options, objectives))

@@ -22,7 +22,14 @@ from ft_dagster.corpus.sections import all_chapters, make_sections
 from ft_dagster.corpus.shards import group_names
 from ft_dagster.corpus.snapshot import take_snapshot
 from ft_dagster.dataset import table as table_room
-from ft_dagster.dataset.dataset import all_documents, dataset_shards, load_rows, load_shards, make_dataset
+from ft_dagster.dataset.dataset import (
+    all_documents,
+    dataset_shards,
+    load_rows,
+    load_shards,
+    make_dataset,
+    outline_sections,
+)
 from ft_dagster.dataset.documents import render
 from ft_dagster.dataset.held_out import Pinned, Split
 from ft_dagster.dataset.shard import Known, PackedShard, Teaching, pack_chapters, tokenized_texts
@@ -113,7 +120,7 @@ def dataset_of(sections_of: Make, tiny_base: Path) -> Make:
     """Return the dataset of Markdown chapters, of which `held` is held out."""
 
     def make(chapters: Mapping[str, str], base: Path = tiny_base, options: Tokens = BLOCK) -> Artifact:
-        return make_dataset(sections_of(chapters), base, base.name, options, HELD_OUT)
+        return make_dataset(outline_sections(sections_of(chapters)), base, base.name, options, HELD_OUT)
 
     return make
 
@@ -268,7 +275,7 @@ def test_the_folder_lists_the_groups_and_the_artifact_describes_their_content(
     sections_of: Make, tiny_base: Path, tokenizer: DocumentTokenizer
 ) -> None:
     sections = sections_of({"train": "## t\n\nCosts rose.\n", "held": "## Costs\n\nThey fell.\n"})
-    made = make_dataset(sections, tiny_base, "tiny", BLOCK, HELD_OUT)
+    made = make_dataset(outline_sections(sections), tiny_base, "tiny", BLOCK, HELD_OUT)
     assert sorted(path.name for path in made.path.iterdir()) == ["artifact.json", "shards.json"]
     assert made.about["held_out"] == ["held"]
     assert made.about["block_length"] == 16
@@ -291,7 +298,7 @@ def test_the_folder_lists_the_groups_and_the_artifact_describes_their_content(
         assert set(pieces(rows)) == {index}
         tokens = documents[index].tokens + 1
         assert (counted["rows"], counted["tokens"], counted["fill"]) == (len(rows), tokens, tokens / 16)
-    assert make_dataset(sections, tiny_base, "tiny", BLOCK, HELD_OUT) == made
+    assert make_dataset(outline_sections(sections), tiny_base, "tiny", BLOCK, HELD_OUT) == made
 
 
 def test_the_version_depends_on_tokens_on_sides_and_on_the_block(dataset_of: Make) -> None:
@@ -312,7 +319,9 @@ def test_rows_of_several_groups_come_with_the_documents_of_their_own_group(
     names = [f"c{number}" for number in range(9)]
     sections = sections_of({n: f"## A\n\nThe text of {n}.\n\n## B\n\n{n} has more: é🎉, and so on." for n in names})
     groups = group_names(names, limit=2)
-    made = make_dataset(sections, tiny_base, "tiny", BLOCK, Split(frozenset({"c1", "c2", "c8"}), Pinned()))
+    made = make_dataset(
+        outline_sections(sections), tiny_base, "tiny", BLOCK, Split(frozenset({"c1", "c2", "c8"}), Pinned())
+    )
     texts = {s.hash: render(s) for chapter in all_chapters(sections) for s in chapter.sections}
     found: Counter[str] = Counter()
     rows_in_order: dict[str, list[Any]] = {}

@@ -13,6 +13,7 @@ from ft_dagster.corpus.sections import (
     all_chapters,
 )
 from ft_dagster.corpus.shards import group_names
+from ft_dagster.dataset import outline as outline_room
 from ft_dagster.dataset.chat import CONTROL, ChatTokenizer
 from ft_dagster.dataset.dataset import (
     all_documents,
@@ -20,12 +21,15 @@ from ft_dagster.dataset.dataset import (
     load_rows,
     load_shards,
     make_dataset,
+    next_split,
+    outline_sections,
     shard_documents,
 )
 from ft_dagster.dataset.documents import render
 from ft_dagster.dataset.held_out import Pinned, Split
 from ft_dagster.dataset.rewriting import TOO_LONG
 from ft_dagster.dataset.shard import NOT_WHOLE
+from ft_dagster.dataset.shingles import shingles
 from ft_dagster.dataset.tokenizer import DocumentTokenizer, EncodedText
 from ft_dagster.store.local import Artifact, Store, StoreError
 
@@ -157,7 +161,7 @@ def test_tokens_of_another_tokenizer_or_block_length_are_not_reused(reports: Rep
     sections = reports.sections()
     for tokenizer, options in (("one", OPTIONS), ("other", OPTIONS), ("other", Tokens(block_length=17))):
         encoded.clear()
-        make_dataset(sections, reports.base, tokenizer, options, HELD_OUT)
+        make_dataset(outline_sections(sections), reports.base, tokenizer, options, HELD_OUT)
         assert len(encoded) == 2 * len(NAMES)
 
 
@@ -260,3 +264,51 @@ def test_rows_after_an_edit_decode_to_every_text(reports: Reports) -> None:
                 if document.split == split:
                     found[document.section] = tokenizer.decode(ids).removesuffix("</s>")
     assert found == texts
+
+
+def test_only_the_outline_of_a_changed_group_is_made_again(reports: Reports, monkeypatch: pytest.MonkeyPatch) -> None:
+    reports.dataset()
+    read: list[str] = []
+    monkeypatch.setattr(outline_room, "shingles", lambda text: read.append(text) or shingles(text))
+    reports.write("c5", "## One\n\nAnother text.\n")
+    outline = outline_sections(reports.sections())
+    mates = next(group for group in group_names(NAMES, LIMIT).values() if "c5" in group)
+    assert sorted(read) == sorted(
+        ["Another text."] + [t for n in mates if n != "c5" for t in (f"The text of {n}.", f"More, of {n}.")]
+    )
+    rows = [row for group, _ in outline.read() for row in group]
+    assert {row.chapter for row in rows} == set(NAMES)
+
+
+# The split of a workspace
+
+
+def test_the_sides_of_a_dataset_are_kept_by_the_first_split_after_an_upgrade(reports: Reports) -> None:
+    last = reports.dataset(Split(frozenset({"c2", "c7", "c9#One"}), Pinned()))
+    reports.write("new", "## One\n\nA new chapter.\n")
+    split = next_split(outline_sections(reports.sections()), Tokens(held_out=0.01), Pinned(), Objectives(), last, ())
+    assert split.held_out == {"c2", "c7", "c9#One"}
+    assert split.pinned.train >= {"c1", "c3", "c9#Two"} and split.pinned.share == 0.01
+    assert not {"c9", "c2#One"} & split.pinned.train
+
+
+def test_held_out_text_that_the_adapter_in_use_learned_is_trained_on_after_an_upgrade(reports: Reports) -> None:
+    last = reports.dataset()
+    (learned,) = {d.section for d in all_documents(last) if (d.chapter, d.title) == ("c7", "Two")}
+    outline = outline_sections(reports.sections())
+    split = next_split(outline, Tokens(held_out=0.1), Pinned(), Objectives(), last, {learned})
+    assert split.held_out == {"c2", "c7#One"}
+    again = next_split(outline, Tokens(held_out=0.1), split.pinned, Objectives(), last, {learned})
+    assert again.held_out == split.held_out
+
+
+def test_a_renamed_chapter_is_on_its_side_in_the_next_split(reports: Reports) -> None:
+    outline = outline_sections(reports.sections())
+    first = next_split(outline, Tokens(held_out=0.2), Pinned(), Objectives(), None, ())
+    last = reports.dataset(first)
+    moved = {name: f"moved-{name}" for name in (min(first.held_out), min(set(NAMES) - first.held_out))}
+    for name, new in moved.items():
+        (reports.workspace / path_of(name)).rename(reports.workspace / path_of(new))
+    outline = outline_sections(reports.sections())
+    split = next_split(outline, Tokens(held_out=0.2), first.pinned, Objectives(), last, ())
+    assert split.held_out == {moved.get(name, name) for name in first.held_out}

@@ -13,12 +13,13 @@ from ft_dagster.corpus.files import CorpusError
 from ft_dagster.corpus.sections import all_chapters, make_sections
 from ft_dagster.corpus.snapshot import take_snapshot
 from ft_dagster.dataset.chat import CONTROL
-from ft_dagster.dataset.dataset import all_documents, choose_split, dataset_key, load_rows, make_dataset
+from ft_dagster.dataset.dataset import all_documents, dataset_key, load_rows, make_dataset, outline_sections
 from ft_dagster.dataset.held_out import Pinned, Split
 from ft_dagster.dataset.rewriting import TOO_LONG
 from ft_dagster.dataset.shard import (
     NO_PAIR,
 )
+from ft_dagster.dataset.split import choose_split
 from ft_dagster.store.local import Artifact, Store
 
 PROJECT = Path(__file__).parents[2]
@@ -61,7 +62,7 @@ TOKENS = Tokens(block_length=BLOCK, held_out=0.3)
 def made(
     sections: Artifact, base: Path, objectives: Objectives, split: Split = HELD_OUT, block: int = BLOCK
 ) -> Artifact:
-    return make_dataset(sections, base, "tiny", Tokens(block_length=block), split, objectives)
+    return make_dataset(outline_sections(sections), base, "tiny", Tokens(block_length=block), split, objectives)
 
 
 @pytest.mark.parametrize("objectives", [Objectives(), BOTH, REWRITE])
@@ -111,7 +112,7 @@ def test_the_dataset_depends_on_which_objectives_are_taught_and_not_on_their_wei
     sections = sections_of(FILES)
 
     def key(**weights: float) -> str:
-        return dataset_key(sections, tiny_base, "tiny", TOKENS, Pinned(), Objectives(**weights))
+        return dataset_key(sections, tiny_base, "tiny", TOKENS, HELD_OUT, Objectives(**weights))
 
     assert key(text=1, rewrite=0.5) == key(text=0.1, rewrite=2)
     assert len({key(), key(rewrite=1), key(text=0, rewrite=1)}) == 3
@@ -136,14 +137,14 @@ def test_another_template_changes_the_dataset_only_if_rewriting_is_taught(
 def test_rewriting_alone_holds_out_chapters_that_have_pairs(sections_of: Make) -> None:
     files = {f"c{n}.md": f"## Prose\n\nChapter {n}, with more text than any other one.\n" for n in range(20)}
     sections = sections_of(files | {"x.json": report(1, 2, 3), "y.json": report(4)})
-    split = choose_split(sections, Tokens(held_out=0.01), Pinned(), REWRITE)
+    split = choose_split(outline_sections(sections), Tokens(held_out=0.01), Pinned(), REWRITE)
     assert split.held_out == {"y"}
     assert split.pinned.held_out == {"y"}
 
 
 def test_with_pairs_of_a_single_chapter_sections_are_held_out(sections_of: Make, tiny_base: Path) -> None:
     sections = sections_of({"x.json": report(1, 2, 3, 4), "c.md": "Prose."})
-    split = choose_split(sections, Tokens(held_out=0.01), Pinned(), REWRITE)
+    split = choose_split(outline_sections(sections), Tokens(held_out=0.01), Pinned(), REWRITE)
     (unit,) = split.held_out
     pairs = made(sections, tiny_base, REWRITE, split).about["pairs"]
     assert unit.startswith("x#S") and (pairs["train"], pairs["held_out"]) == (3, 1)
@@ -154,7 +155,7 @@ def test_rewriting_alone_without_pairs_is_refused_and_says_what_reports_must_hav
     sections_of: Make, files: dict[str, Any], count: int
 ) -> None:
     with pytest.raises(CorpusError) as caught:
-        choose_split(sections_of(files), TOKENS, Pinned(), REWRITE)
+        choose_split(outline_sections(sections_of(files)), TOKENS, Pinned(), REWRITE)
     assert str(caught.value) == (
         f"Only objectives.rewrite is taught, and the reports contain {count} pair(s); at least two are needed, one "
         "to train on and one to measure the adapter on. A pair is an `original` beside the `improved` text of a "
@@ -196,8 +197,8 @@ def test_the_example_report_has_pairs_with_briefs_and_all_of_them_are_taught(
         ("CURRENT RESEARCH", 7),
     ]
     options = Tokens(block_length=4096, held_out=0.1)
-    split = choose_split(sections, options, Pinned(), objectives)
-    dataset = make_dataset(sections, tiny_base, "tiny", options, split, objectives)
+    split = choose_split(outline_sections(sections), options, Pinned(), objectives)
+    dataset = make_dataset(outline_sections(sections), tiny_base, "tiny", options, split, objectives)
     found = dataset.about["pairs"]
     assert found["train"] + found["held_out"] == len(pairs) == 7 and found["left_out"] == {}
     documents = [document for document in all_documents(dataset) if document.objective == "rewrite"]

@@ -11,11 +11,9 @@ from ft_dagster.corpus.sections import (
     make_sections,
 )
 from ft_dagster.corpus.snapshot import take_snapshot
-from ft_dagster.dataset.dataset import (
-    TEXT,
-    make_dataset,
-)
+from ft_dagster.dataset.dataset import make_dataset, outline_sections
 from ft_dagster.dataset.held_out import Pinned, Split
+from ft_dagster.dataset.split import TEXT
 from ft_dagster.store.local import Artifact, Store
 
 LIMIT = 3
@@ -49,7 +47,7 @@ class Reports:
         return make_sections(take_snapshot(self.workspace, self.workspace / "files.db", self.store), Corpus())
 
     def dataset(self, split: Split = HELD_OUT, options: Tokens = OPTIONS, objectives: Objectives = TEXT) -> Artifact:
-        return make_dataset(self.sections(), self.base, "the tiny base's", options, split, objectives)
+        return make_dataset(outline_sections(self.sections()), self.base, "the tiny base's", options, split, objectives)
 
 
 def path_of(name: str) -> str:

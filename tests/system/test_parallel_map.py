@@ -25,7 +25,8 @@ from ft_dagster.defs.assets.parallel_map import mapper_for
 from ft_dagster.config.recipe import Corpus, Tokens
 from ft_dagster.config.settings import load_settings
 from ft_dagster.store.local import Store
-from ft_dagster.dataset.dataset import choose_split, make_dataset
+from ft_dagster.dataset.dataset import make_dataset, outline_sections
+from ft_dagster.dataset.split import choose_split
 from ft_dagster.dataset.held_out import Pinned
 
 folder, base = Path(sys.argv[1]), Path(sys.argv[2])
@@ -42,8 +43,8 @@ found = {}
 for name, each in (("one", map), ("many", lambda function, items: spread(partial(noted, function), items))):
     store = Store(folder / name)
     sections = make_sections(take_snapshot(folder / "reports", folder / f"{name}.db", store), Corpus(), each)
-    split = choose_split(sections, Tokens(), Pinned())
-    dataset = make_dataset(sections, base, "tokenizer", Tokens(), split, each=each)
+    split = choose_split(outline_sections(sections), Tokens(), Pinned())
+    dataset = make_dataset(outline_sections(sections), base, "tokenizer", Tokens(), split, each=each)
     found[name] = [sections.key, dict(sections.files), dataset.key, dict(dataset.files), sorted(store.blobs())]
 print("found " + json.dumps({"same": found["one"] == found["many"], "blobs": len(found["one"][4]),
                              "nodes": len(list((folder / "nodes").iterdir()))}))

@@ -25,8 +25,9 @@ from ft_dagster.base.prepare import prepare_base
 from ft_dagster.config.recipe_file import load_recipe
 from ft_dagster.corpus.sections import make_sections
 from ft_dagster.corpus.snapshot import take_snapshot
-from ft_dagster.dataset.dataset import choose_split, make_dataset
+from ft_dagster.dataset.dataset import make_dataset, outline_sections
 from ft_dagster.dataset.held_out import read_pinned
+from ft_dagster.dataset.split import choose_split
 from ft_dagster.defs.stages import ARTIFACT, STAGES, latest_materialization
 from ft_dagster.evaluation.gate import judge
 from ft_dagster.evaluation.request import BASE, NEW, RESULT
@@ -226,8 +227,12 @@ def keys_offline(dev: DagsterDev) -> dict[str, str]:
             take_snapshot(dev.workspace, folder / "files.db", Store(folder / "store")), recipe.corpus
         )
         base = prepare_base(recipe.base, folder / "cache")
-        split = choose_split(sections, recipe.tokens, read_pinned(dev.workspace / ".ft" / "held_out.json"))
-        dataset = make_dataset(sections, Path(base.folder), base.tokenizer, recipe.tokens, split, recipe.objectives)
+        split = choose_split(
+            outline_sections(sections), recipe.tokens, read_pinned(dev.workspace / ".ft" / "held_out.json")
+        )
+        dataset = make_dataset(
+            outline_sections(sections), Path(base.folder), base.tokenizer, recipe.tokens, split, recipe.objectives
+        )
         return {
             "sections": sections.key,
             "tokenized_dataset": dataset.key,

@@ -26,14 +26,14 @@ from ft_dagster.corpus.index import Scan, scan_reports
 from ft_dagster.corpus.ledger import LedgerError
 from ft_dagster.corpus.sections import all_chapters, make_sections
 from ft_dagster.corpus.snapshot import is_snapshot, keep_contents, snapshot_files, write_snapshot
-from ft_dagster.dataset.dataset import choose_split, make_dataset
+from ft_dagster.dataset.dataset import make_dataset, next_split, outline_sections
 from ft_dagster.dataset.held_out import Split, read_pinned
+from ft_dagster.dataset.near_copies import BLOCKING_SHARE, how_known
 from ft_dagster.defs.automation.cost import TrainingCost, training_cost
 from ft_dagster.defs.automation.refusals import Refusal, refusals_in, refusals_without_parsing
 from ft_dagster.defs.automation.token_estimate import bytes_per_token
 from ft_dagster.defs.stages import (
     ADAPTER_EVALUATION,
-    ARTIFACT,
     BASE_MODEL,
     BLOCKED,
     LORA_ADAPTER,
@@ -47,13 +47,14 @@ from ft_dagster.defs.stages import (
     Stage,
     all_materializations,
     input_version,
+    last_artifact,
     stale_among,
     version_of,
 )
 from ft_dagster.defs.workspace import Workspace
 from ft_dagster.model.manifest import MANIFEST
 from ft_dagster.store.dry_run import DryRunStore
-from ft_dagster.store.local import Artifact, Store
+from ft_dagster.store.local import Artifact
 from ft_dagster.training.find_or_train import made_before
 from ft_dagster.training.request import WEIGHTS
 from ft_dagster.training.sizing.steps import few_steps_advice, optimizer_steps
@@ -62,6 +63,8 @@ _DRY_RUN_BYTES = 2_000_000
 """The largest amount of changed text for a dry run. To parse and tokenize more takes longer than a person waits for a
 plan, so the figures are estimated."""
 _LIGHT = (RAW_CHAPTERS, SECTIONS, TOKENIZED_DATASET)
+_ALL_REPORTS = "the reports"
+"""What is named if not a single file stops a run, but all reports together."""
 _REMAKE_ALL = ("recipe", "base", "code", "missing")
 """Kinds of reasons for which a light stage makes everything again, not only what changed."""
 
@@ -155,7 +158,7 @@ def make_plan(
     now = {REPORT_FILES: scan.version, BASE_MODEL: base_version(recipe.base)}
     plan = Plan()
     made = all_materializations(instance)
-    before = _artifact(made, workspace.store, RAW_CHAPTERS)
+    before = last_artifact(made, workspace.store, RAW_CHAPTERS)
     if before and not is_snapshot(before):  # written by an earlier version
         before = None
     changed = _compare(plan, scan, before)
@@ -171,7 +174,7 @@ def make_plan(
         if tried:
             plan.stages, plan.refused = tried.stages, tried.refused
         else:
-            sections = _artifact(made, workspace.store, SECTIONS)
+            sections = last_artifact(made, workspace.store, SECTIONS)
             current = set(scan.files)
             in_scan = [file for file in read if file in current]
             plan.refused = refusals_without_parsing(settings.workspace, scan, in_scan, sections, recipe.corpus)
@@ -185,11 +188,6 @@ def make_plan(
             plan.exact = tried is not None and tried.dataset is not None
             _count(plan, made, workspace, recipe, tried, scan, cost)
     return plan
-
-
-def _artifact(made: Materializations, store: Store, stage: Stage) -> Artifact | None:
-    last = made.get(stage.key)  # a materialization reported by hand has no artifact
-    return store.find(stage.name, str(last.metadata[ARTIFACT].value)) if last and ARTIFACT in last.metadata else None
 
 
 def _as_found(stage: Stage, reason: Reason) -> StagePlan:
@@ -279,11 +277,21 @@ class _DryRun:
             if refused := refusals_in(sections, self.recipe.corpus):
                 return self._blocked(stale, versions, refused)
             tokens, objectives = self.recipe.tokens, self.recipe.objectives
-            split = choose_split(sections, tokens, read_pinned(settings.pins), objectives)
-            to_train = _to_train(sections, split)
-            if base is None:
-                return _Outcome([_as_found(stage, reason) for stage, reason in stale.items()], None, to_train)
-            dataset = make_dataset(sections, Path(base.folder), base.tokenizer, tokens, split, objectives)
+            outline = outline_sections(sections)
+            last = last_artifact(self.made, self.store, TOKENIZED_DATASET)
+            learned = self.workspace.releases.learned()
+            pinned = read_pinned(settings.pins)
+            try:
+                split = next_split(outline, tokens, pinned, objectives, last, learned)
+                to_train = _to_train(sections, split)
+                if base is None:
+                    return _Outcome([_as_found(stage, reason) for stage, reason in stale.items()], None, to_train)
+                dataset = make_dataset(outline, Path(base.folder), base.tokenizer, tokens, split, objectives)
+            except CorpusError as error:
+                return self._blocked(stale, versions, [Refusal(_ALL_REPORTS, str(error))], TOKENIZED_DATASET)
+            if dataset.about["known"] >= BLOCKING_SHARE:
+                refused = [Refusal(_ALL_REPORTS, how_known(dataset.about["known"]))]
+                return self._blocked(stale, versions, refused, TOKENIZED_DATASET)
         except (CorpusError, RecipeError, LedgerError, OSError, ValueError):
             return None
         adapter = self._adapter(dataset, base)
@@ -296,10 +304,14 @@ class _DryRun:
         return _Outcome(self.stages, dataset, to_train)
 
     def _blocked(
-        self, stale: Mapping[Stage, Reason], versions: Mapping[Stage, str], refused: list[Refusal]
+        self,
+        stale: Mapping[Stage, Reason],
+        versions: Mapping[Stage, str],
+        refused: list[Refusal],
+        last: Stage = SECTIONS,
     ) -> "_Outcome":
-        for stage in (RAW_CHAPTERS, SECTIONS):
-            self._add(stage, stale.get(stage), versions[stage], False)
+        for stage in _LIGHT[: _LIGHT.index(last) + 1]:
+            self._add(stage, stale.get(stage), versions.get(stage), False)
         return _Outcome(_blocked(self.stages), refused=refused)
 
     def _add(self, stage: Stage, reason: Reason | None, version: str | None, reused: bool) -> None:
@@ -319,7 +331,7 @@ class _DryRun:
         identity = base.identity
         if not base.weights:  # too large to hash for a plan; the last adapter's manifest has it if the base is the same
             last = self.made.get(LORA_ADAPTER.key)
-            adapter = _artifact(self.made, self.workspace.store, LORA_ADAPTER)
+            adapter = last_artifact(self.made, self.workspace.store, LORA_ADAPTER)
             if last is None or adapter is None or input_version(last, BASE_MODEL) != self.now[BASE_MODEL]:
                 return None
             identity = adapter.read_json(MANIFEST)["base"]
@@ -368,7 +380,7 @@ def _count(
         plan.train_tokens = round(tried.to_train.size / bytes_per_token(workspace.settings, recipe, scan))
         rows = math.ceil(plan.train_tokens / recipe.tokens.block_length)
     else:
-        dataset = _artifact(made, workspace.store, TOKENIZED_DATASET)
+        dataset = last_artifact(made, workspace.store, TOKENIZED_DATASET)
         plan.train_tokens = _guess_tokens(dataset, workspace.settings, recipe, scan)
         rows = math.ceil(plan.train_tokens / recipe.tokens.block_length)
     plan.steps = optimizer_steps(rows, recipe) if plan.trains else 0
@@ -379,7 +391,7 @@ def _count(
     if plan.trains and cost:
         plan.training = training_cost(workspace.settings, recipe, plan.train_tokens * recipe.training.epochs)
     seconds = plan.training.seconds if plan.training else 0.0
-    evaluation = _artifact(made, workspace.store, ADAPTER_EVALUATION)
+    evaluation = last_artifact(made, workspace.store, ADAPTER_EVALUATION)
     if seconds is not None and evaluation is not None:
         measuring = outcomes.get(ADAPTER_EVALUATION.name) in ("runs", "if needed")
         plan.seconds = seconds + (evaluation.about["seconds"] if measuring else 0.0)

@@ -16,7 +16,6 @@ from rich.console import Console
 from ft_dagster.base.embedded import EMBEDDED
 from ft_dagster.cli.summary import print_plan
 from ft_dagster.config.recipe_file import resolve_recipe
-from ft_dagster.dataset.held_out import Pinned, choose_held_out
 from ft_dagster.defs.automation.plan import Plan, StagePlan, make_plan
 from ft_dagster.defs.automation.refusals import Refusal
 from ft_dagster.defs.stages import STAGES
@@ -290,7 +289,7 @@ def test_figures_are_marked_as_estimates_until_the_base_model_is_on_the_machine(
     tiny_recipe["base"] = {"source": "embedded", "model": next(iter(EMBEDDED))}
     (workspace / "recipe.yaml").write_text(yaml.safe_dump(tiny_recipe))
     plan = planned(instance)
-    (held_out,) = choose_held_out({path.stem: 1 for path in chapters}, list, 0.2, Pinned()).held_out
+    (held_out,) = plan.held_out
     used = [prose_of(number) for number in range(1, 7) if f"chapter_{number}" != held_out]
     assert not plan.exact and plan.trains and plan.seconds is None
     assert plan.train_chapters == len(used) == 5, "those that are held out are not trained on"

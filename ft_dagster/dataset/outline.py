@@ -1,0 +1,92 @@
+"""The outline of sections: what the choice of held-out text needs to know of each, without reading its text again.
+
+The outline of a group of chapters is one blob: a line of JSON, then the shingles as bytes. The dataset names it, so
+that only the outlines of groups that have changed are made for the next one.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+
+from ft_dagster.corpus.sections import SectionShard, stored_chapters, stored_shards
+from ft_dagster.corpus.shards import Each
+from ft_dagster.dataset.shingles import shingles
+from ft_dagster.store.hashing import canonical_json, digest
+from ft_dagster.store.local import Artifact, Store
+
+NO_PAIR = -1
+_CODE_VERSION = "1"
+"""Increased by hand when the same sections would result in another outline."""
+
+
+class OutlineRow(NamedTuple):
+    """One section."""
+
+    chapter: str
+    title: str
+    section: str
+    """Hash of the section."""
+    size: int
+    """Its used bytes."""
+    pair: int
+    """Index within the chapter of the whole pair that the section belongs to, or NO_PAIR."""
+    shingles: int
+    """Number of its shingles."""
+
+
+@dataclass(frozen=True)
+class Outline:
+    """The sections of all chapters, in groups."""
+
+    sections: Artifact
+    groups: tuple[tuple[SectionShard, str], ...]
+    """Each group of chapters, and the blob with its outline."""
+
+    def read(self) -> Iterator[tuple[list[OutlineRow], np.ndarray]]:
+        """Yield for each group its sections in order, and their shingles, one section's after another's (uint64)."""
+        store = self.sections.store
+        store.fetch_blobs(blob for _, blob in self.groups)
+        for _, blob in self.groups:
+            head, _, numbers = store.get_blob(blob).partition(b"\n")
+            yield [OutlineRow(*row) for row in json.loads(head)], np.frombuffer(numbers, dtype="<u8")
+
+
+def make_outline(sections: Artifact, known: Mapping[str, str] | None = None, each: Each = map) -> Outline:
+    """Return the outline of these sections.
+
+    Args:
+        sections: the sections, as `make_sections` returns them.
+        known: outlines of groups that were made before: `outline_key` -> blob.
+        each: applies a function to each group that is outlined, in order.
+    """
+    store = sections.store
+    shards = stored_shards(sections)
+    blobs = {key: blob for key, blob in (known or {}).items() if store.has_blob(blob)}
+    new = [shard for shard in shards if outline_key(shard) not in blobs]
+    store.fetch_blobs(shard.lines for shard in new)
+    for shard, blob in zip(new, each(partial(_write, store), new), strict=True):
+        blobs[outline_key(shard)] = blob
+    return Outline(sections, tuple((shard, blobs[outline_key(shard)]) for shard in shards))
+
+
+def outline_key(shard: SectionShard) -> str:
+    """Return the hash of everything that determines the outline of a group."""
+    return digest([_CODE_VERSION, shard.lines, shard.duplicates])
+
+
+def _write(store: Store, shard: SectionShard) -> str:
+    """Outline a group of sections, and return the blob."""
+    rows: list[OutlineRow] = []
+    found = [b""]
+    for chapter in stored_chapters(store, shard):
+        pairs = {place: index for index, pair in enumerate(chapter.pairs) if pair.whole for place in pair.sections}
+        for place, section in enumerate(chapter.sections):
+            kept = shingles(section.text)
+            found.append(kept.astype("<u8").tobytes())
+            pair = pairs.get(place, NO_PAIR)
+            rows.append(OutlineRow(chapter.name, section.title, section.hash, section.used_bytes, pair, len(kept)))
+    return store.put_blobs([canonical_json(rows) + b"\n" + b"".join(found)])[0]
