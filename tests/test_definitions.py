@@ -49,7 +49,8 @@ def test_every_stage_leads_to_the_lines_of_code_that_make_it() -> None:
     graph = defs.resolve_asset_graph()
     for stage in STAGES:
         (reference,) = graph.get(stage.key).metadata["dagster/code_references"].value.code_references
-        lines = Path(reference.file_path).read_text().splitlines()[reference.line_number - 1 :]
+        source = Path(reference.file_path).read_text().splitlines()[reference.line_number - 1 :]
+        lines = (line.strip() for line in source)
         assert next(line for line in lines if line.startswith("def ")).startswith(f"def {stage.name}(")
 
 

@@ -255,8 +255,8 @@ class _Follower:
                 elif step in tasks and (event.is_step_success or event.is_step_failure):
                     mark = "[green]✓[/]" if event.is_step_success else "[red]✗[/]"
                     self._progress.update(tasks[step], total=1, completed=1, description=f"{mark} {step}")
-            if "lora_adapter" in tasks:
-                self._show_training(tasks["lora_adapter"])
+            if trains := [name for name in ("released_adapter", "lora_adapter") if name in tasks]:
+                self._show_training(tasks[trains[0]])  # releasing trains, too, if the recipe refits
             if ended:
                 return
 

@@ -23,6 +23,8 @@ from ft_dagster.defs.stages import (
     Stage,
     latest_materialization,
 )
+from ft_dagster.model.manifest import read_manifest
+from ft_dagster.release.released import Releases
 from ft_dagster.store.local import Artifact, Store
 from ft_dagster.store.shared import open_store
 
@@ -36,6 +38,7 @@ def summarize(instance: dg.DagsterInstance, settings: Settings) -> dict[str, Any
     ledger = dataset["ledger"]
     models = evaluation["models"]
     used = ledger["train"] + ledger["held_out"]
+    folder = Releases(settings.fine_tuned_model, settings.state).current_folder()
     return {
         "chapters": sections.metadata["chapters"].value if sections else 0,
         "tokens": sum(side["tokens"] for side in dataset["splits"].values()),
@@ -43,6 +46,7 @@ def summarize(instance: dg.DagsterInstance, settings: Settings) -> dict[str, Any
         "used_bytes": used,
         "held_out": dataset["held_out"],
         "held_out_bytes": ledger["held_out"],
+        "never_trained_on": list(read_manifest(folder).held_out) if folder else None,
         "bits_per_byte": {name: model["bits_per_byte"] for name, model in models.items()},
         "sample": {name: model["samples"][0] for name, model in models.items() if model["samples"]},
         "verdict": evaluation["verdict"],
@@ -62,6 +66,8 @@ def print_summary(summary: dict[str, Any], console: Console) -> None:
     held_out = summary["held_out_bytes"] / summary["used_bytes"]
     names = ", ".join(shown(name, _LONGEST_NAME) for name in summary["held_out"])
     table.add_row("held out", Text(f"{names} ({held_out:.1%} of the text)"))
+    if summary["never_trained_on"] is not None:
+        table.add_row("never trained on", Text(_never_trained_on(summary)))
     for name, value in summary["bits_per_byte"].items():
         table.add_row(f"bits per byte, {_LABELS[name]}", f"{value:.4f}")
     table.add_row("verdict", f"{summary['verdict']['decision']}: {summary['verdict']['reason']}")
@@ -73,6 +79,16 @@ def print_summary(summary: dict[str, Any], console: Console) -> None:
     table.add_row("see it", Text(_command_for_the_ui(summary["workspace"])))
     console.print()
     console.print(table, highlight=False)
+
+
+def _never_trained_on(summary: dict[str, Any]) -> str:
+    """Return what the released adapter has not learned, and how it would."""
+    if not summary["never_trained_on"]:
+        return "nothing: the released adapter was trained again on all text"
+    names = ", ".join(shown(name, _LONGEST_NAME) for name in summary["never_trained_on"])
+    if summary["never_trained_on"] == summary["held_out"]:
+        names = "the held-out text"
+    return f"{names}; `release: {{refit: true}}` in the recipe trains on it, too, after the gate"
 
 
 def _command_for_the_ui(workspace: str) -> str:
@@ -115,8 +131,9 @@ def _cost(plan: Plan) -> str:
         more = [f"  and {len(plan.refused) - len(named)} more"] if len(plan.refused) > len(named) else []
         return "\n".join(["The run stops before training because of", *named, *more])
     about = ("at most " if plan.at_most else "") + ("" if plan.exact else "about ")
+    refit = [_refit(plan.refit)] if plan.refit else []
     if not plan.trains:
-        return "No training."
+        return "\n".join(["No training.", *refit])
     chapters = f" of {plan.train_chapters:,} chapter(s)" if plan.train_chapters is not None else ""
     steps = f"Training: {about}{plan.train_tokens:,} tokens{chapters} an epoch, {about}{plan.steps:,} optimizer steps"
     advice = [plan.advice] if plan.advice else []
@@ -124,10 +141,16 @@ def _cost(plan: Plan) -> str:
         names = [shown(name, _LONGEST_NAME) for name in plan.held_out[:_MOST_CHAPTERS]]
         more = [f"and {len(plan.held_out) - len(names)} more"] if len(plan.held_out) > len(names) else []
         advice.insert(0, f"Held out: {', '.join([*names, *more])} ({plan.held_out_share:.1%} of the text).")
+        advice[1:1] = refit or [_NEVER_LEARNED]
     if plan.training is None:
         return "\n".join([f"{steps}.", *advice])
     lines = [f"{steps}; {_time(plan, plan.training)}.", *advice, *_number_format(plan.training), _memory(plan.training)]
     return "\n".join(lines)
+
+
+def _refit(cost: TrainingCost) -> str:
+    time = f", {_minutes(cost.seconds)}" if cost.seconds is not None else ""
+    return f"If the gate releases it, it is trained again on all text, the held-out text included{time}."
 
 
 def _time(plan: Plan, cost: TrainingCost) -> str:
@@ -182,6 +205,7 @@ def print_removable(removable: Removable, console: Console) -> None:
 
 
 NOTHING_TO_DO = "[green]Nothing to do:[/] no report, recipe, base model or code changed since the last run."
+_NEVER_LEARNED = "It is never trained on; with `release: {refit: true}` it is, after an adapter has passed the gate."
 _MOST_CHAPTERS = 10
 _LONGEST_NAME = 255
 """Characters of a chapter's name that are printed; a file name cannot have more."""

@@ -256,7 +256,7 @@ class Evaluation(Part):
 class Release(Part):
     """What the gate requires of a new adapter."""
 
-    LATER: ClassVar[Collection[str]] = ("minimum_held_out",)
+    LATER: ClassVar[Collection[str]] = ("minimum_held_out", "refit")
 
     minimum_gain: float = Field(default=0.0, ge=0)
     """Bits per byte by which the adapter must be better than the base, and than the released adapter, on held-out
@@ -275,6 +275,13 @@ class Release(Part):
     """Bytes of held-out text that are required, in at least two sections: less proves nothing. 0: no such rule."""
     other_base: bool = False
     """Whether the adapter may replace one of another base model, with which it is not compared."""
+    refit: bool = False
+    """Whether an adapter that passed the gate is [trained once more on all text](evaluation.md#refitting), the held-out
+    text included, and that one is released."""
+
+    def for_keys(self, include: Collection[str] | None = None, exclude: Collection[str] = ()) -> dict[str, Any]:
+        """Return the part as the gate reads it. Refitting comes after the gate, so only the release counts it."""
+        return super().for_keys(include, (*exclude, "refit"))
 
 
 class Recipe(Part):

@@ -11,8 +11,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-
 from ft_dagster.base.model_folder import chat_template
 from ft_dagster.config.recipe import Objectives, Tokens
 from ft_dagster.corpus.files import CorpusError
@@ -46,6 +44,7 @@ from ft_dagster.dataset.stats import (
     stats_of,
     sum_of,
 )
+from ft_dagster.dataset.table import read_table, table_stream
 from ft_dagster.dataset.tokenized import TokenizedText
 from ft_dagster.dataset.tokenizer import DocumentTokenizer
 from ft_dagster.store.hashing import canonical_json, digest
@@ -58,7 +57,7 @@ CODE_VERSION = "3"
 """Increased by hand when the same sections would result in other rows."""
 KIND = "tokenized_dataset"
 """The name of this kind of artifact in the store."""
-_SHARDS = "shards.json"
+SHARDS = "shards.json"
 
 
 @dataclass(frozen=True)
@@ -175,7 +174,7 @@ def make_dataset(
         "known": known_share(outline, split),
     }
     with store.staging() as staging:
-        (staging / _SHARDS).write_text(json.dumps([asdict(shard) for shard in shards], indent=1), "utf-8")
+        (staging / SHARDS).write_text(json.dumps([asdict(shard) for shard in shards], indent=1), "utf-8")
         return store.commit(KIND, key, staging, about)
 
 
@@ -251,7 +250,7 @@ def recorded_sides(dataset: Artifact, pinned: Pinned, share: float) -> Pinned:
 
 def dataset_shards(dataset: Artifact) -> list[DatasetShard]:
     """Return the groups that a dataset is stored in."""
-    return [DatasetShard(**row) for row in dataset.read_json(_SHARDS)]
+    return [DatasetShard(**row) for row in dataset.read_json(SHARDS)]
 
 
 def shard_documents(store: Store, shard: DatasetShard) -> list[Document]:
@@ -367,7 +366,7 @@ class _Writer:
         documents = "\n".join(json.dumps(asdict(document), ensure_ascii=False) for document in packed.documents)
         names = [name for name in SPLITS if name in packed.rows]
         contents = [canonical_json(stats_of(packed)), documents.encode()]
-        stats, listed, *rows = self.store.put_blobs([*contents, *(_stream(packed.rows[name]) for name in names)])
+        stats, listed, *rows = self.store.put_blobs([*contents, *(table_stream(packed.rows[name]) for name in names)])
         return DatasetShard(source.group, key, stats, listed, dict(zip(names, rows, strict=True)))
 
     def _known(self, group: str, wanted: set[str]) -> Known:
@@ -376,7 +375,7 @@ class _Writer:
         refused: dict[str, Refusal] = {}
         for shard in self.earlier:
             if overlap(shard.group, group) and all(self.store.has_blob(blob) for blob in shard.blobs):
-                rows = {name: _table(self.store.get_blob(blob)) for name, blob in shard.rows.items()}
+                rows = {name: read_table(self.store.get_blob(blob)) for name, blob in shard.rows.items()}
                 found = tokenized_texts(shard_documents(self.store, shard), rows)
                 texts |= {name: text for name, text in found.items() if name in wanted}
                 if self.teaching.chat:
@@ -399,14 +398,3 @@ def _nothing_to(purpose: str, objectives: Objectives, pairs: Mapping[str, Any]) 
         f"Only objectives.rewrite is taught, and no pair is left to {purpose}. Pairs left out by reason: "
         f"{reasons}. {NEEDED}; a pair that is longer than a block needs a larger tokens.block_length."
     )
-
-
-def _stream(table: pa.Table) -> bytes:
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    return sink.getvalue().to_pybytes()
-
-
-def _table(data: bytes) -> pa.Table:
-    return pa.ipc.open_stream(data).read_all()

@@ -86,6 +86,19 @@ def flat(table: pa.Table, column: str) -> np.ndarray:
     return _numpy(table[column].combine_chunks().flatten())
 
 
+def table_stream(table: pa.Table) -> bytes:
+    """Return a table as an Arrow stream, as `read_table` reads it."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue().to_pybytes()
+
+
+def read_table(data: bytes) -> pa.Table:
+    """Return the table in an Arrow stream."""
+    return pa.ipc.open_stream(data).read_all()
+
+
 def _numpy(values: pa.Int32Array) -> np.ndarray:
     """Convert without `to_numpy`, which imports pandas (0.2 s). `_arrow` avoids `pa.array` for the same reason."""
     return np.frombuffer(values.buffers()[1], dtype=np.int32)[values.offset : values.offset + len(values)]

@@ -162,7 +162,9 @@ def _made_from(artifact: Artifact) -> dict[str, str]:
     if artifact.kind == TOKENIZED_DATASET.name:
         return dict(artifact.about["made_from"])
     if artifact.kind == LORA_ADAPTER.name:
-        return dict(artifact.read_json(MANIFEST)["made_from"])
+        manifest = artifact.read_json(MANIFEST)
+        measured = manifest.get("refit_of")  # manifests of earlier versions lack it
+        return manifest["made_from"] | ({LORA_ADAPTER.name: measured} if measured else {})
     if artifact.kind == ADAPTER_EVALUATION.name:
         return {LORA_ADAPTER.name: artifact.about["adapter"]}
     return {}

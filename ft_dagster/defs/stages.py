@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, Literal
 
 import dagster as dg
@@ -57,6 +58,8 @@ class Stage:
     parents: tuple[dg.AssetKey, ...]
     code_version: str
     recipe_parts: tuple[str, ...] = ()
+    switches: tuple[str, ...] = ()
+    """Fields of the recipe that the stage reads only if they are switched on, so that they count only then."""
     mirrors_parent: bool = False
     """Whether the stage's data version is computed like its parent's. Such a stage scans the reports again when it
     runs, so its version may be newer than the version of the parent that was recorded before the run."""
@@ -67,7 +70,8 @@ class Stage:
 
     def recipe_hash(self, recipe: Recipe) -> str:
         """Return the hash of the recipe parts that this stage reads."""
-        return digest(recipe.part(*self.recipe_parts))[:16]
+        on = {name: True for name in self.switches if attrgetter(name)(recipe)}
+        return digest(recipe.part(*self.recipe_parts) | on)[:16]
 
 
 RAW_CHAPTERS = Stage(snapshot_module.KIND, (REPORT_FILES,), index_module.CODE_VERSION, mirrors_parent=True)
@@ -87,7 +91,9 @@ ADAPTER_EVALUATION = Stage(
     evaluation_module.CODE_VERSION,
     ("evaluation", "release"),
 )
-RELEASED_ADAPTER = Stage("released_adapter", (ADAPTER_EVALUATION.key,), release_module.CODE_VERSION)
+RELEASED_ADAPTER = Stage(
+    "released_adapter", (ADAPTER_EVALUATION.key,), release_module.CODE_VERSION, switches=("release.refit",)
+)
 NOTHING = "none"
 """Data version of released_adapter while no adapter is released."""
 STAGES = (RAW_CHAPTERS, SECTIONS, TOKENIZED_DATASET, LORA_ADAPTER, ADAPTER_EVALUATION, RELEASED_ADAPTER)
@@ -162,7 +168,8 @@ def reason_stale(
         return Reason("code", "its code changed")
     made_by = last.metadata.get(RECIPE)
     if made_by is not None and made_by.value not in [stage.recipe_hash(reading) for reading in recipe.readings]:
-        return Reason("recipe", f"the recipe changed ({', '.join(stage.recipe_parts)})")
+        parts = (*stage.recipe_parts, *stage.switches)
+        return Reason("recipe", f"the recipe changed ({', '.join(parts)})")
     for parent in stage.parents:
         made_from = tags.get(_DATA_VERSION_TAG) if stage.mirrors_parent else input_version(last, parent)
         now = external.get(parent) or version_of(materializations.get(parent))
@@ -177,7 +184,8 @@ def reason_stale(
         released = workspace.releases.current()
         if stage == RELEASED_ADAPTER and (released or NOTHING) != tags.get(_DATA_VERSION_TAG):
             return Reason("missing", "fine_tuned_model is not what was released")
-        if stage == ADAPTER_EVALUATION and released not in (None, artifact.about["in_use"], artifact.about["adapter"]):
+        measured = workspace.releases.measured()
+        if stage == ADAPTER_EVALUATION and measured not in (None, artifact.about["in_use"], artifact.about["adapter"]):
             return Reason("content", "another adapter was released since")
     return BLOCKED if _is_blocked(last) else None
 

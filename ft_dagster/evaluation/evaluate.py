@@ -43,7 +43,8 @@ def evaluate(request: EvaluationRequest) -> dict[str, Any]:
     recipe = decided(request.resolved_recipe())
     base = request.prepared_base()
     dataset = Artifact.open(Path(request.dataset))
-    texts = {HELD_OUT: list(load_shards(dataset, "held_out"))}
+    held_out = list(load_shards(dataset, "held_out"))
+    texts = {HELD_OUT: held_out} if held_out else {}  # a refit was trained on everything
     not_measured = {}
     for kind, found in request.eval_sets().items():
         try:

@@ -14,7 +14,7 @@ from ft_dagster.config.recipe import Recipe
 from ft_dagster.config.settings import Settings
 from ft_dagster.dataset.dataset import folder_with_rows, held_out_sections, held_out_version
 from ft_dagster.evaluation.eval_sets import EvalSet
-from ft_dagster.evaluation.gate import judge
+from ft_dagster.evaluation.gate import judge, judge_refit
 from ft_dagster.evaluation.request import (
     BASE,
     KIND,
@@ -96,6 +96,41 @@ def find_or_evaluate(
         known = _measured_before(store, measured, released, asked.eval_sets)
         yield from measure(_request(asked, settings, folder, known, released), key)
         return commit(key, folder, asked.adapter, in_use, asked.here, measured, learned)
+
+
+def find_or_check_refit(
+    asked: Asked,
+    evaluation: Artifact,
+    settings: Settings,
+    measure: Callable[[EvaluationRequest, str], Iterator[Said]],
+) -> Generator[Said, None, Artifact]:
+    """Find in the store what was measured on a refit, or measure general text, conversations and recitation on it.
+
+    Args:
+        asked: the refit, and the dataset that it was trained on; `in_use` is empty.
+        evaluation: the evaluation of the adapter that passed the gate. It has the measurements of the base.
+        settings: as in `find_or_evaluate`.
+        measure: as in `find_or_evaluate`.
+
+    Returns:
+        An artifact whose `about` contains `models`, `adapter` and `verdict`, which says whether the refit is released.
+    """
+    store = asked.adapter.store
+    version, number_format = asked.dataset.about["version"], asked.here.compute_dtype
+    key = evaluation_key(asked.adapter.key, version, None, asked.recipe, number_format, asked.eval_sets)
+    if found := store.find(KIND, key):
+        return found
+    with store.staging() as folder:
+        base = _model(evaluation, BASE, asked.eval_sets)
+        yield from measure(_request(asked, settings, folder, {BASE: base} if base else {}, None), key)
+        result = json.loads((folder / RESULT).read_bytes())
+        verdict = judge_refit(result["models"], asked.here.release, _not_measured(result, asked.here))
+        about = result | {
+            "models": {name: _without_sections(model) for name, model in result["models"].items()},
+            "adapter": asked.adapter.key,
+            "verdict": verdict.to_json(),
+        }
+        return store.commit(KIND, key, folder, about)
 
 
 def _learned(dataset: Artifact, adapter: Artifact, in_use: InUse) -> set[str]:

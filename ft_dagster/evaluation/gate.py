@@ -128,6 +128,24 @@ def judge(
     return Verdict("release", reason, found, missing)
 
 
+def judge_refit(models: Mapping[str, Model], options: Release, not_measured: Mapping[str, str]) -> Verdict:
+    """Decide whether to release a refit in the place of the adapter that passed the gate.
+
+    It was trained on the held-out text, so only the rules on other text and on recitation can be applied to it.
+
+    Args:
+        models: name -> measurements, from `evaluate`; of `base` and `new`.
+        options: the thresholds.
+        not_measured: as in `judge`.
+    """
+    missing = {_NAMES[kind]: reason for kind, reason in not_measured.items()}
+    rules = (*_rules_of_texts(models, options), *_rules_of_copying(models, options))
+    if failed := [str(rule) for rule in rules if not rule.passed]:
+        reason = f"it was not trained again on all text for release, because of the result: {'; '.join(failed)}"
+        return Verdict("keep", reason, rules, missing)
+    return Verdict("release", "it was then trained again on all text, the held-out text included", rules, missing)
+
+
 def _without_learned(models: Mapping[str, Model], learned: Collection[str]) -> tuple[dict[str, Model], int]:
     """Leave out the sections that the released adapter was trained on, and return how many these are.
 

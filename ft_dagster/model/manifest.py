@@ -51,6 +51,9 @@ class Manifest:
     """Number format of matrix products: the recipe's, or what `auto` resolved to on the machine that trained."""
     started_from: str = ""
     """Key of the adapter whose weights training started from; empty if it started from new ones."""
+    refit_of: str = ""
+    """Key of the adapter that was measured in the place of this one, which was trained on the same text and on the
+    held-out text; empty if this adapter was measured itself."""
     dataset: str = ""
     """Data version of the tokenized dataset."""
     made_from: Mapping[str, str] = field(default_factory=dict)
@@ -87,8 +90,8 @@ def write_manifest(
         recipe: the resolved recipe.
         code: the version of the training code.
         step: the optimizer step after which the weights were kept.
-        lineage: `number_format`, `started_from`, `dataset`, `made_from`, `chapters`, `held_out`, `trained_on`, as far
-            as they are known.
+        lineage: `number_format`, `started_from`, `refit_of`, `dataset`, `made_from`, `chapters`, `held_out`,
+            `trained_on`, as far as they are known.
     """
     wanted = Base.model_validate(recipe["base"])
     manifest = Manifest(

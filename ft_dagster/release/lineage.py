@@ -7,7 +7,7 @@ an adapter's folder and the store are.
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +131,7 @@ def release_history(releases: Releases, store: Store) -> list[dict[str, Any]]:
     """
     current, rows, evaluations = releases.current(), [], last_evaluations(store)
     for entry in releases.history():
-        why, evaluation = entry["why"], evaluations.get(entry["adapter"])
+        why, evaluation = entry["why"], evaluations.get(entry.get("measured", entry["adapter"]))
         rows.append(
             {
                 "adapter": entry["adapter"],
@@ -217,6 +217,10 @@ def restore(store: Store, manifest: Manifest, folder: Path) -> list[str]:
             f"{manifest.key[:12]} continued from the adapter {manifest.started_from[:12]}, so its last reports alone "
             "do not make it again. Restore and train that adapter first, then replace its reports with these."
         )
+    if manifest.refit_of:  # it follows from the adapter that was measured, and what that one was measured on
+        measured_one = stored_manifest(store.get(ADAPTER, manifest.refit_of))
+        recipe = {**measured_one.recipe, "release": {**measured_one.recipe["release"], "refit": True}}
+        return restore(store, replace(measured_one, recipe=recipe), folder)
     written = []
     files = list(snapshot_files(store.get(SNAPSHOT, manifest.made_from[SNAPSHOT])))
     store.fetch_blobs(file.sha256 for file in files)

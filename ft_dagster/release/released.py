@@ -20,7 +20,7 @@ from ft_dagster.config.settings import Settings
 from ft_dagster.errors import UserError
 from ft_dagster.model.manifest import AdapterError, check_files, read_manifest
 from ft_dagster.store.hashing import digest
-from ft_dagster.store.local import Artifact, write_atomically
+from ft_dagster.store.local import Artifact, Store, StoreError, write_atomically
 from ft_dagster.store.shared import open_store
 from ft_dagster.training.request import KIND as ADAPTER
 
@@ -55,6 +55,21 @@ class Releases:
         """Return the folder of the released adapter, or None."""
         key = self.current()
         return self.folder / key if key else None
+
+    def measured(self) -> str | None:
+        """Return the key of the adapter that was measured for the released one: itself, unless it is a refit."""
+        key = self.current()
+        entries = (entry for entry in reversed(self.history()) if entry["adapter"] == key)
+        return next((str(entry.get("measured", key)) for entry in entries), key)
+
+    def measured_folder(self, store: Store) -> Path | None:
+        """Return the folder of that adapter, or None if none is released.
+
+        Raises:
+            StoreError: the adapter is a refit, and the measured one is not in the store, or damaged.
+        """
+        key = self.measured()
+        return store.get(ADAPTER, key).path if key and key != self.current() else self.current_folder()
 
     def release(self, adapter: Artifact, why: Mapping[str, Any]) -> Path | None:
         """Make an adapter the released one. If it is released already, nothing changes.
@@ -102,21 +117,24 @@ class Releases:
                 f"The files of {key} were removed. Use `ft-dagster release promote` if it is in the store."
             )
         try:
-            check_files(target, read_manifest(target))
+            manifest = read_manifest(target)
+            check_files(target, manifest)
         except AdapterError as error:
             raise ReleaseError(f"{error} Nothing was changed.") from error
         with self._lock():
             aside = self._switch(target)
-            self._record(key, why, back=True)
+            self._record(key, why, back=True, measured=manifest.refit_of)
         return aside
 
-    def learned(self) -> set[str]:
-        """Return the hashes of the sections that the adapter in use was trained on; none if there is no such adapter,
-        or its manifest cannot be read."""
-        folder = self.current_folder()
+    def learned(self, store: Store) -> set[str]:
+        """Return the hashes of the sections that the adapter in use was trained on, or the one measured for it.
+
+        There are none if no adapter is in use, or if its manifest cannot be read.
+        """
         try:
+            folder = self.measured_folder(store)
             return {item["section"] for item in read_manifest(folder).trained_on} if folder else set()
-        except AdapterError:  # the evaluation will name it
+        except (AdapterError, StoreError):  # the evaluation will name it
             return set()
 
     def before(self) -> str:
@@ -145,16 +163,16 @@ class Releases:
         return bool(history) and history[-1]["adapter"] == self.current() and "by" in history[-1]["why"]
 
     def proven(self) -> set[str]:
-        """Return the keys of adapters that were in use, except those that a person took out of use."""
-        return {entry["adapter"] for entry in self.history()} - self.withdrawn()
+        """Return the keys of adapters that were in use, or measured for one, except those that a person took out."""
+        return {key for entry in self.history() for key in _adapters_of(entry)} - self.withdrawn()
 
     def withdrawn(self) -> set[str]:
         """Return the keys of adapters that a person took out of use and has not put back since."""
         withdrawn: set[str] = set()
         for before, after in pairwise(self.history()):
             if "by" in after["why"]:
-                withdrawn.add(before["adapter"])
-                withdrawn.discard(after["adapter"])
+                withdrawn |= _adapters_of(before)
+                withdrawn -= _adapters_of(after)
         return withdrawn
 
     def _lock(self) -> FileLock:
@@ -171,13 +189,13 @@ class Releases:
             unfinished.rename(target)
         replace(adapter, path=target).verify()  # an earlier release may have been damaged since
         aside = self._switch(target)
-        self._record(adapter.key, why)
+        self._record(adapter.key, why, measured=read_manifest(target).refit_of)
         return aside
 
     def history(self) -> list[dict[str, Any]]:
-        """Return every release, oldest first: `adapter`, `at` (UTC), `why` (with `decision` and `reason`) and `back`.
+        """Return every release, oldest first: `adapter`, `at` (UTC), `why` (with `decision` and `reason`).
 
-        `back` is present only for rollbacks.
+        Rollbacks also have `back`, and refits `measured`, the adapter that was measured in their place.
 
         Raises:
             ReleaseError: a line is damaged.
@@ -231,12 +249,17 @@ class Releases:
         fresh.replace(self.link)
         return aside
 
-    def _record(self, key: str, why: Mapping[str, Any], back: bool = False) -> None:
+    def _record(self, key: str, why: Mapping[str, Any], back: bool = False, measured: str = "") -> None:
         at = datetime.now(UTC).isoformat(timespec="seconds")
         entry: dict[str, Any] = {"adapter": key, "at": at, "why": dict(why)}
-        entry |= {"back": True} if back else {}
+        entry |= ({"back": True} if back else {}) | ({"measured": measured} if measured else {})
         lines = [json.dumps(i | {_HASH: digest(i)}, ensure_ascii=False) for i in (*self.history(), entry)]
         write_atomically(self._history, "\n".join(lines) + "\n")
+
+
+def _adapters_of(entry: Mapping[str, Any]) -> set[str]:
+    """Return the adapter of a release, and the one that was measured in its place."""
+    return {entry["adapter"], entry.get("measured", entry["adapter"])}
 
 
 def adapter_folder(settings: Settings, beginning: str) -> Path:

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -42,6 +42,8 @@ class Wanted:
     recipe: Recipe
     in_use: Path | None
     """Folder of the released adapter, from which training continues if the recipe says so."""
+    refit_of: str = ""
+    """Key of the measured adapter, if one is wanted that was trained on the held-out text, too."""
 
 
 def find_or_train(
@@ -84,6 +86,18 @@ def find_or_train(
         if found := find_adapter(store, keys):  # another attempt finished first, and the folders were removed
             return found, "made meanwhile"
         raise
+
+
+def why_unusable(about: Mapping[str, Any]) -> str | None:
+    """Return why an adapter's weights cannot be used, with the next step; None if they can."""
+    if not about["reloads"]:
+        return "The saved weights are not the trained ones. Look at the disk, and run again."
+    if about["largest_logit_change"] > 0:
+        return None
+    return (
+        f"The adapter does not change the base model's output: {about['steps']} optimizer step(s) were too few, or the "
+        "learning rate is too low. Raise training.epochs or training.learning_rate in the recipe."
+    )
 
 
 def keys_of(dataset: Artifact, base: dict[str, str], recipe: Recipe) -> list[str]:
@@ -183,7 +197,7 @@ def _request(key: str, wanted: Wanted, settings: Settings, attempt: Path, start:
         logs=str(settings.logs),
         locks=str(settings.cache / "locks"),
         speeds=str(settings.speeds),
-        lineage=_lineage(dataset, start),
+        lineage=_lineage(dataset, start) | ({"refit_of": wanted.refit_of} if wanted.refit_of else {}),
         start=str(start) if start else None,
         cache=str(settings.cache),
         checkpoints=_checkpoints(dataset.store, key),

@@ -170,6 +170,7 @@ class _Training:
         result = {
             "key": self.request.key,
             "steps": trainer.state.global_step,
+            "planned_steps": trainer.state.max_steps,
             "kept_step": kept,
             "held_out": stopping.measured if stopping else [],
             "resumed_from": step_of(checkpoint) if checkpoint else 0,

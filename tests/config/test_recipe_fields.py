@@ -24,7 +24,7 @@ from ft_dagster.corpus.snapshot import take_snapshot
 from ft_dagster.dataset.dataset import all_documents, make_dataset, outline_sections
 from ft_dagster.dataset.held_out import Pinned
 from ft_dagster.dataset.split import choose_split
-from ft_dagster.defs.stages import LORA_ADAPTER, SECTIONS, describe
+from ft_dagster.defs.stages import LORA_ADAPTER, RELEASED_ADAPTER, SECTIONS, describe
 from ft_dagster.errors import TrainingError
 from ft_dagster.evaluation.eval_sets import load_eval_sets
 from ft_dagster.evaluation.evaluate import evaluate
@@ -265,6 +265,11 @@ def verdict(lab: Laboratory, recipe: Recipe) -> Any:
     return _judged(lab, recipe, {"released": 0.901})
 
 
+def when_released(lab: Laboratory, recipe: Recipe) -> Any:
+    """Return what the release depends on; tests/defs/test_refit.py shows what it then does."""
+    return RELEASED_ADAPTER.recipe_hash(recipe)
+
+
 def verdict_on_another_base(lab: Laboratory, recipe: Recipe) -> Any:
     """Return whether a good adapter replaces one of another base."""
     return _judged(lab, recipe, {})[0]
@@ -354,6 +359,7 @@ FIELDS: dict[str, tuple[Callable[[Laboratory, Recipe], Any], Any, Fields]] = {
     "release.recited": (verdict, 0.001, {}),
     "release.minimum_held_out": (verdict, 10**6, {}),
     "release.other_base": (verdict_on_another_base, True, {}),
+    "release.refit": (when_released, True, {}),
 }
 
 

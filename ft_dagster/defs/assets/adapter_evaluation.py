@@ -10,6 +10,7 @@ from ft_dagster.base.model_folder import chat_template
 from ft_dagster.base.prepare import prepare_base
 from ft_dagster.config.recipe import Recipe
 from ft_dagster.defs.assets.pictures import table
+from ft_dagster.defs.assets.processes import evaluation_process
 from ft_dagster.defs.assets.stage_asset import stage_asset
 from ft_dagster.defs.runs.child_process import ChildProcess
 from ft_dagster.defs.stages import (
@@ -23,7 +24,7 @@ from ft_dagster.defs.stages import (
 from ft_dagster.defs.workspace import GPU_POOL, Workspace
 from ft_dagster.evaluation.eval_sets import load_eval_sets
 from ft_dagster.evaluation.find_or_evaluate import Asked, InUse, find_or_evaluate
-from ft_dagster.evaluation.request import BASE, NEW, EvaluationRequest
+from ft_dagster.evaluation.request import BASE, NEW
 from ft_dagster.model.manifest import AdapterError
 from ft_dagster.runtime.number_format import resolved_here
 from ft_dagster.store.hashing import digest
@@ -73,12 +74,7 @@ def adapter_evaluation(
     here = resolved_here(recipe, settings)
     asked = Asked(adapter, dataset, base, recipe, here, eval_sets, _in_use(workspace, adapter.key))
 
-    def measure(request: EvaluationRequest, key: str) -> Iterator[dg.AssetObservation]:
-        path = request.write(Path(request.output) / "request.json")
-        log = settings.logs / f"evaluation-{key[:12]}.log"
-        yield from child_process.run(context, "ft_dagster.evaluation", path, log)
-        path.unlink()
-
+    measure = evaluation_process(context, settings, child_process)
     try:
         artifact = yield from find_or_evaluate(asked, settings, measure)
     except AdapterError as error:
@@ -90,7 +86,7 @@ def adapter_evaluation(
 def _in_use(workspace: Workspace, new: str) -> InUse:
     """Return the released adapter, if it is not the new one."""
     releases = workspace.releases
-    folder = releases.current_folder()
+    folder = releases.measured_folder(workspace.store)
     if folder is None or folder.name == new:
         return InUse(None)
     return InUse(folder, new in releases.proven(), new in releases.withdrawn())

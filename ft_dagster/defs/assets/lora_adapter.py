@@ -1,21 +1,19 @@
 """The asset lora_adapter."""
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, replace
-from pathlib import Path
+from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 import dagster as dg
 
 from ft_dagster.base.prepare import prepare_base
 from ft_dagster.config.recipe import Recipe
-from ft_dagster.config.settings import Settings
 from ft_dagster.corpus.chapter import natural_key
 from ft_dagster.dataset.dataset import all_documents
 from ft_dagster.defs.assets.pictures import loss_curve, table
+from ft_dagster.defs.assets.processes import training_process
 from ft_dagster.defs.assets.stage_asset import stage_asset
-from ft_dagster.defs.automation.cost import training_cost
 from ft_dagster.defs.runs.child_process import ChildProcess
 from ft_dagster.defs.runs.state import REASON_TAG
 from ft_dagster.defs.stages import (
@@ -30,9 +28,8 @@ from ft_dagster.defs.workspace import GPU_POOL, Workspace
 from ft_dagster.model.manifest import AdapterError, read_manifest, stored_manifest
 from ft_dagster.release.lineage import compare
 from ft_dagster.store.local import Artifact, Store
-from ft_dagster.training.find_or_train import Wanted, find_or_train
-from ft_dagster.training.request import WEIGHTS, TrainingRequest
-from ft_dagster.training.sizing.steps import few_steps_advice
+from ft_dagster.training.find_or_train import Wanted, find_or_train, why_unusable
+from ft_dagster.training.request import WEIGHTS
 
 FINITE = dg.AssetCheckSpec(
     "loss_is_finite",
@@ -71,18 +68,9 @@ def lora_adapter(
     dataset = input_artifact(context, TOKENIZED_DATASET, store)
     before = latest_materialization(context.instance, LORA_ADAPTER.key)
     base = prepare_base(recipe.base, settings.cache, token=settings.token)
-    wanted = Wanted(dataset, base, recipe, workspace.releases.current_folder())
+    wanted = Wanted(dataset, base, recipe, workspace.releases.measured_folder(store))
 
-    def train(request: TrainingRequest) -> Iterator[dg.AssetObservation]:
-        on_hosts = settings.executor == "ray" and recipe.training.processes > 1  # then other hosts compute
-        seconds = None if on_hosts else _say_cost(context, recipe, settings, dataset)
-        asked = replace(request, run=context.run.run_id, expected_seconds=seconds)
-        path = asked.write(Path(request.attempt) / "request.json")
-        module = "ft_dagster.training.on_ray" if on_hosts else "ft_dagster.training"
-        log = settings.logs / f"{request.key[:12]}.log"
-        bucket = store.url is not None  # training copies checkpoints to it
-        yield from child_process.run(context, module, path, log, bucket=bucket)
-
+    train = training_process(context, workspace, child_process, dataset, recipe)
     try:
         artifact, origin = yield from find_or_train(wanted, settings, train)
     except AdapterError as error:
@@ -93,20 +81,6 @@ def lora_adapter(
     because = context.run.tags.get(REASON_TAG, "materialized by hand")
     history = {"because": because} | _since(before, artifact, store)
     yield _describe(artifact, recipe, origin == "made before", dataset, history)
-
-
-def _say_cost(context: dg.AssetExecutionContext, recipe: Recipe, settings: Settings, dataset: Artifact) -> float | None:
-    """Log beforehand what training will take where the step runs. Return the estimated seconds, if they are known."""
-    tokens = dataset.about["splits"]["train"]["tokens"] * recipe.training.epochs
-    here = settings.model_copy(update={"executor": "local"})  # the executor has already placed the step here
-    cost = training_cost(here, recipe, tokens)
-    if cost.slow:
-        context.log.warning(cost.slow)
-    if advice := few_steps_advice(dataset.about["splits"]["train"]["rows"], recipe):
-        context.log.warning(advice)
-    if cost.seconds:
-        context.log.info(f"Training takes about {cost.seconds / 60:.1f} min in {cost.number_format} on this machine.")
-    return cost.seconds
 
 
 def _estimated(estimate: dict[str, float | None]) -> dict[str, float]:
@@ -179,23 +153,11 @@ def _describe(
                 check_name=RELOADS.name,
                 asset_key=LORA_ADAPTER.key,
                 passed=about["reloads"] and about["largest_logit_change"] > 0,
-                description=_why_unusable(about),
+                description=why_unusable(about),
                 metadata={"largest change of a logit": about["largest_logit_change"], "reloads": about["reloads"]},
             ),
             _supervised(artifact, recipe, dataset),
         ],
-    )
-
-
-def _why_unusable(about: Mapping[str, Any]) -> str | None:
-    """Return why an adapter's weights cannot be used, with the next step; None if they can."""
-    if not about["reloads"]:
-        return "The saved weights are not the trained ones. Look at the disk, and run again."
-    if about["largest_logit_change"] > 0:
-        return None
-    return (
-        f"The adapter does not change the base model's output: {about['steps']} optimizer step(s) were too few, or the "
-        "learning rate is too low. Raise training.epochs or training.learning_rate in the recipe."
     )
 
 

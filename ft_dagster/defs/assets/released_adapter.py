@@ -1,13 +1,16 @@
 """The asset released_adapter."""
 
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import dagster as dg
 from pydantic import Field
 
 from ft_dagster.defs.assets.pictures import table
+from ft_dagster.defs.assets.refit import refit_of
 from ft_dagster.defs.assets.stage_asset import stage_asset
 from ft_dagster.defs.releasing import PROMOTED, override
+from ft_dagster.defs.runs.child_process import ChildProcess
 from ft_dagster.defs.stages import (
     ADAPTER_EVALUATION,
     LORA_ADAPTER,
@@ -19,9 +22,13 @@ from ft_dagster.defs.stages import (
 from ft_dagster.defs.workspace import Workspace
 from ft_dagster.errors import UserError
 from ft_dagster.evaluation.gate import WITHDRAWN
+from ft_dagster.model.manifest import read_manifest
 from ft_dagster.release.lineage import release_history
+from ft_dagster.release.released import Releases
 from ft_dagster.release.tracking import TrackingError, track
 from ft_dagster.store.local import Artifact
+
+_MOST_NAMES = 100
 
 
 class Override(dg.Config):
@@ -33,15 +40,34 @@ class Override(dg.Config):
     why: str = Field(default="", description="The reason, which is kept in the release history.")
 
 
-@stage_asset(
-    RELEASED_ADAPTER,
-    kinds={"huggingface"},
-)
-def released_adapter(context: dg.AssetExecutionContext, config: Override, workspace: Workspace) -> dg.MaterializeResult:
-    """The adapter in use, `./fine_tuned_model/`. It is replaced in one step if the verdict says so, otherwise kept."""
+def released_adapter_asset(pool: str | None) -> dg.AssetsDefinition:
+    """Return the asset. Its step needs a slot of the pool only if the recipe refits, which trains."""
+
+    @stage_asset(RELEASED_ADAPTER, kinds={"huggingface"}, pool=pool)
+    def released_adapter(
+        context: dg.AssetExecutionContext, config: Override, workspace: Workspace, child_process: ChildProcess
+    ) -> Iterator[dg.AssetObservation | dg.MaterializeResult]:
+        """The adapter in use, `./fine_tuned_model/`. It is replaced in one step if the verdict says so, or kept."""
+        evaluation = input_artifact(context, ADAPTER_EVALUATION, workspace.store)
+        wanted, why = _decision(config, evaluation, workspace)
+        if wanted and workspace.recipe.release.refit and "by" not in why:
+            refit, result = yield from refit_of(context, workspace, child_process, wanted, evaluation)
+            wanted = refit or wanted
+            why = why | {"reason": f"{why['reason']}; {result}"}
+        yield _release(context, workspace, evaluation, wanted, why)
+
+    return released_adapter
+
+
+def _release(
+    context: dg.AssetExecutionContext,
+    workspace: Workspace,
+    evaluation: Artifact,
+    wanted: Artifact | None,
+    why: Mapping[str, Any],
+) -> dg.MaterializeResult:
+    """Release the wanted adapter, if there is one, and describe the adapter in use."""
     store, releases = workspace.store, workspace.releases
-    evaluation = input_artifact(context, ADAPTER_EVALUATION, store)
-    wanted, why = _decision(config, evaluation, workspace)
     if wanted:
         moved = releases.release(wanted, why)
         if moved:
@@ -62,10 +88,22 @@ def released_adapter(context: dg.AssetExecutionContext, config: Override, worksp
             "adapter": current or NOTHING,
             "folder": dg.MetadataValue.path(releases.link),
             "bits per byte": evaluation.about["models"]["new"]["bits_per_byte"],
+            **({"measured as": str(releases.measured())} if releases.measured() != current else {}),
+            **_never_learned(releases),
             "releases so far": len(releases.history()),
             "history": table(reversed(release_history(releases, store))),
         },
     )
+
+
+def _never_learned(releases: Releases) -> dict[str, str]:
+    """Return the chapters and sections that the adapter in use has never seen, and how it would learn them."""
+    folder = releases.current_folder()
+    units = read_manifest(folder).held_out if folder else ()
+    if not units:
+        return {}
+    names = ", ".join(units[:_MOST_NAMES]) + (f" and {len(units) - _MOST_NAMES} more" * (len(units) > _MOST_NAMES))
+    return {"never trained on": f"{names} (`release: {{refit: true}}` in the recipe trains on them after the gate)"}
 
 
 def _decision(config: Override, evaluation: Artifact, workspace: Workspace) -> tuple[Artifact | None, dict[str, Any]]:
@@ -78,7 +116,7 @@ def _decision(config: Override, evaluation: Artifact, workspace: Workspace) -> t
             raise dg.Failure(str(error)) from error
     if evaluation.about["adapter"] in workspace.releases.withdrawn():  # perhaps after its evaluation
         return None, WITHDRAWN.to_json()
-    current = workspace.releases.current()
+    current = workspace.releases.measured()
     if current not in (None, evaluation.about["in_use"], evaluation.about["adapter"]):
         raise dg.Failure("Another adapter was released since the evaluation. Materialize adapter_evaluation again.")
     released = verdict["decision"] == "release"

@@ -38,6 +38,7 @@ from ft_dagster.defs.stages import (
     BLOCKED,
     LORA_ADAPTER,
     RAW_CHAPTERS,
+    RELEASED_ADAPTER,
     REPORT_FILES,
     SECTIONS,
     STAGES,
@@ -127,6 +128,9 @@ class Plan:
     evaluation, where only `training.seconds` may be known, from the model's operations."""
     training: TrainingCost | None = None
     """Estimated cost of the training alone. None if none is due."""
+    refit: TrainingCost | None = None
+    """Estimated cost of the training on all text that follows if the gate releases a new adapter (`release.refit`).
+    It is not in `seconds`. None if none is due."""
 
     @property
     def nothing_to_do(self) -> bool:
@@ -279,7 +283,7 @@ class _DryRun:
             tokens, objectives = self.recipe.tokens, self.recipe.objectives
             outline = outline_sections(sections)
             last = last_artifact(self.made, self.store, TOKENIZED_DATASET)
-            learned = self.workspace.releases.learned()
+            learned = self.workspace.releases.learned(self.store)
             pinned = read_pinned(settings.pins)
             try:
                 split = next_split(outline, tokens, pinned, objectives, last, learned)
@@ -390,6 +394,11 @@ def _count(
         plan.at_most = continues or recipe.training.patience is not None
     if plan.trains and cost:
         plan.training = training_cost(workspace.settings, recipe, plan.train_tokens * recipe.training.epochs)
+    due = outcomes.get(RELEASED_ADAPTER.name) in ("runs", "if needed")
+    if recipe.release.refit and due and cost:
+        learned = 1 - (plan.held_out_share if plan.held_out_share is not None else recipe.tokens.held_out)
+        tokens = round(plan.train_tokens / learned)
+        plan.refit = training_cost(workspace.settings, recipe, tokens * recipe.training.epochs)
     seconds = plan.training.seconds if plan.training else 0.0
     evaluation = last_artifact(made, workspace.store, ADAPTER_EVALUATION)
     if seconds is not None and evaluation is not None:
