@@ -6,8 +6,9 @@ can read), its documents, and its stats. What an edit does not affect is neither
 
 import json
 import resource
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -139,7 +140,7 @@ def make_dataset(
     chat = ChatTokenizer(folder) if objectives.rewrite else None
     teaching = Teaching(DocumentTokenizer(folder), options.block_length, bool(objectives.text), chat)
     writer = _Writer(store, teaching, split, made_by)
-    wanted = [(source, writer.key(source)) for source, _ in outline.groups]
+    wanted = [(source, writer.key(source)) for source, _ in outline.blobs]
     same = {key: known for source, key in wanted if (known := writer.same(source, key))}
     changed = [(source, key) for source, key in wanted if key not in same]
     made: dict[str, DatasetShard | None] = same | {
@@ -147,7 +148,7 @@ def make_dataset(
     }
     shards = [
         replace(shard, group=source.group, outline=blob, outline_key=outline_key(source))
-        for (source, key), (_, blob) in zip(wanted, outline.groups, strict=True)
+        for (source, key), (_, blob) in zip(wanted, outline.blobs, strict=True)
         if (shard := made[key])
     ]
     store.fetch_blobs(shard.figures for shard in shards)
@@ -185,15 +186,15 @@ def outline_sections(sections: Artifact, each: Each = map) -> Outline:
     return make_outline(sections, known, each)
 
 
-def sides_of(dataset: Artifact) -> Before:
-    """Return which sections a dataset trains on, and which it holds out."""
+def sides_of(dataset: Artifact) -> dict[str, set[str]]:
+    """Return split -> the fingerprints of the sections and pairs on that side of a dataset."""
     shards = dataset_shards(dataset)
     dataset.store.fetch_blobs(shard.figures for shard in shards)
     sides: dict[str, set[str]] = {name: set() for name in SPLITS}
     for shard in shards:
         for name, found in fingerprints(json.loads(dataset.store.get_blob(shard.figures))).items():
             sides[name] |= found
-    return Before(train=sides["train"], held_out=sides["held_out"])
+    return sides
 
 
 def next_split(
@@ -202,7 +203,7 @@ def next_split(
     pinned: Pinned,
     objectives: Objectives,
     last: Artifact | None,
-    learned: Collection[str],
+    learned: Callable[[], Collection[str]],
 ) -> Split:
     """Return the split of the next dataset of a workspace.
 
@@ -212,18 +213,20 @@ def next_split(
         pinned: the recorded sides.
         objectives: the recipe's objectives.
         last: the last dataset of the workspace, if there is one.
-        learned: hashes of the sections that the adapter in use was trained on.
+        learned: returns the hashes of the sections that the adapter in use was trained on.
 
     Raises:
         CorpusError: nothing can be held out.
     """
     before = Before(learned)
-    if last is not None:
-        before = replace(sides_of(last), learned=learned)
-        if pinned.share is None:
-            pinned = recorded_sides(last, pinned, options.held_out)
-            known = {section[:FINGERPRINT] for section in learned}  # a chapter may have had another name by then
-            before = replace(before, held_out=set(before.held_out) - known)
+    if last is not None and pinned.share is not None:
+        outlined = {shard.outline_key for shard in dataset_shards(last)}
+        before = Before(learned, partial(sides_of, last), outlined)
+    elif last is not None:
+        pinned = recorded_sides(last, pinned, options.held_out)
+        sides, known = sides_of(last), {section[:FINGERPRINT] for section in learned()}
+        sides["held_out"] -= known  # a chapter may have had another name by then
+        before = Before(learned, lambda: sides)
     return choose_split(outline, options, pinned, objectives, before)
 
 

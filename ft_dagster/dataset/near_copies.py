@@ -7,7 +7,7 @@ import numpy as np
 
 from ft_dagster.dataset.held_out import Split
 from ft_dagster.dataset.outline import Outline
-from ft_dagster.dataset.shingles import among
+from ft_dagster.dataset.shingles import SAMPLED, among
 
 NEAR_COPY = 0.5
 """The share of its shingles that a text must have in common with another one to be its near copy."""
@@ -61,21 +61,30 @@ def join_near_copies(texts: Sequence[np.ndarray]) -> list[int]:
 
 def known_share(outline: Outline, split: Split) -> float:
     """Return the share of the held-out text that the train side contains word for word, as far as it is sampled."""
-    kept = [np.empty(0, dtype=np.uint64)]
-    for numbers, held in _by_side(outline, split):
-        kept.append(numbers[held])
-    held_out, counts = np.unique(np.concatenate(kept), return_counts=True)
+    kept = [numbers[held] for numbers, held in _by_side(outline, split)]
+    held_out, counts = np.unique(np.concatenate([np.empty(0, dtype=np.uint64), *kept]), return_counts=True)
+    if not len(held_out):
+        return 0.0
+    bits = min(26, len(held_out).bit_length() + 3)
+    shift = np.uint64(64 - int(SAMPLED).bit_length() + 1 - bits)  # kept hashes are below 2**64 / SAMPLED
+    occupied = np.zeros(2**bits, dtype=bool)
+    occupied[held_out >> shift] = True
     found = np.zeros(len(held_out), dtype=bool)
-    if len(held_out):
-        for numbers, held in _by_side(outline, split):
-            values = np.unique(numbers[~held])
-            places = np.searchsorted(held_out, values).clip(max=len(held_out) - 1)
-            found[places[held_out[places] == values]] = True
-    return float(counts[found].sum() / max(1, counts.sum()))
+    for numbers, held in _by_side(outline, split):
+        likely = numbers[~held & occupied[numbers >> shift]]  # most of the others are recognized by their first bits
+        places = np.searchsorted(held_out, likely).clip(max=len(held_out) - 1)
+        found[places[held_out[places] == likely]] = True
+    return float(counts[found].sum() / counts.sum())
 
 
 def _by_side(outline: Outline, split: Split) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield the shingles of each group, and for each whether it is held out."""
-    for rows, numbers in outline.read():
-        sides = [split.holds_out(row.chapter, row.title) for row in rows]
-        yield numbers, np.repeat(np.array(sides, dtype=bool), [row.shingles for row in rows])
+    for group in outline.groups():
+        units = split.units_of([chapter.name for chapter in group.chapters])
+        if any("#" in unit for unit in units):
+            sides = [split.holds_out(row.chapter, row.title) for row in group.rows]
+            counts = [row.shingles for row in group.rows]
+        else:
+            sides = [chapter.name in units for chapter in group.chapters]
+            counts = [chapter.shingles for chapter in group.chapters]
+        yield group.shingles, np.repeat(np.array(sides, dtype=bool), counts)

@@ -1,13 +1,15 @@
 """The outline of sections: what the choice of held-out text needs to know of each, without reading its text again.
 
-The outline of a group of chapters is one blob: a line of JSON, then the shingles as bytes. The dataset names it, so
-that only the outlines of groups that have changed are made for the next one.
+The outline of a group of chapters is one blob: its chapters as a line of JSON, its sections as another one, then the
+shingles as bytes. The dataset names it, so that only the outlines of groups that have changed are made for the next
+one. Among many chapters, only the first line of most blobs is parsed.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
+from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
@@ -38,21 +40,60 @@ class OutlineRow(NamedTuple):
     """Number of its shingles."""
 
 
+class OutlineChapter(NamedTuple):
+    """One chapter that has text: the sums over its sections."""
+
+    name: str
+    size: int
+    size_in_pairs: int
+    shingles: int
+
+
+@dataclass(frozen=True)
+class OutlineGroup:
+    """The outline of a group of chapters."""
+
+    key: str
+    """As `outline_key` returns it."""
+    chapters: tuple[OutlineChapter, ...]
+    section_lines: bytes
+    shingles: np.ndarray
+    """Those of all sections, one section's after another's (uint64)."""
+
+    @classmethod
+    def of(cls, key: str, rows: Iterable[OutlineRow], found: np.ndarray) -> "OutlineGroup":
+        """Return the outline of these sections, which are in order, with their shingles."""
+        rows = list(rows)
+        chapters = []
+        for name, group in groupby(rows, lambda row: row.chapter):
+            members = list(group)
+            in_pairs = sum(row.size for row in members if row.pair != NO_PAIR)
+            size, count = sum(row.size for row in members), sum(row.shingles for row in members)
+            chapters.append(OutlineChapter(name, size, in_pairs, count))
+        return cls(key, tuple(chapters), canonical_json(rows), found)
+
+    @cached_property
+    def rows(self) -> list[OutlineRow]:
+        """The sections, in order."""
+        return [OutlineRow(*row) for row in json.loads(self.section_lines)]
+
+
 @dataclass(frozen=True)
 class Outline:
     """The sections of all chapters, in groups."""
 
     sections: Artifact
-    groups: tuple[tuple[SectionShard, str], ...]
+    blobs: tuple[tuple[SectionShard, str], ...]
     """Each group of chapters, and the blob with its outline."""
 
-    def read(self) -> Iterator[tuple[list[OutlineRow], np.ndarray]]:
-        """Yield for each group its sections in order, and their shingles, one section's after another's (uint64)."""
+    def groups(self) -> Iterator[OutlineGroup]:
+        """Yield the outline of each group."""
         store = self.sections.store
-        store.fetch_blobs(blob for _, blob in self.groups)
-        for _, blob in self.groups:
-            head, _, numbers = store.get_blob(blob).partition(b"\n")
-            yield [OutlineRow(*row) for row in json.loads(head)], np.frombuffer(numbers, dtype="<u8")
+        store.fetch_blobs(blob for _, blob in self.blobs)
+        for shard, blob in self.blobs:
+            chapters, lines, numbers = store.get_blob(blob).split(b"\n", 2)
+            named = tuple(OutlineChapter(*row) for row in json.loads(chapters))
+            yield OutlineGroup(outline_key(shard), named, lines, np.frombuffer(numbers, dtype="<u8"))
 
 
 def make_outline(sections: Artifact, known: Mapping[str, str] | None = None, each: Each = map) -> Outline:
@@ -81,12 +122,14 @@ def outline_key(shard: SectionShard) -> str:
 def _write(store: Store, shard: SectionShard) -> str:
     """Outline a group of sections, and return the blob."""
     rows: list[OutlineRow] = []
-    found = [b""]
+    found = [np.empty(0, dtype=np.uint64)]
     for chapter in stored_chapters(store, shard):
         pairs = {place: index for index, pair in enumerate(chapter.pairs) if pair.whole for place in pair.sections}
         for place, section in enumerate(chapter.sections):
             kept = shingles(section.text)
-            found.append(kept.astype("<u8").tobytes())
+            found.append(kept)
             pair = pairs.get(place, NO_PAIR)
             rows.append(OutlineRow(chapter.name, section.title, section.hash, section.used_bytes, pair, len(kept)))
-    return store.put_blobs([canonical_json(rows) + b"\n" + b"".join(found)])[0]
+    group = OutlineGroup.of(outline_key(shard), rows, np.concatenate(found))
+    lines = [canonical_json(group.chapters), group.section_lines, group.shingles.astype("<u8").tobytes()]
+    return store.put_blobs([b"\n".join(lines)])[0]

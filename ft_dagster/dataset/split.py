@@ -7,8 +7,9 @@ text is held out so that the held-out share of the text comes near to the recipe
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -38,19 +39,30 @@ _MOST_OF_A_CHAPTER = 0.5
 
 @dataclass(frozen=True)
 class Before:
-    """What text was used for until now."""
+    """What text was used for until now. It is looked up only if there is new text."""
 
-    learned: Collection[str] = frozenset()
-    """Hashes of the sections that the adapter in use was trained on."""
-    train: Collection[str] = frozenset()
-    """Fingerprints of the sections on the train side of the last dataset."""
-    held_out: Collection[str] = frozenset()
-    """The same for the held-out side."""
+    find_learned: Callable[[], Collection[str]] = frozenset
+    """Returns the hashes of the sections that the adapter in use was trained on."""
+    find_sides: Callable[[], Mapping[str, Collection[str]]] = dict
+    """Returns split -> fingerprints of the sections and pairs on that side of the last dataset."""
+    groups: Collection[str] = ()
+    """Keys of the outlines of the last dataset. Chapters in these groups have no new text."""
+
+    @cached_property
+    def learned(self) -> Collection[str]:
+        return self.find_learned()
 
     def side(self, section: str) -> bool | None:
         """Return whether a section was held out in the last dataset; None if it was not in it."""
         fingerprint = section[:FINGERPRINT]
-        return fingerprint in self.held_out or (False if fingerprint in self.train else None)
+        for split, held in (("held_out", True), ("train", False)):
+            if fingerprint in self._sides.get(split, ()):
+                return held
+        return None
+
+    @cached_property
+    def _sides(self) -> Mapping[str, Collection[str]]:
+        return self.find_sides()
 
 
 def choose_split(
@@ -141,26 +153,29 @@ def _side(pinned: Pinned, chapter: str, title: str) -> bool | None:
 
 def _read(outline: Outline, in_pairs: bool, pinned: Pinned, before: Before) -> _Text:
     text = _Text(pinned, before)
-    for rows, numbers in outline.read():
+    for group in outline.groups():
+        for chapter in group.chapters:
+            if size := chapter.size_in_pairs if in_pairs else chapter.size:
+                text.sizes[chapter.name] = size
+        names = [chapter.name for chapter in group.chapters if chapter.name in text.sizes]
+        divided = {name for name in names if pinned.side(name) is None or name in pinned.chapters_by_section}
+        if not divided and group.key in before.groups:
+            continue
         end = 0
-        for row in rows:
+        for row in group.rows:
             start, end = end, end + row.shingles
             if in_pairs and row.pair == NO_PAIR:
                 continue
-            text.sizes[row.chapter] += row.size
-            in_sections = row.chapter in pinned.chapters_by_section
-            side = _side(pinned, row.chapter, row.title) if in_sections else pinned.side(row.chapter)
-            if side and row.section in before.learned and before.side(row.section) is None:
-                text.learned.add(section_unit(row.chapter, row.title))
-                in_sections = True
+            side = _side(pinned, row.chapter, row.title) if row.chapter in divided else pinned.side(row.chapter)
             if side is None:
                 text.new.append(row)
-                text.shingles.append(numbers[start:end])
-            if in_sections or side is None:
-                text.titles.setdefault(row.chapter, Counter())
-        for row in rows:
-            if row.chapter in text.titles and not (in_pairs and row.pair == NO_PAIR):
-                text.titles[row.chapter][row.title] += row.size
+                text.shingles.append(group.shingles[start:end])
+            elif side and before.side(row.section) is None and row.section in before.learned:
+                text.learned.add(section_unit(row.chapter, row.title))
+                divided.add(row.chapter)
+        for row in group.rows if divided else ():
+            if row.chapter in divided and not (in_pairs and row.pair == NO_PAIR):
+                text.titles.setdefault(row.chapter, Counter())[row.title] += row.size
     return text
 
 
@@ -189,13 +204,13 @@ def _shared_with(text: _Text, outline: Outline, pinned: Pinned) -> tuple[np.ndar
     """
     wanted = np.unique(np.concatenate(text.shingles))
     found: dict[bool | None, list[np.ndarray]] = defaultdict(lambda: [np.empty(0, dtype=np.uint64)])
-    for rows, numbers in outline.read():
-        inside = among(numbers, wanted)
+    for group in outline.groups() if len(wanted) else ():
+        inside = among(group.shingles, wanted)
         if inside.any():
             end = 0
-            for row in rows:
+            for row in group.rows:
                 start, end = end, end + row.shingles
-                found[_side(pinned, row.chapter, row.title)].append(numbers[start:end][inside[start:end]])
+                found[_side(pinned, row.chapter, row.title)].append(group.shingles[start:end][inside[start:end]])
     return np.unique(np.concatenate(found[False])), np.unique(np.concatenate(found[True]))
 
 

@@ -276,7 +276,7 @@ def test_only_the_outline_of_a_changed_group_is_made_again(reports: Reports, mon
     assert sorted(read) == sorted(
         ["Another text."] + [t for n in mates if n != "c5" for t in (f"The text of {n}.", f"More, of {n}.")]
     )
-    rows = [row for group, _ in outline.read() for row in group]
+    rows = [row for group in outline.groups() for row in group.rows]
     assert {row.chapter for row in rows} == set(NAMES)
 
 
@@ -286,7 +286,7 @@ def test_only_the_outline_of_a_changed_group_is_made_again(reports: Reports, mon
 def test_the_sides_of_a_dataset_are_kept_by_the_first_split_after_an_upgrade(reports: Reports) -> None:
     last = reports.dataset(Split(frozenset({"c2", "c7", "c9#One"}), Pinned()))
     reports.write("new", "## One\n\nA new chapter.\n")
-    split = next_split(outline_sections(reports.sections()), Tokens(held_out=0.01), Pinned(), Objectives(), last, ())
+    split = next_split(outline_sections(reports.sections()), Tokens(held_out=0.01), Pinned(), Objectives(), last, set)
     assert split.held_out == {"c2", "c7", "c9#One"}
     assert split.pinned.train >= {"c1", "c3", "c9#Two"} and split.pinned.share == 0.01
     assert not {"c9", "c2#One"} & split.pinned.train
@@ -296,19 +296,19 @@ def test_held_out_text_that_the_adapter_in_use_learned_is_trained_on_after_an_up
     last = reports.dataset()
     (learned,) = {d.section for d in all_documents(last) if (d.chapter, d.title) == ("c7", "Two")}
     outline = outline_sections(reports.sections())
-    split = next_split(outline, Tokens(held_out=0.1), Pinned(), Objectives(), last, {learned})
+    split = next_split(outline, Tokens(held_out=0.1), Pinned(), Objectives(), last, lambda: {learned})
     assert split.held_out == {"c2", "c7#One"}
-    again = next_split(outline, Tokens(held_out=0.1), split.pinned, Objectives(), last, {learned})
+    again = next_split(outline, Tokens(held_out=0.1), split.pinned, Objectives(), last, lambda: {learned})
     assert again.held_out == split.held_out
 
 
 def test_a_renamed_chapter_is_on_its_side_in_the_next_split(reports: Reports) -> None:
     outline = outline_sections(reports.sections())
-    first = next_split(outline, Tokens(held_out=0.2), Pinned(), Objectives(), None, ())
+    first = next_split(outline, Tokens(held_out=0.2), Pinned(), Objectives(), None, set)
     last = reports.dataset(first)
     moved = {name: f"moved-{name}" for name in (min(first.held_out), min(set(NAMES) - first.held_out))}
     for name, new in moved.items():
         (reports.workspace / path_of(name)).rename(reports.workspace / path_of(new))
     outline = outline_sections(reports.sections())
-    split = next_split(outline, Tokens(held_out=0.2), first.pinned, Objectives(), last, ())
+    split = next_split(outline, Tokens(held_out=0.2), first.pinned, Objectives(), last, set)
     assert split.held_out == {moved.get(name, name) for name in first.held_out}

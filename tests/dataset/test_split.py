@@ -16,7 +16,7 @@ from ft_dagster.config.recipe import Tokens
 from ft_dagster.corpus.files import CorpusError
 from ft_dagster.dataset.held_out import Pinned, Split
 from ft_dagster.dataset.near_copies import known_share
-from ft_dagster.dataset.outline import NO_PAIR, Outline, OutlineRow
+from ft_dagster.dataset.outline import NO_PAIR, Outline, OutlineGroup, OutlineRow
 from ft_dagster.dataset.shingles import shingles
 from ft_dagster.dataset.split import FINGERPRINT, Before, choose_split
 from ft_dagster.store.hashing import digest
@@ -47,16 +47,13 @@ class Listed(Outline):
         super().__init__(SimpleNamespace(about={"pairs": 0}), ())  # type: ignore[arg-type]
         object.__setattr__(self, "parts", parts)
 
-    def read(self) -> Iterator[tuple[list[OutlineRow], np.ndarray]]:
-        parts: Sequence[Part] = vars(self)["parts"]
+    def groups(self) -> Iterator[OutlineGroup]:
+        parts: list[Part] = sorted(vars(self)["parts"], key=lambda part: part.chapter)
         found = [shingles(part.text) for part in parts]
-        yield (
-            [
-                OutlineRow(p.chapter, p.title, p.hash, p.size, NO_PAIR, len(one))
-                for p, one in zip(parts, found, strict=True)
-            ],
-            np.concatenate([np.empty(0, dtype=np.uint64), *found]),
-        )
+        rows = [
+            OutlineRow(p.chapter, p.title, p.hash, p.size, NO_PAIR, len(s)) for p, s in zip(parts, found, strict=True)
+        ]
+        yield OutlineGroup.of("", rows, np.concatenate([np.empty(0, dtype=np.uint64), *found]))
 
 
 def chapter(name: str, sections: int = 3, size: int = 100) -> list[Part]:
@@ -98,7 +95,7 @@ def before_of(parts: Sequence[Part], split: Split) -> Before:
     for part in parts:
         prints[split.holds_out(part.chapter, part.title)].add(part.hash[:FINGERPRINT])
     learned = {part.hash for part in parts if not split.holds_out(part.chapter, part.title)}
-    return Before(learned, prints[False], prints[True])
+    return Before(lambda: learned, lambda: {"train": prints[False], "held_out": prints[True]})
 
 
 # What never changes
@@ -256,7 +253,7 @@ def test_a_renamed_chapter_keeps_its_side(held: bool, released: bool) -> None:
     split = choose(parts, 0.1)
     before = before_of(parts, split)
     if not released:
-        before = Before(train=before.train, held_out=before.held_out)
+        before = Before(find_sides=before.find_sides)
     for number in range(12):
         if (f"c{number}" in split.held_out) is held:
             later = renamed(parts, f"c{number}", "another name")
@@ -273,7 +270,7 @@ def test_text_that_the_adapter_in_use_learned_is_trained_on_in_a_held_out_chapte
     later = [part for part in parts if part is not moved] + [Part(held, moved.title + "!", moved.size, moved.text)]
     later[-1] = Part(held, "moved", moved.size, moved.text)
     learned = {*before.learned, later[-1].hash}
-    now = choose(later, 0.1, split.pinned, Before(learned, before.train, before.held_out))
+    now = choose(later, 0.1, split.pinned, Before(lambda: learned, before.find_sides))
     assert not now.holds_out(held, "moved") and now.holds_out(held, "section 0")
     assert choose(later, 0.1, now.pinned, before_of(later, now)) == now
 

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -104,7 +105,7 @@ def _find_or_make(
     settings, objectives = workspace.settings, recipe.objectives
     each = mapper_for(settings)
     outline = outline_sections(source, each)
-    learned = workspace.releases.learned(source.store)
+    learned = partial(workspace.releases.learned, source.store)
     split = next_split(outline, recipe.tokens, read_pinned(settings.pins), objectives, last, learned)
     write_pinned(settings.pins, split.pinned)
     return make_dataset(outline, Path(base.folder), base.tokenizer, recipe.tokens, split, objectives, each)

@@ -10,6 +10,7 @@ import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -283,7 +284,7 @@ class _DryRun:
             tokens, objectives = self.recipe.tokens, self.recipe.objectives
             outline = outline_sections(sections)
             last = last_artifact(self.made, self.store, TOKENIZED_DATASET)
-            learned = self.workspace.releases.learned(self.store)
+            learned = partial(self.workspace.releases.learned, self.store)
             pinned = read_pinned(settings.pins)
             try:
                 split = next_split(outline, tokens, pinned, objectives, last, learned)
