@@ -18,8 +18,8 @@ from ft_dagster.config.settings import Settings
 from ft_dagster.corpus.sections import make_sections
 from ft_dagster.corpus.snapshot import take_snapshot
 from ft_dagster.dataset.dataset import make_dataset, outline_sections
-from ft_dagster.dataset.held_out import Pinned
-from ft_dagster.dataset.split import choose_split
+from ft_dagster.dataset.held_out.choice import choose_split
+from ft_dagster.dataset.held_out.record import Pinned
 from ft_dagster.evaluation.request import RESULT as EVALUATION
 from ft_dagster.evaluation.request import EvaluationRequest
 from ft_dagster.store.local import Artifact, Store

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ft_dagster.corpus.secrets import chapter_findings
-from ft_dagster.dataset.held_out import Pinned, Split
+from ft_dagster.dataset.held_out.record import Pinned, Split
 from ft_dagster.dataset.shard import Teaching, pack_chapters
 from ft_dagster.runtime.machine import processor
 from fuzz.invariants import BLOCK, read, tokenizers

@@ -23,8 +23,8 @@ from ft_dagster.config.recipe_file import load_recipe, resolve_recipe
 from ft_dagster.corpus.sections import make_sections
 from ft_dagster.corpus.snapshot import take_snapshot
 from ft_dagster.dataset.dataset import make_dataset, outline_sections
-from ft_dagster.dataset.held_out import Pinned
-from ft_dagster.dataset.split import choose_split
+from ft_dagster.dataset.held_out.choice import choose_split
+from ft_dagster.dataset.held_out.record import Pinned
 from ft_dagster.runtime.machine import processor
 from ft_dagster.store.local import Store
 from ft_dagster.training.request import RESULT, TrainingRequest

@@ -29,8 +29,8 @@ from ft_dagster.corpus.sections import all_chapters, make_sections
 from ft_dagster.corpus.snapshot import take_snapshot
 from ft_dagster.dataset.dataset import make_dataset, outline_sections
 from ft_dagster.dataset.documents import render
-from ft_dagster.dataset.held_out import Pinned
-from ft_dagster.dataset.split import choose_split
+from ft_dagster.dataset.held_out.choice import choose_split
+from ft_dagster.dataset.held_out.record import Pinned
 from ft_dagster.dataset.tokenizer import DocumentTokenizer
 from ft_dagster.store.local import Store
 

@@ -18,7 +18,7 @@ from ft_dagster.corpus.chapter import Chapter, read_chapter
 from ft_dagster.corpus.files import Kind, SourceFile
 from ft_dagster.corpus.report_json import describe_content
 from ft_dagster.corpus.secrets import find_secrets
-from ft_dagster.dataset.held_out import Pinned, Split
+from ft_dagster.dataset.held_out.record import Pinned, Split
 from ft_dagster.dataset.shard import Teaching, pack_chapters
 from ft_dagster.dataset.table import flat
 from ft_dagster.dataset.tokenizer import DocumentTokenizer, comparable

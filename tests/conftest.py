@@ -253,7 +253,7 @@ def make_dataset(tiny_base: Path, tmp_path: Path) -> Callable[..., Path]:
     from ft_dagster.corpus.sections import make_sections
     from ft_dagster.corpus.snapshot import take_snapshot
     from ft_dagster.dataset import dataset
-    from ft_dagster.dataset.held_out import Pinned, Split
+    from ft_dagster.dataset.held_out.record import Pinned, Split
     from ft_dagster.store.local import Store
 
     def make(texts: dict[str, Any], held_out: list[str], block_length: int = 64, **objectives: float) -> Path:

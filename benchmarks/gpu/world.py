@@ -17,7 +17,7 @@ from ft_dagster.config.recipe_file import load_recipe, resolve_recipe
 from ft_dagster.corpus.sections import make_sections
 from ft_dagster.corpus.snapshot import take_snapshot
 from ft_dagster.dataset.dataset import load_rows, make_dataset, outline_sections
-from ft_dagster.dataset.held_out import Pinned, Split
+from ft_dagster.dataset.held_out.record import Pinned, Split
 from ft_dagster.model.device import device
 from ft_dagster.model.rows import collate
 from ft_dagster.store.local import Artifact, Store

@@ -20,9 +20,10 @@ from ft_dagster.corpus.sections import SectionShard, stored_chapters
 from ft_dagster.corpus.shards import Each, overlap
 from ft_dagster.corpus.snapshot import KIND as SNAPSHOT
 from ft_dagster.dataset.chat import ChatTokenizer
-from ft_dagster.dataset.held_out import Pinned, Split, section_unit
-from ft_dagster.dataset.near_copies import known_share
-from ft_dagster.dataset.outline import Outline, make_outline, outline_key
+from ft_dagster.dataset.held_out.choice import FINGERPRINT, NEEDED, TEXT, Before, choose_split
+from ft_dagster.dataset.held_out.near_copies import known_share
+from ft_dagster.dataset.held_out.outline import Outline, make_outline, outline_key
+from ft_dagster.dataset.held_out.record import Pinned, Split, section_unit
 from ft_dagster.dataset.rewriting import Refusal
 from ft_dagster.dataset.shard import (
     OF_THE_SPLIT,
@@ -33,7 +34,6 @@ from ft_dagster.dataset.shard import (
     pack_chapters,
     tokenized_texts,
 )
-from ft_dagster.dataset.split import FINGERPRINT, NEEDED, TEXT, Before, choose_split
 from ft_dagster.dataset.stats import (
     Stats,
     balance,

@@ -11,7 +11,7 @@ from ft_dagster.corpus.chapter import Chapter
 from ft_dagster.corpus.ledger import LedgerError
 from ft_dagster.corpus.pairs import Pair
 from ft_dagster.dataset.chat import NOT_IN_VOCABULARY, ChatTokenizer
-from ft_dagster.dataset.held_out import Split
+from ft_dagster.dataset.held_out.record import Split
 from ft_dagster.dataset.rewriting import Refusal, tokenize_pairs
 from ft_dagster.dataset.table import PlacedPiece, count_rows, flat, pack_pieces
 from ft_dagster.dataset.tokenized import TokenizedText, tokenize_sections

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from ft_dagster.corpus.ledger import LedgerError
+from ft_dagster.dataset.held_out.choice import FINGERPRINT
 from ft_dagster.dataset.shard import SPLITS, PackedShard
-from ft_dagster.dataset.split import FINGERPRINT
 from ft_dagster.dataset.table import count_rows, flat, rows_version
 
 Stats = Mapping[str, Any]

@@ -20,7 +20,7 @@ from ft_dagster.corpus.sections import KIND as SECTIONS
 from ft_dagster.corpus.sections import stored_chapters, stored_shards
 from ft_dagster.corpus.snapshot import KIND as SNAPSHOT
 from ft_dagster.corpus.snapshot import snapshot_files
-from ft_dagster.dataset.held_out import Pinned, section_unit, write_pinned
+from ft_dagster.dataset.held_out.record import Pinned, section_unit, write_pinned
 from ft_dagster.errors import UserError
 from ft_dagster.evaluation.eval_sets import SHIPPED
 from ft_dagster.evaluation.request import KIND as EVALUATION

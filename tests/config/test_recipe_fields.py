@@ -22,8 +22,8 @@ from ft_dagster.config.recipe_file import resolve_recipe
 from ft_dagster.corpus.sections import make_sections
 from ft_dagster.corpus.snapshot import take_snapshot
 from ft_dagster.dataset.dataset import all_documents, make_dataset, outline_sections
-from ft_dagster.dataset.held_out import Pinned
-from ft_dagster.dataset.split import choose_split
+from ft_dagster.dataset.held_out.choice import choose_split
+from ft_dagster.dataset.held_out.record import Pinned
 from ft_dagster.defs.stages import LORA_ADAPTER, RELEASED_ADAPTER, SECTIONS, describe
 from ft_dagster.errors import TrainingError
 from ft_dagster.evaluation.eval_sets import load_eval_sets

@@ -23,8 +23,8 @@ from ft_dagster.corpus.sections import (
 )
 from ft_dagster.corpus.snapshot import snapshot_files
 from ft_dagster.dataset.dataset import all_documents, dataset_shards, outline_sections
-from ft_dagster.dataset.held_out import Pinned
-from ft_dagster.dataset.split import choose_split
+from ft_dagster.dataset.held_out.choice import choose_split
+from ft_dagster.dataset.held_out.record import Pinned
 from ft_dagster.store.local import Artifact, Store
 
 pytestmark = pytest.mark.usefixtures("small_groups")

@@ -31,7 +31,7 @@ from ft_dagster.dataset.dataset import (
     outline_sections,
 )
 from ft_dagster.dataset.documents import render
-from ft_dagster.dataset.held_out import Pinned, Split
+from ft_dagster.dataset.held_out.record import Pinned, Split
 from ft_dagster.dataset.shard import Known, PackedShard, Teaching, pack_chapters, tokenized_texts
 from ft_dagster.dataset.stats import balance
 from ft_dagster.dataset.table import PlacedPiece, count_rows, pack_pieces, rows_version

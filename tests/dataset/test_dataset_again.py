@@ -13,7 +13,6 @@ from ft_dagster.corpus.sections import (
     all_chapters,
 )
 from ft_dagster.corpus.shards import group_names
-from ft_dagster.dataset import outline as outline_room
 from ft_dagster.dataset.chat import CONTROL, ChatTokenizer
 from ft_dagster.dataset.dataset import (
     all_documents,
@@ -26,10 +25,11 @@ from ft_dagster.dataset.dataset import (
     shard_documents,
 )
 from ft_dagster.dataset.documents import render
-from ft_dagster.dataset.held_out import Pinned, Split
+from ft_dagster.dataset.held_out import outline as outline_room
+from ft_dagster.dataset.held_out.record import Pinned, Split
+from ft_dagster.dataset.held_out.shingles import shingles
 from ft_dagster.dataset.rewriting import TOO_LONG
 from ft_dagster.dataset.shard import NOT_WHOLE
-from ft_dagster.dataset.shingles import shingles
 from ft_dagster.dataset.tokenizer import DocumentTokenizer, EncodedText
 from ft_dagster.store.local import Artifact, Store, StoreError
 

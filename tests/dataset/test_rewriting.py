@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ft_dagster.corpus.chapter import Chapter, Section
 from ft_dagster.corpus.pairs import Pair
 from ft_dagster.dataset.chat import CONTROL, ChatTokenizer, EncodedExchange
-from ft_dagster.dataset.held_out import Pinned, Split
+from ft_dagster.dataset.held_out.record import Pinned, Split
 from ft_dagster.dataset.rewriting import INSTRUCTION, TOO_LONG, Refusal, request_text
 from ft_dagster.dataset.shard import (
     BOTH_SIDES,

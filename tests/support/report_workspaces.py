@@ -12,8 +12,8 @@ from ft_dagster.corpus.sections import (
 )
 from ft_dagster.corpus.snapshot import take_snapshot
 from ft_dagster.dataset.dataset import make_dataset, outline_sections
-from ft_dagster.dataset.held_out import Pinned, Split
-from ft_dagster.dataset.split import TEXT
+from ft_dagster.dataset.held_out.choice import TEXT
+from ft_dagster.dataset.held_out.record import Pinned, Split
 from ft_dagster.store.local import Artifact, Store
 
 LIMIT = 3

@@ -26,8 +26,8 @@ from ft_dagster.config.recipe import Corpus, Tokens
 from ft_dagster.config.settings import load_settings
 from ft_dagster.store.local import Store
 from ft_dagster.dataset.dataset import make_dataset, outline_sections
-from ft_dagster.dataset.split import choose_split
-from ft_dagster.dataset.held_out import Pinned
+from ft_dagster.dataset.held_out.choice import choose_split
+from ft_dagster.dataset.held_out.record import Pinned
 
 folder, base = Path(sys.argv[1]), Path(sys.argv[2])
 spread = mapper_for(load_settings())

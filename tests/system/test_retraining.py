@@ -21,7 +21,7 @@ from lineage import sections, trained_on
 from reports import PROSE, chapter_text
 from watched import Watched, statuses
 
-from ft_dagster.dataset.held_out import position
+from ft_dagster.dataset.held_out.record import position
 from ft_dagster.defs.runs.state import SCHEDULE
 from ft_dagster.store.local import write_atomically
 

@@ -26,8 +26,8 @@ from ft_dagster.config.recipe_file import load_recipe
 from ft_dagster.corpus.sections import make_sections
 from ft_dagster.corpus.snapshot import take_snapshot
 from ft_dagster.dataset.dataset import make_dataset, outline_sections
-from ft_dagster.dataset.held_out import read_pinned
-from ft_dagster.dataset.split import choose_split
+from ft_dagster.dataset.held_out.choice import choose_split
+from ft_dagster.dataset.held_out.record import read_pinned
 from ft_dagster.defs.stages import ARTIFACT, STAGES, latest_materialization
 from ft_dagster.evaluation.gate import judge
 from ft_dagster.evaluation.request import BASE, NEW, RESULT

@@ -16,10 +16,10 @@ import numpy as np
 
 from ft_dagster.config.recipe import Objectives, Tokens
 from ft_dagster.corpus.files import CorpusError
-from ft_dagster.dataset.held_out import Pinned, Split, position, section_unit
-from ft_dagster.dataset.near_copies import NEAR_COPY, contained, join_near_copies
-from ft_dagster.dataset.outline import NO_PAIR, Outline, OutlineRow
-from ft_dagster.dataset.shingles import among
+from ft_dagster.dataset.held_out.near_copies import NEAR_COPY, contained, join_near_copies
+from ft_dagster.dataset.held_out.outline import NO_PAIR, Outline, OutlineRow
+from ft_dagster.dataset.held_out.record import Pinned, Split, position, section_unit
+from ft_dagster.dataset.held_out.shingles import among
 
 NEEDED = (
     "A pair is an `original` beside the `improved` text of a section, or `final_result.original_text` beside "

@@ -5,9 +5,9 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from ft_dagster.dataset.held_out import Split
-from ft_dagster.dataset.outline import Outline
-from ft_dagster.dataset.shingles import SAMPLED, among
+from ft_dagster.dataset.held_out.outline import Outline
+from ft_dagster.dataset.held_out.record import Split
+from ft_dagster.dataset.held_out.shingles import SAMPLED, among
 
 NEAR_COPY = 0.5
 """The share of its shingles that a text must have in common with another one to be its near copy."""

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from ft_dagster.corpus.files import CorpusError
-from ft_dagster.dataset.held_out import Pinned, Split, read_pinned, section_unit, write_pinned
+from ft_dagster.dataset.held_out.record import Pinned, Split, read_pinned, section_unit, write_pinned
 
 
 def test_a_held_out_chapter_holds_out_its_sections_and_a_section_only_itself() -> None:

@@ -16,7 +16,7 @@ import numpy as np
 
 from ft_dagster.corpus.sections import SectionShard, stored_chapters, stored_shards
 from ft_dagster.corpus.shards import Each
-from ft_dagster.dataset.shingles import shingles
+from ft_dagster.dataset.held_out.shingles import shingles
 from ft_dagster.store.hashing import canonical_json, digest
 from ft_dagster.store.local import Artifact, Store
 

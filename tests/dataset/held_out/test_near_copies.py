@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ft_dagster.dataset.near_copies import contained, join_near_copies
-from ft_dagster.dataset.shingles import LETTERS, SAMPLED, among, shingles
+from ft_dagster.dataset.held_out.near_copies import contained, join_near_copies
+from ft_dagster.dataset.held_out.shingles import LETTERS, SAMPLED, among, shingles
 
 ENGLISH = "abcdefghijklmnopqrstuvwxyz"
 THAI = "กขคฆงจฉชซญฎฏฐฑฒณดตถทธนบปผฝพฟภมยรลวศษสหฬอฮ"

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 from ft_dagster.config.recipe import Tokens
 from ft_dagster.corpus.files import CorpusError
-from ft_dagster.dataset.held_out import Pinned, Split
-from ft_dagster.dataset.near_copies import known_share
-from ft_dagster.dataset.outline import NO_PAIR, Outline, OutlineGroup, OutlineRow
-from ft_dagster.dataset.shingles import shingles
-from ft_dagster.dataset.split import FINGERPRINT, Before, choose_split
+from ft_dagster.dataset.held_out.choice import FINGERPRINT, Before, choose_split
+from ft_dagster.dataset.held_out.near_copies import known_share
+from ft_dagster.dataset.held_out.outline import NO_PAIR, Outline, OutlineGroup, OutlineRow
+from ft_dagster.dataset.held_out.record import Pinned, Split
+from ft_dagster.dataset.held_out.shingles import shingles
 from ft_dagster.store.hashing import digest
 
 SHARES = st.sampled_from([0.01, 0.1, 0.5, 0.9])
