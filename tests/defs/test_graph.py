@@ -57,7 +57,8 @@ def test_chapters_become_a_released_adapter_that_loads_without_this_package(
     result = run(instance)
     assert result.success
     assert materialized(result) == {stage.name for stage in STAGES}
-    assert all(check.passed for check in result.get_asset_check_evaluations())
+    warned = {check.check_name for check in result.get_asset_check_evaluations() if not check.passed}
+    assert warned == {"no_held_out_text_in_train"}, "these chapters have sentences in common"
     assert {check.check_name for check in result.get_asset_check_evaluations()} == {
         "every_file_is_readable",
         "no_keys_or_personal_data",

@@ -32,15 +32,9 @@ def recipe_for(base: Path) -> dict[str, Any]:
 
 
 def chapter_text(number: int) -> str:
-    """Return a chapter of plain prose, different for every number: no two have a long run of words in common."""
-    items = (_numbered(PROSE[(number + i) % len(PROSE)], number * 10 + i) for i in range(8))
+    """Return a chapter of plain prose, different for every number."""
+    items = (PROSE[(number + i) % len(PROSE)] + f"It was item {number * 10 + i}. " for i in range(8))
     return f"# Chapter {number}\n\n## BACKGROUND KNOWLEDGE\n\n{''.join(items)}\n"
-
-
-def _numbered(sentence: str, number: int) -> str:
-    words = sentence.split(" ")
-    words.insert(len(words) // 2, f"({number})")
-    return " ".join(words) + f"It was item {number}. "
 
 
 def prose_of(number: int) -> str:
