@@ -33,14 +33,20 @@ class PreparedBase:
     """Hash over tokenizer.json and the special tokens that tokenizer_config.json names."""
     template: str
     """SHA-256 of the chat template; of the empty string if there is none."""
+    layout: str = "packed"
+    """How pieces of rows are given to the model, `packed` or `padded`, if that has been tried (model/layout.py)."""
 
     def to_json(self) -> dict[str, str]:
         return asdict(self)
 
     @property
     def identity(self) -> dict[str, str]:
-        """What an adapter is bound to: all fields except the folder, which differs between machines."""
-        return {key: value for key, value in self.to_json().items() if key != "folder"}
+        """What an adapter is bound to: all fields except the folder, which differs between machines.
+
+        The layout counts only if it is not the usual one: adapters of models whose pieces saw each other are made anew.
+        """
+        usual = ("folder", "layout") if self.layout == "packed" else ("folder",)
+        return {key: value for key, value in self.to_json().items() if key not in usual}
 
 
 def describe_base(name: str, folder: Path, weights: bool) -> PreparedBase:

@@ -9,6 +9,7 @@ import psutil
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, set_seed
+from transformers.pytorch_utils import Conv1D
 
 from ft_dagster.base.model_folder import PreparedBase
 from ft_dagster.base.prepare import verify_base
@@ -17,6 +18,12 @@ from ft_dagster.errors import TrainingError
 from ft_dagster.model import ranks
 from ft_dagster.model.device import device
 from ft_dagster.model.products import decided
+
+log = logging.getLogger(__name__)
+_MAMBA = ("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h")
+"""Architectures for which peft refuses adapters on some layers (peft/tuners/tuners_utils.py)."""
+_NOT_ADAPTABLE = ("out_proj", "conv1d")
+"""The names of these layers."""
 
 
 def quantization_config(recipe: Recipe) -> BitsAndBytesConfig | None:
@@ -68,13 +75,11 @@ def load_base(base: PreparedBase, recipe: Recipe, offload: Path | None) -> PreTr
         free, _ = torch.cuda.mem_get_info(0)
         capacity = {0: int(free * 0.95), "cpu": psutil.virtual_memory().available}  # the rest goes to disk
         placement = {"device_map": "auto", "max_memory": capacity, "offload_folder": str(offload)}
-    model = AutoModelForCausalLM.from_pretrained(
-        base.folder,
+    model = _from_pretrained(
+        base,
+        recipe.training.attention,
         dtype=getattr(torch, recipe.base.dtype),
         quantization_config=quantization_config(recipe),
-        attn_implementation=recipe.training.attention,
-        use_safetensors=True,  # otherwise it would fall back to pickles
-        trust_remote_code=False,
         **placement,
     )
     model.config.use_cache = False  # with a cache, packed documents would attend to each other
@@ -87,10 +92,33 @@ def load_base(base: PreparedBase, recipe: Recipe, offload: Path | None) -> PreTr
     return model
 
 
+def _from_pretrained(base: PreparedBase, attention: str, **options: Any) -> PreTrainedModel:
+    """Load the model with an implementation of attention, or with the plain one if the model has no other."""
+
+    def load(implementation: str) -> PreTrainedModel:
+        return AutoModelForCausalLM.from_pretrained(
+            base.folder,
+            attn_implementation=implementation,
+            use_safetensors=True,  # otherwise it would fall back to pickles
+            trust_remote_code=False,
+            **options,
+        )
+
+    try:
+        return load(attention)
+    except ValueError as error:
+        if attention != "sdpa" or "scaled_dot_product_attention" not in str(error):
+            raise
+    log.info("%s has no fused attention in transformers (sdpa); attention is computed step by step (eager).", base.name)
+    return load("eager")
+
+
 def add_adapter(model: PreTrainedModel, base: PreparedBase, recipe: Recipe) -> PeftModel:
     """Add a new LoRA adapter to the model, seeded here: TrainingArguments.seed comes too late for initial weights."""
     set_seed(recipe.training.seed)
     config = lora_config(recipe.lora, _check_targets(model, base, recipe.lora.targets))
+    if config.target_modules == "all-linear" and model.config.model_type in _MAMBA:
+        config.exclude_modules = set(_NOT_ADAPTABLE)
     tuned = get_peft_model(model, config)
     # The base for loading it elsewhere: a name on the hub works everywhere, the folder that peft wrote only here.
     config.base_model_name_or_path = recipe.base.model if recipe.base.source == "hub" else base.folder
@@ -116,9 +144,18 @@ def _check_targets(model: PreTrainedModel, base: PreparedBase, targets: str | li
     if targets == "all-linear":
         return targets
     head = model.get_output_embeddings()
-    linear = [name for name, layer in model.named_modules() if isinstance(layer, torch.nn.Linear) and layer is not head]
-    known = sorted({name.rpartition(".")[2] for name in linear})
+    kinds = (torch.nn.Linear, Conv1D)
+    linear = [name for name, layer in model.named_modules() if isinstance(layer, kinds) and layer is not head]
+    left_out = _NOT_ADAPTABLE if model.config.model_type in _MAMBA else ()
+    known = sorted({name.rpartition(".")[2] for name in linear}.difference(left_out))
+    if not known:
+        raise TrainingError(f"{base.name} has no linear layer that an adapter could be added to.")
     for target in targets:
+        if target in left_out:
+            raise TrainingError(
+                f"lora.targets of the recipe names {target!r}, whose weights {base.name} uses without calling the "
+                f"layer, so that an adapter has no effect there. Name others: {', '.join(known)}."
+            )
         if not any(name == target or name.endswith(f".{target}") for name in linear):
             nearest = difflib.get_close_matches(target, known, n=1, cutoff=0.0)
             raise TrainingError(

@@ -11,9 +11,11 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from ft_dagster.config.recipe import Recipe
+from ft_dagster.dataset.packing import LEAK, PACKED, PADDED
 from ft_dagster.model.fused.layer import cannot_fuse
 from ft_dagster.model.fused.model import FusedModel, Share, count_shares
 from ft_dagster.model.fused.packed_attention import Pieces
+from ft_dagster.model.layout import largest_leak, padded_rows
 from ft_dagster.model.loss import nats_and_hits, summed_nats
 from ft_dagster.model.products import decided
 from ft_dagster.model.rows import IGNORED
@@ -46,7 +48,24 @@ class PackedModel:
         if self.not_fused is None:
             recompute = recipe.training.gradient_checkpointing
             self._fused = FusedModel(self.base.model.layers, self.base.model.norm, recompute)
+        self.layout = PACKED
+        """PADDED if pieces of a packed row would see each other."""
+        self.leak = self.probe()
+        if self.leak > LEAK:
+            self.layout = PADDED
         log.info("Layers: %s", f"those of transformers ({self.not_fused})" if self.not_fused else "fused")
+        log.info("Rows: %s (pieces change each other's losses by %.3f nats a token)", self.layout, self.leak)
+
+    @torch.no_grad()
+    def probe(self) -> float:
+        """Return how much pieces of a packed row change each other's losses, in nats a token."""
+        training = self.model.training
+        self.model.eval()
+        vocabulary = self.base.get_input_embeddings().num_embeddings
+        try:
+            return largest_leak(lambda batch: self.nats_and_hits(batch)[0], vocabulary, self.base.device)
+        finally:
+            self.model.train(training)
 
     @property
     def _head(self) -> Tensor | None:
@@ -100,12 +119,27 @@ class PackedModel:
 
     def _predictions(self, batch: Mapping[str, Tensor], chosen: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Return the hidden states (M, hidden) of chosen tokens, or logits (M, vocabulary) if the head is not plain."""
+        if self.layout == PADDED:
+            return None, self._logits_of_pieces(batch, chosen)
         inputs = {name: batch[name] for name in ("input_ids", "position_ids")}
         with torch.autocast(batch["input_ids"].device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
             if self._head is None:
                 return None, self.model(**inputs, use_cache=False).logits[chosen]
             hidden = self.base.model(**inputs, use_cache=False).last_hidden_state[chosen]
         return hidden.to(self._head.dtype), None
+
+    def _logits_of_pieces(self, batch: Mapping[str, Tensor], chosen: Tensor) -> Tensor:
+        """Return the logits (M, vocabulary) of chosen tokens, computed with each piece in a row of its own."""
+        wanted = chosen.flatten()  # (B * T)
+        groups = []
+        for inputs, index in padded_rows(batch["position_ids"], batch["input_ids"]):
+            groups.append((inputs, index, (index >= 0) & wanted[index.clamp(min=0)]))  # (P, L)
+        found, places = [], []
+        for inputs, index, used in [group for group in groups if group[2].any()] or groups[:1]:
+            with torch.autocast(wanted.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
+                found.append(self.model(**inputs, use_cache=False).logits[used])
+            places.append(index[used])
+        return torch.cat(found)[torch.cat(places).argsort()]
 
     def _shares(self, batch: Mapping[str, Tensor], targets: Tensor, weights: Tensor | None = None) -> list[Share]:
         """Divide the rows of a batch into shares for threads, without padding: a row's last piece ends with the row."""

@@ -115,6 +115,16 @@ class ModelRequest(Request):
 
 
 @dataclass(frozen=True)
+class LayoutRequest(ModelRequest):
+    """A request to try whether pieces of packed rows see each other in a base."""
+
+    output: str
+    """File for the result."""
+    locks: str
+    """Folder of the locks that lease each device to one process at a time."""
+
+
+@dataclass(frozen=True)
 class TrainingRequest(ModelRequest):
     """A request to make one adapter."""
 

@@ -144,6 +144,7 @@ class _Training:
         if self.request.start is not None:
             go_on_from(model, Path(self.request.start), self.base)
         packed = PackedModel(model, self.recipe)
+        self._require_layout(packed)
         stopping = self._stopping(packed, tokenizer)
         trainer = self._trainer(packed, tokenizer, rows, progress, stopping)
         checkpoint = last_complete(self.attempt)
@@ -186,6 +187,8 @@ class _Training:
             "trainable_parameters": model.get_nb_trainable_parameters()[0],
             "device": device_name(),
             "number_format": self.recipe.compute_dtype,
+            "layout": packed.layout,
+            "leak": packed.probe(),
             **self._check_saved(model, adapter),
         }
         if result["tokens_per_second"]:
@@ -193,6 +196,15 @@ class _Training:
         if ranks.is_first():
             write_atomically(self.attempt / RESULT, json.dumps(result, indent=1))
         return result
+
+    def _require_layout(self, packed: PackedModel) -> None:
+        """Raise TrainingError if the base needs another layout than the one in the adapter's key."""
+        if packed.layout != self.base.layout:
+            raise TrainingError(
+                f"{self.base.name} needs {packed.layout} rows here (pieces change each other's losses by "
+                f"{packed.leak:.3f} nats), and {self.base.layout} ones were found before. Delete the folder layouts in "
+                "FT_CACHE and run again."
+            )
 
     def _stopping(self, packed: PackedModel, tokenizer: PreTrainedTokenizerBase) -> EarlyStopping | None:
         """Return the callback that measures held-out text as the evaluation does; None if the recipe wants none."""

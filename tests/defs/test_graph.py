@@ -67,6 +67,7 @@ def test_chapters_become_a_released_adapter_that_loads_without_this_package(
         "loss_is_finite",
         "adapter_reloads_and_differs_from_base",
         "every_token_is_supervised_once_an_epoch",
+        "pieces_in_a_row_do_not_see_each_other",
         "it_beats_base_and_released",
         "general_text_is_not_forgotten",
         "instructions_are_still_followed",

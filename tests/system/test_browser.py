@@ -111,7 +111,7 @@ def test_materialize_all_trains_and_releases_an_adapter_and_leaves_nothing_stale
     for asset in ASSETS:
         expect(ui.node(asset)).to_contain_text("Materialized")
         expect(ui.node(asset)).not_to_contain_text("Unsynced")
-    expect(ui.node("lora_adapter")).to_contain_text("3 / 3 Passed")
+    expect(ui.node("lora_adapter")).to_contain_text("4 / 4 Passed")
     expect(ui.node("adapter_evaluation")).to_contain_text("4 / 4 Passed")
     expect(ui.node("released_adapter")).to_contain_text("1 / 1 Passed")
     album.take_graph(ui, "lineage")
@@ -139,9 +139,14 @@ def test_the_adapters_page_shows_its_loss_curve_its_chapters_its_checks_and_its_
     album.take(ui.page, "adapter")
     ui.page.get_by_role("button", name="Close").click()
     ui.page.get_by_role("tab", name="Checks").click()
-    for check in ("loss_is_finite", "adapter_reloads_and_differs_from_base", "every_token_is_supervised_once_an_epoch"):
+    for check in (
+        "loss_is_finite",
+        "adapter_reloads_and_differs_from_base",
+        "every_token_is_supervised_once_an_epoch",
+        "pieces_in_a_row_do_not_see_each_other",
+    ):
         expect(ui.page.get_by_text(check).first).to_be_attached()  # only both ends of a long name are visible
-    expect(ui.page.get_by_text("Succeeded")).to_have_count(3)
+    expect(ui.page.get_by_text("Succeeded")).to_have_count(4)
 
 
 def test_the_evaluations_page_shows_a_table_of_chapters_the_rules_and_the_checks(

@@ -7,10 +7,9 @@ from typing import Any
 import dagster as dg
 
 from ft_dagster.base.model_folder import chat_template
-from ft_dagster.base.prepare import prepare_base
 from ft_dagster.config.recipe import Recipe
 from ft_dagster.defs.assets.pictures import table
-from ft_dagster.defs.assets.processes import evaluation_process
+from ft_dagster.defs.assets.processes import base_for_training, evaluation_process
 from ft_dagster.defs.assets.stage_asset import stage_asset
 from ft_dagster.defs.runs.child_process import ChildProcess
 from ft_dagster.defs.stages import (
@@ -69,7 +68,7 @@ def adapter_evaluation(
     settings, store, recipe = workspace.settings, workspace.store, workspace.recipe
     adapter = input_artifact(context, LORA_ADAPTER, store)
     dataset = input_artifact(context, TOKENIZED_DATASET, store)
-    base = prepare_base(recipe.base, settings.cache, token=settings.token)
+    base = yield from base_for_training(context, workspace, child_process, recipe)
     eval_sets = load_eval_sets(recipe.evaluation, settings.workspace, bool(chat_template(Path(base.folder))))
     here = resolved_here(recipe, settings)
     asked = Asked(adapter, dataset, base, recipe, here, eval_sets, _in_use(workspace, adapter.key))

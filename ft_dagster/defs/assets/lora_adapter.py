@@ -7,12 +7,12 @@ from typing import Any
 
 import dagster as dg
 
-from ft_dagster.base.prepare import prepare_base
 from ft_dagster.config.recipe import Recipe
 from ft_dagster.corpus.chapter import natural_key
 from ft_dagster.dataset.dataset import all_documents
+from ft_dagster.dataset.packing import LEAK
 from ft_dagster.defs.assets.pictures import loss_curve, table
-from ft_dagster.defs.assets.processes import training_process
+from ft_dagster.defs.assets.processes import base_for_training, training_process
 from ft_dagster.defs.assets.stage_asset import stage_asset
 from ft_dagster.defs.runs.child_process import ChildProcess
 from ft_dagster.defs.runs.state import REASON_TAG
@@ -49,12 +49,18 @@ SUPERVISED = dg.AssetCheckSpec(
     blocking=True,
     description="The tokens that reached the loss are those of the dataset, once per epoch.",
 )
+APART = dg.AssetCheckSpec(
+    "pieces_in_a_row_do_not_see_each_other",
+    asset=LORA_ADAPTER.key,
+    blocking=True,
+    description="In the trained model, the loss of a piece of text does not depend on the piece before it in its row.",
+)
 
 
 @stage_asset(
     LORA_ADAPTER,
     kinds={"pytorch", "huggingface"},
-    check_specs=[FINITE, RELOADS, SUPERVISED],
+    check_specs=[FINITE, RELOADS, SUPERVISED, APART],
     pool=GPU_POOL,
 )
 def lora_adapter(
@@ -67,7 +73,7 @@ def lora_adapter(
     settings, store, recipe = workspace.settings, workspace.store, workspace.recipe
     dataset = input_artifact(context, TOKENIZED_DATASET, store)
     before = latest_materialization(context.instance, LORA_ADAPTER.key)
-    base = prepare_base(recipe.base, settings.cache, token=settings.token)
+    base = yield from base_for_training(context, workspace, child_process, recipe)
     wanted = Wanted(dataset, base, recipe, workspace.releases.measured_folder(store))
 
     train = training_process(context, workspace, child_process, dataset, recipe)
@@ -157,7 +163,18 @@ def _describe(
                 metadata={"largest change of a logit": about["largest_logit_change"], "reloads": about["reloads"]},
             ),
             _supervised(artifact, recipe, dataset),
+            _apart(artifact),
         ],
+    )
+
+
+def _apart(artifact: Artifact) -> dg.AssetCheckResult:
+    leak = float(artifact.about.get("leak", 0.0))  # adapters of earlier versions lack it; their keys say "packed"
+    return dg.AssetCheckResult(
+        check_name=APART.name,
+        asset_key=LORA_ADAPTER.key,
+        passed=leak <= LEAK,
+        metadata={"layout": artifact.about.get("layout", "packed"), "largest change of a loss (nats)": leak},
     )
 
 

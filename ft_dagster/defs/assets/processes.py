@@ -1,20 +1,45 @@
 """The processes in which assets train and measure."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import dagster as dg
 
+from ft_dagster.base.model_folder import PreparedBase
+from ft_dagster.base.prepare import prepare_base
 from ft_dagster.config.recipe import Recipe
 from ft_dagster.config.settings import Settings
 from ft_dagster.defs.automation.cost import training_cost
 from ft_dagster.defs.runs.child_process import ChildProcess
 from ft_dagster.defs.workspace import Workspace
 from ft_dagster.evaluation.request import EvaluationRequest
+from ft_dagster.runtime.number_format import resolved_here
 from ft_dagster.store.local import Artifact
-from ft_dagster.training.request import TrainingRequest
+from ft_dagster.training.layout import with_layout
+from ft_dagster.training.request import LayoutRequest, TrainingRequest
 from ft_dagster.training.sizing.steps import few_steps_advice
+
+
+def base_for_training(
+    context: dg.AssetExecutionContext, workspace: Workspace, child_process: ChildProcess, recipe: Recipe
+) -> Generator[dg.AssetObservation, None, PreparedBase]:
+    """Prepare the base model of a recipe, and return it with the layout of its rows, which may have to be tried."""
+    settings = workspace.settings
+    base = prepare_base(recipe.base, settings.cache, token=settings.token)
+
+    def try_layout(request: LayoutRequest, path: Path) -> Iterator[dg.AssetObservation]:
+        context.log.info("Trying whether pieces of text that are packed into one row see each other in this base model")
+        log = settings.logs / f"layout-{Path(request.output).stem[:12]}.log"
+        try:
+            yield from child_process.run(context, "ft_dagster.training.try_layout", request.write(path), log)
+        finally:
+            path.unlink(missing_ok=True)
+
+    base = yield from with_layout(base, resolved_here(recipe, settings), settings, try_layout)
+    if base.layout != "packed":
+        context.log.info("Each piece of text gets a row of its own: in this base model, packed pieces see each other.")
+    return base
 
 
 def training_process(

@@ -7,10 +7,9 @@ from typing import Any
 import dagster as dg
 
 from ft_dagster.base.model_folder import chat_template
-from ft_dagster.base.prepare import prepare_base
 from ft_dagster.config.recipe import Recipe
 from ft_dagster.dataset.refit import dataset_for_refit
-from ft_dagster.defs.assets.processes import evaluation_process, training_process
+from ft_dagster.defs.assets.processes import base_for_training, evaluation_process, training_process
 from ft_dagster.defs.runs.child_process import ChildProcess
 from ft_dagster.defs.stages import LORA_ADAPTER, TOKENIZED_DATASET, input_artifact
 from ft_dagster.defs.workspace import Workspace
@@ -52,7 +51,7 @@ def refit_of(
     measured_on = input_artifact(context, TOKENIZED_DATASET, store)
     dataset = dataset_for_refit(measured_on)
     recipe = recipe_for_refit(workspace.recipe, measured, measured_on)
-    base = prepare_base(recipe.base, settings.cache, token=settings.token)
+    base = yield from base_for_training(context, workspace, child_process, recipe)
     started_from = stored_manifest(measured).started_from
     start = store.get(LORA_ADAPTER.name, started_from).path if started_from else None
     context.log.info(f"Adapter {measured.key[:12]} passed the gate. It is trained again on all text, for release.")

@@ -81,6 +81,7 @@ def training_cost(settings: Settings, recipe: Recipe, tokens: float) -> Training
             cost.problem = "the base model is not on this machine yet"
             return cost
         config = model_config(Path(base.folder))
+        cost.layout = known_layout(Path(base.folder), recipe, settings.cache)
     except BaseModelError as error:
         cost.problem = str(error)
         return cost
