@@ -71,14 +71,15 @@ def diff(
         store = open_store(settings)
         old, new = _manifest(settings, before), _manifest(settings, after)
         found = release_lineage.compare(old, new)
-        scores = [(release_lineage.measured(store, manifest.key) or {}).get("chapters", {}) for manifest in (old, new)]
+        measured = [release_lineage.measured(store, m.refit_of or m.key) or {} for m in (old, new)]
+        scores = [one.get("chapters", {}) for one in measured]
     chapters = {
         name: [side[name]["bits_per_byte"] if name in side else None for side in scores]
         for name in sorted(scores[0].keys() | scores[1].keys())
     }
     if as_json:
-        measured = {name: {"before": values[0], "after": values[1]} for name, values in chapters.items()}
-        print_json({"before": old.key, "after": new.key} | asdict(found) | {"bits_per_byte": measured})
+        by_chapter = {name: {"before": values[0], "after": values[1]} for name, values in chapters.items()}
+        print_json({"before": old.key, "after": new.key} | asdict(found) | {"bits_per_byte": by_chapter})
         return
     console = Console()
     if found.nothing:

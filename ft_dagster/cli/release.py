@@ -114,7 +114,7 @@ def push(
         settings = load_settings()
         folder = adapter_folder(settings, adapter)
         manifest = read_manifest(folder)
-        evaluation = open_store(settings).newest(EVALUATION, adapter=manifest.key)
+        evaluation = open_store(settings).newest(EVALUATION, adapter=manifest.refit_of or manifest.key)
         card = model_card(manifest, evaluation.about if evaluation else None)
         address = None
         if yes:

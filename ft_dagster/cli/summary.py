@@ -12,6 +12,7 @@ from rich.text import Text
 
 from ft_dagster.config.settings import Settings
 from ft_dagster.corpus.files import shown
+from ft_dagster.dataset.packing import PADDED
 from ft_dagster.defs.automation.cost import TrainingCost
 from ft_dagster.defs.automation.plan import Plan
 from ft_dagster.defs.clean import Removable
@@ -145,6 +146,7 @@ def _cost(plan: Plan) -> str:
     if plan.training is None:
         return "\n".join([f"{steps}.", *advice])
     lines = [f"{steps}; {_time(plan, plan.training)}.", *advice, *_number_format(plan.training), _memory(plan.training)]
+    lines += [_PADDED] if plan.training.layout == PADDED else []
     return "\n".join(lines)
 
 
@@ -205,6 +207,7 @@ def print_removable(removable: Removable, console: Console) -> None:
 
 
 NOTHING_TO_DO = "[green]Nothing to do:[/] no report, recipe, base model or code changed since the last run."
+_PADDED = "Rows: each piece of text gets a row of its own; packed pieces would see each other in this base model."
 _NEVER_LEARNED = "It is never trained on; with `release: {refit: true}` it is, after an adapter has passed the gate."
 _MOST_CHAPTERS = 10
 _LONGEST_NAME = 255

@@ -104,6 +104,7 @@ def find_removable(instance: dg.DagsterInstance, workspace: Workspace) -> Remova
     wanted = set(store.keys(LORA_ADAPTER.name)[: settings.keep_adapters]) | ({released} if released else set())
     if settings.keep_released:
         wanted |= {entry["adapter"] for entry in workspace.releases.history()}
+    wanted |= {e["measured"] for e in workspace.releases.history() if "measured" in e and e["adapter"] in wanted}
     for key in wanted:
         keep.add(LORA_ADAPTER.name, key)
     kept_adapters = sorted(keep.artifacts[LORA_ADAPTER.name])

@@ -99,16 +99,12 @@ def find_or_evaluate(
 
 
 def find_or_check_refit(
-    asked: Asked,
-    evaluation: Artifact,
-    settings: Settings,
-    measure: Callable[[EvaluationRequest, str], Iterator[Said]],
+    asked: Asked, settings: Settings, measure: Callable[[EvaluationRequest, str], Iterator[Said]]
 ) -> Generator[Said, None, Artifact]:
     """Find in the store what was measured on a refit, or measure general text, conversations and recitation on it.
 
     Args:
         asked: the refit, and the dataset that it was trained on; `in_use` is empty.
-        evaluation: the evaluation of the adapter that passed the gate. It has the measurements of the base.
         settings: as in `find_or_evaluate`.
         measure: as in `find_or_evaluate`.
 
@@ -121,8 +117,7 @@ def find_or_check_refit(
     if found := store.find(KIND, key):
         return found
     with store.staging() as folder:
-        base = _model(evaluation, BASE, asked.eval_sets)
-        yield from measure(_request(asked, settings, folder, {BASE: base} if base else {}, None), key)
+        yield from measure(_request(asked, settings, folder, {}, None), key)
         result = json.loads((folder / RESULT).read_bytes())
         verdict = judge_refit(result["models"], asked.here.release, _not_measured(result, asked.here))
         about = result | {

@@ -50,8 +50,8 @@ def merge(request: ExportRequest) -> dict[str, Any]:
     tokenizer = AutoTokenizer.from_pretrained(request.adapter, trust_remote_code=False)
 
     def measure(name: str, model: Any, computed_as: Recipe) -> None:
-        if request.dataset:
-            shards = load_shards(Artifact.open(Path(request.dataset)), "held_out")
+        shards = list(load_shards(Artifact.open(Path(request.dataset)), "held_out")) if request.dataset else []
+        if shards:  # a refit was trained on everything
             measured[name] = score(PackedModel(model, computed_as), shards, tokenizer.eos_token_id)["bits_per_byte"]
 
     measure("adapter", _with_adapter(request, recipe), recipe)

@@ -33,8 +33,12 @@ def model_card(manifest: Manifest, evaluation: Mapping[str, Any] | None) -> str:
     lines = [
         f"---\n{yaml.safe_dump(front, sort_keys=False)}---",
         f"# A LoRA adapter for {base['model']}",
-        f"Made by ft_dagster {manifest.package} from {len(trained)} chapters of reports, and evaluated on {len(kept)} "
-        "chapters that were held out, completely or in part.",
+        f"Made by ft_dagster {manifest.package} from {len(trained)} chapters of reports, "
+        + (
+            f"after the adapter `{manifest.refit_of}` had passed the gate without the held-out ones among them."
+            if manifest.refit_of
+            else f"and evaluated on {len(kept)} chapters that were held out, completely or in part."
+        ),
         "## Base",
         f"{manifest.base['name']}, revision `{manifest.revision}`. Hash of its weights: `{manifest.base['weights']}`; "
         f"of its tokenizer: `{manifest.base['tokenizer']}`. On another base model, its output is meaningless.",
@@ -46,7 +50,7 @@ def model_card(manifest: Manifest, evaluation: Mapping[str, Any] | None) -> str:
         f"`{manifest.recipe['name']}`: rank {lora['rank']}, alpha {lora['alpha']:g}, dropout {lora['dropout']:g}, "
         f"{training['epochs']:g} epochs, learning rate {training['learning_rate']:g}, base loaded as "
         f"{loaded_as}. All fields are in `{MANIFEST}`.",
-        *_metrics(evaluation),
+        *_metrics(evaluation, manifest.refit_of),
         "## Lineage",
         f"Adapter `{manifest.key}`, step {manifest.step}, "
         + (f"continued from `{manifest.started_from}`." if manifest.started_from else "trained from the base.")
@@ -55,7 +59,7 @@ def model_card(manifest: Manifest, evaluation: Mapping[str, Any] | None) -> str:
     return "\n\n".join(lines) + "\n"
 
 
-def _metrics(evaluation: Mapping[str, Any] | None) -> list[str]:
+def _metrics(evaluation: Mapping[str, Any] | None, refit_of: str) -> list[str]:
     if evaluation is None:
         return []
     verdict = evaluation["verdict"]
@@ -67,7 +71,7 @@ def _metrics(evaluation: Mapping[str, Any] | None) -> list[str]:
     rows += [f"| {name} | not measured: {reason} | | |" for name, reason in verdict.get("not_measured", {}).items()]
     scores = ", ".join(f"{name} {model['bits_per_byte']:.4f}" for name, model in evaluation["models"].items())
     return [
-        "## Measured",
+        f"## Measured on `{refit_of}`" if refit_of else "## Measured",
         f"Bits per byte on held-out chapters: {scores}. Verdict: {verdict['decision']}.",
         "| rule | measured | required | passed |\n|---|---|---|---|\n" + "\n".join(rows),
     ]

@@ -66,10 +66,12 @@ class Releases:
         """Return the folder of that adapter, or None if none is released.
 
         Raises:
-            StoreError: the adapter is a refit, and the measured one is not in the store, or damaged.
+            StoreError: the adapter is a refit, and neither the releases nor the store have the measured one.
         """
         key = self.measured()
-        return store.get(ADAPTER, key).path if key and key != self.current() else self.current_folder()
+        if key is None or (self.folder / key).is_dir():
+            return self.folder / key if key else None
+        return store.get(ADAPTER, key).path
 
     def release(self, adapter: Artifact, why: Mapping[str, Any]) -> Path | None:
         """Make an adapter the released one. If it is released already, nothing changes.
@@ -180,6 +182,18 @@ class Releases:
         return FileLock(self.folder / ".lock")
 
     def _release(self, adapter: Artifact, why: Mapping[str, Any]) -> Path | None:
+        measured = read_manifest(adapter.path).refit_of
+        if measured and (stands_for_it := adapter.store.find(ADAPTER, measured)):
+            stands_for_it.verify()
+            self._copy(stands_for_it)  # the next gate needs it, whatever becomes of the store
+        target = self._copy(adapter)
+        replace(adapter, path=target).verify()  # an earlier release may have been damaged since
+        aside = self._switch(target)
+        self._record(adapter.key, why, measured=measured)
+        return aside
+
+    def _copy(self, adapter: Artifact) -> Path:
+        """Copy an adapter to the releases, unless it is there, and return its folder."""
         target = self.folder / adapter.key
         if not target.exists():
             unfinished = self.folder / f".{adapter.key}.{os.getpid()}"
@@ -187,10 +201,7 @@ class Releases:
             shutil.copytree(adapter.path, unfinished)
             _sync(unfinished)
             unfinished.rename(target)
-        replace(adapter, path=target).verify()  # an earlier release may have been damaged since
-        aside = self._switch(target)
-        self._record(adapter.key, why, measured=read_manifest(target).refit_of)
-        return aside
+        return target
 
     def history(self) -> list[dict[str, Any]]:
         """Return every release, oldest first: `adapter`, `at` (UTC), `why` (with `decision` and `reason`).

@@ -27,7 +27,6 @@ def refit_of(
     workspace: Workspace,
     child_process: ChildProcess,
     measured: Artifact,
-    evaluation: Artifact,
 ) -> Generator[Any, None, tuple[Artifact | None, str]]:
     """Train an adapter on all text with the recipe of a measured one, and check what it forgot and recites.
 
@@ -36,7 +35,6 @@ def refit_of(
         workspace: the workspace.
         child_process: starts the training and the check.
         measured: the adapter that passed the gate.
-        evaluation: its evaluation.
 
     Yields:
         What the processes report.
@@ -48,6 +46,8 @@ def refit_of(
         Failure: the training or the check failed. The next run goes on from the last checkpoint.
     """
     settings, store = workspace.settings, workspace.store
+    if settings.executor == "ray" and workspace.recipe.training.processes > 1:
+        return None, "it is not refitted: on Ray, release.refit needs training.processes: 1"
     measured_on = input_artifact(context, TOKENIZED_DATASET, store)
     dataset = dataset_for_refit(measured_on)
     recipe = recipe_for_refit(workspace.recipe, measured, measured_on)
@@ -60,12 +60,14 @@ def refit_of(
     if origin != "trained":
         context.log.info(f"The refit {refit.key[:12]} was {origin}; it is reused.")
     refit.verify()
+    if refit.key in workspace.releases.withdrawn():
+        return None, f"a person took its refit {refit.key[:12]} out of use"
     if problem := why_unusable(refit.about):
         return None, f"the refit on all text is not released: {problem}"
     eval_sets = load_eval_sets(recipe.evaluation, settings.workspace, bool(chat_template(Path(base.folder))))
     asked = Asked(refit, dataset, base, recipe, resolved_here(recipe, settings), eval_sets, InUse(None))
     measure = evaluation_process(context, settings, child_process)
-    checked = yield from find_or_check_refit(asked, evaluation, settings, measure)
+    checked = yield from find_or_check_refit(asked, settings, measure)
     verdict = checked.about["verdict"]
     if verdict["decision"] != "release":
         context.log.warning(verdict["reason"])

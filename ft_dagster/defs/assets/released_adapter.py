@@ -51,7 +51,7 @@ def released_adapter_asset(pool: str | None) -> dg.AssetsDefinition:
         evaluation = input_artifact(context, ADAPTER_EVALUATION, workspace.store)
         wanted, why = _decision(config, evaluation, workspace)
         if wanted and workspace.recipe.release.refit and "by" not in why:
-            refit, result = yield from refit_of(context, workspace, child_process, wanted, evaluation)
+            refit, result = yield from refit_of(context, workspace, child_process, wanted)
             wanted = refit or wanted
             why = why | {"reason": f"{why['reason']}; {result}"}
         yield _release(context, workspace, evaluation, wanted, why)
@@ -118,6 +118,8 @@ def _decision(config: Override, evaluation: Artifact, workspace: Workspace) -> t
         return None, WITHDRAWN.to_json()
     current = workspace.releases.measured()
     if current not in (None, evaluation.about["in_use"], evaluation.about["adapter"]):
+        if workspace.releases.chosen_by_hand():
+            return None, {"decision": "keep", "reason": f"a person put {current} in use, and nothing has changed since"}
         raise dg.Failure("Another adapter was released since the evaluation. Materialize adapter_evaluation again.")
     released = verdict["decision"] == "release"
     return (store.get(LORA_ADAPTER.name, evaluation.about["adapter"]) if released else None), verdict

@@ -14,6 +14,7 @@ from ft_dagster.config.recipe import AUTO, Recipe
 from ft_dagster.config.settings import Settings
 from ft_dagster.runtime.machine import has_gpu, memory_for_process
 from ft_dagster.runtime.number_format import ProductRates, UnknownRatesError, machine_rates, slowness
+from ft_dagster.training.layout import known_layout
 from ft_dagster.training.sizing.duration import estimated_seconds
 from ft_dagster.training.sizing.fitting import fit
 from ft_dagster.training.sizing.shape import UnknownModelError, shape_of
@@ -45,6 +46,8 @@ class TrainingCost:
     """Where the number format is decided, if not on this machine."""
     slow: str | None = None
     """What to change if the recipe names a number format in which this machine is slow."""
+    layout: str | None = None
+    """How pieces of text are given to the base: `packed`, or `padded`. None until it has been tried on this machine."""
     problem: str | None = None
     """Why there is no memory estimate, or what to change because it exceeds the available memory."""
 

@@ -9,7 +9,7 @@ from dagster_k8s import K8sRunLauncher, k8s_job_executor
 from ft_dagster.config.recipe_file import load_recipe
 from ft_dagster.config.settings import Settings, SettingsError, load_settings
 from ft_dagster.defs.executors.pods import gpu_pod, light_pod, load_pods
-from ft_dagster.defs.stages import LORA_ADAPTER
+from ft_dagster.defs.stages import LORA_ADAPTER, RELEASED_ADAPTER
 from ft_dagster.defs.workspace import GPU_POOL
 
 
@@ -40,8 +40,9 @@ def steps_config(settings: Settings, on_gpu: set[str], light: set[str]) -> dict[
     """Return the configuration of dagster-k8s's executor for the named steps."""
     pods = load_pods(settings)
     processes = load_recipe(settings.recipe, settings.workspace).training.processes
+    trains = {LORA_ADAPTER.name, RELEASED_ADAPTER.name}  # the latter is in the pool only if the recipe refits
     named = {"job_image": pods.image, "job_namespace": pods.namespace, "env_secrets": pods.secrets}
     return {name: value for name, value in named.items() if value} | {
         "per_step_k8s_config": {name: light_pod(pods.light_steps) for name in light}
-        | {name: gpu_pod(pods.gpu_steps, processes if name == LORA_ADAPTER.name else 1) for name in on_gpu}
+        | {name: gpu_pod(pods.gpu_steps, processes if name in trains else 1) for name in on_gpu}
     }
