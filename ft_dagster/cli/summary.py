@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ft_dagster.config.recipe_file import load_recipe
 from ft_dagster.config.settings import Settings
 from ft_dagster.corpus.files import shown
 from ft_dagster.dataset.packing import PADDED
@@ -25,6 +26,7 @@ from ft_dagster.defs.stages import (
     latest_materialization,
 )
 from ft_dagster.model.manifest import read_manifest
+from ft_dagster.release.lineage import never_trained_on
 from ft_dagster.release.released import Releases
 from ft_dagster.store.local import Artifact, Store
 from ft_dagster.store.shared import open_store
@@ -33,21 +35,22 @@ from ft_dagster.store.shared import open_store
 def summarize(instance: dg.DagsterInstance, settings: Settings) -> dict[str, Any]:
     """Return the state of the workspace as plain data."""
     store = open_store(settings)
-    dataset = _latest(instance, store, TOKENIZED_DATASET).about
+    dataset = _latest(instance, store, TOKENIZED_DATASET)
     evaluation = _latest(instance, store, ADAPTER_EVALUATION).about
     sections = latest_materialization(instance, SECTIONS.key)
-    ledger = dataset["ledger"]
+    ledger = dataset.about["ledger"]
     models = evaluation["models"]
     used = ledger["train"] + ledger["held_out"]
     folder = Releases(settings.fine_tuned_model, settings.state).current_folder()
     return {
         "chapters": sections.metadata["chapters"].value if sections else 0,
-        "tokens": sum(side["tokens"] for side in dataset["splits"].values()),
-        "usable_bytes": dataset["usable"],
+        "tokens": sum(side["tokens"] for side in dataset.about["splits"].values()),
+        "usable_bytes": dataset.about["usable"],
         "used_bytes": used,
-        "held_out": dataset["held_out"],
+        "held_out": dataset.about["held_out"],
         "held_out_bytes": ledger["held_out"],
-        "never_trained_on": list(read_manifest(folder).held_out) if folder else None,
+        "never_trained_on": never_trained_on(read_manifest(folder), dataset) if folder else None,
+        "refits": load_recipe(settings.recipe, settings.workspace).release.refit,
         "bits_per_byte": {name: model["bits_per_byte"] for name, model in models.items()},
         "sample": {name: model["samples"][0] for name, model in models.items() if model["samples"]},
         "verdict": evaluation["verdict"],
@@ -87,9 +90,10 @@ def _never_trained_on(summary: dict[str, Any]) -> str:
     if not summary["never_trained_on"]:
         return "nothing: the released adapter was trained again on all text"
     names = ", ".join(shown(name, _LONGEST_NAME) for name in summary["never_trained_on"])
-    if summary["never_trained_on"] == summary["held_out"]:
+    if set(summary["never_trained_on"]) == set(summary["held_out"]):
         names = "the held-out text"
-    return f"{names}; `release: {{refit: true}}` in the recipe trains on it, too, after the gate"
+    how = "" if summary["refits"] else "; `release: {refit: true}` in the recipe trains on it, too, after the gate"
+    return f"{names}{how}"
 
 
 def _command_for_the_ui(workspace: str) -> str:

@@ -22,7 +22,7 @@ from ft_dagster.corpus.snapshot import KIND as SNAPSHOT
 from ft_dagster.dataset.chat import ChatTokenizer
 from ft_dagster.dataset.held_out.choice import FINGERPRINT, NEEDED, TEXT, Before, choose_split
 from ft_dagster.dataset.held_out.near_copies import known_share
-from ft_dagster.dataset.held_out.outline import Outline, make_outline, outline_key
+from ft_dagster.dataset.held_out.outline import Outline, OutlineGroup, make_outline, outline_key
 from ft_dagster.dataset.held_out.record import Pinned, Split, section_unit
 from ft_dagster.dataset.rewriting import Refusal
 from ft_dagster.dataset.shard import (
@@ -220,27 +220,40 @@ def next_split(
     """
     before = Before(learned)
     if last is not None and pinned.share is not None:
-        outlined = {shard.outline_key for shard in dataset_shards(last)}
-        before = Before(learned, partial(sides_of, last), outlined)
+        outlined = {shard.outline_key: shard.outline for shard in dataset_shards(last) if shard.outline}
+
+        def read_group(key: str) -> OutlineGroup:
+            return OutlineGroup.read(key, last.store.get_blob(outlined[key]))
+
+        before = Before(learned, partial(sides_of, last), outlined, read_group)
     elif last is not None:
-        pinned = recorded_sides(last, pinned, options.held_out)
+        pinned = recorded_sides(last, pinned, options.held_out, outline)
         sides, known = sides_of(last), {section[:FINGERPRINT] for section in learned()}
         sides["held_out"] -= known  # a chapter may have had another name by then
         before = Before(learned, lambda: sides)
     return choose_split(outline, options, pinned, objectives, before)
 
 
-def recorded_sides(dataset: Artifact, pinned: Pinned, share: float) -> Pinned:
+def recorded_sides(dataset: Artifact, pinned: Pinned, share: float, outline: Outline) -> Pinned:
     """Return the sides of the chapters of a dataset that an earlier version made, which recorded only some of them.
 
     Args:
         dataset: the last dataset of the workspace.
         pinned: what was recorded.
         share: the recipe's `tokens.held_out`.
+        outline: the outline of the present sections, which says what sections a pair has.
     """
     chapters: dict[str, dict[str, str]] = {}
+    pairs: dict[tuple[str, str], str] = {}
     for document in all_documents(dataset):
-        chapters.setdefault(document.chapter, {})[document.title] = document.split
+        if document.objective == "text":
+            chapters.setdefault(document.chapter, {})[document.title] = document.split
+        else:
+            pairs[document.chapter, document.section] = document.split
+    if pairs and not chapters:  # only pairs are taught
+        for row in (row for group in outline.groups() for row in group.rows):
+            if side := pairs.get((row.chapter, row.pair)):
+                chapters.setdefault(row.chapter, {})[row.title] = side
     held_out, train = set(pinned.held_out), set(pinned.train)
     for chapter, titles in chapters.items():
         divided = len(set(titles.values())) > 1

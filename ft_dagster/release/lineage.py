@@ -20,6 +20,7 @@ from ft_dagster.corpus.sections import KIND as SECTIONS
 from ft_dagster.corpus.sections import stored_chapters, stored_shards
 from ft_dagster.corpus.snapshot import KIND as SNAPSHOT
 from ft_dagster.corpus.snapshot import snapshot_files
+from ft_dagster.dataset.dataset import all_documents
 from ft_dagster.dataset.held_out.record import Pinned, section_unit, write_pinned
 from ft_dagster.errors import UserError
 from ft_dagster.evaluation.eval_sets import SHIPPED
@@ -92,6 +93,23 @@ def chapters_of(manifest: Manifest) -> list[ChapterMade]:
             name in manifest.held_out or any(unit.startswith(section_unit(name, "")) for unit in parts),
         )
         for name in names
+    ]
+
+
+def never_trained_on(manifest: Manifest, dataset: Artifact) -> list[str]:
+    """Return the chapters of a dataset that an adapter was not trained on, or their sections if it was on others."""
+    known = {item["section"] for item in manifest.trained_on}
+    new: dict[str, list[str]] = {}
+    old: set[str] = set()
+    for document in all_documents(dataset):
+        if document.section in known:
+            old.add(document.chapter)
+        else:
+            new.setdefault(document.chapter, []).append(document.title)
+    return [
+        unit
+        for chapter in sorted(new, key=natural_key)
+        for unit in ([section_unit(chapter, title) for title in new[chapter]] if chapter in old else [chapter])
     ]
 
 

@@ -13,7 +13,14 @@ from ft_dagster.corpus.files import CorpusError
 from ft_dagster.corpus.sections import all_chapters, make_sections
 from ft_dagster.corpus.snapshot import take_snapshot
 from ft_dagster.dataset.chat import CONTROL
-from ft_dagster.dataset.dataset import all_documents, dataset_key, load_rows, make_dataset, outline_sections
+from ft_dagster.dataset.dataset import (
+    all_documents,
+    dataset_key,
+    load_rows,
+    make_dataset,
+    next_split,
+    outline_sections,
+)
 from ft_dagster.dataset.held_out.choice import choose_split
 from ft_dagster.dataset.held_out.record import Pinned, Split
 from ft_dagster.dataset.rewriting import TOO_LONG
@@ -140,6 +147,20 @@ def test_rewriting_alone_holds_out_chapters_that_have_pairs(sections_of: Make) -
     split = choose_split(outline_sections(sections), Tokens(held_out=0.01), Pinned(), REWRITE)
     assert split.held_out == {"y"}
     assert split.pinned.held_out == {"y"}
+
+
+@pytest.mark.parametrize("upgraded", [True, False])
+def test_a_renamed_report_keeps_the_side_of_its_pairs(sections_of: Make, tiny_base: Path, upgraded: bool) -> None:
+    files = {f"r{n}.json": report(3 * n, 3 * n + 1, 3 * n + 2) for n in range(12)}
+    first = next_split(outline_sections(sections_of(files)), TOKENS, Pinned(), REWRITE, None, set)
+    dataset = made(sections_of(files), tiny_base, REWRITE, first)
+    learned = {document.section for document in all_documents(dataset) if document.split == "train"}
+    pinned = Pinned() if upgraded else first.pinned
+    same = next_split(outline_sections(sections_of(files)), TOKENS, pinned, REWRITE, dataset, lambda: learned)
+    assert same.held_out == first.held_out
+    renamed = {f"v2 {name}": content for name, content in files.items()}
+    split = next_split(outline_sections(sections_of(renamed)), TOKENS, same.pinned, REWRITE, dataset, lambda: learned)
+    assert split.held_out == {f"v2 {name}" for name in first.held_out}
 
 
 def test_with_pairs_of_a_single_chapter_sections_are_held_out(sections_of: Make, tiny_base: Path) -> None:

@@ -1,6 +1,8 @@
 """With `release.refit`, what is released was trained on all text, after an adapter that was not had passed the gate."""
 
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import dagster as dg
@@ -9,7 +11,9 @@ import yaml
 from graphs import run
 
 from ft_dagster.cli.summary import summarize
+from ft_dagster.config.recipe_file import resolve_recipe
 from ft_dagster.config.settings import load_settings
+from ft_dagster.defs.assets.refit import recipe_for_refit
 from ft_dagster.defs.automation.plan import make_plan
 from ft_dagster.defs.clean import find_removable
 from ft_dagster.defs.releasing import promote, roll_back
@@ -18,14 +22,13 @@ from ft_dagster.defs.workspace import Workspace
 from ft_dagster.evaluation import find_or_evaluate
 from ft_dagster.model.manifest import read_manifest
 from ft_dagster.release.lineage import restore
+from ft_dagster.release.publish import model_card
 
 
 @pytest.fixture
 def refits(workspace: Path, chapters: list[Path], tiny_recipe: dict[str, Any]) -> dict[str, Any]:
     """Return the recipe of a workspace that refits."""
-    tiny_recipe["release"] |= {"refit": True}
-    tiny_recipe["evaluation"] |= {"general": "shipped"}
-    tiny_recipe["release"] |= {"general_loss": 50.0, "recited": 1.0}
+    tiny_recipe["release"] |= {"refit": True, "recited": 1.0}
     (workspace / "recipe.yaml").write_text(yaml.safe_dump(tiny_recipe))
     return tiny_recipe
 
@@ -56,6 +59,10 @@ def test_the_released_adapter_has_learned_every_section_and_names_the_one_that_w
     tokens = [store.get(TOKENIZED_DATASET.name, m.made_from[TOKENIZED_DATASET.name]) for m in (measured, manifest)]
     before, after = (found.about["splits"] for found in tokens)
     assert after["train"]["tokens"] == before["train"]["tokens"] + before["held_out"]["tokens"]
+    evaluation = store.newest("adapter_evaluation", adapter=manifest.refit_of)
+    assert evaluation is not None
+    card = model_card(manifest, evaluation.about)
+    assert f"Measured on `{manifest.refit_of}`" in card and "evaluated on 0 chapters" not in card
     assert stale_stages(instance, Workspace()) == [] and make_plan(instance, Workspace()).nothing_to_do
 
 
@@ -79,9 +86,9 @@ def test_the_next_adapter_is_compared_with_the_measured_one_and_clean_keeps_it(
     assert {first.refit_of, first.key} <= set(find_removable(instance, Workspace()).kept_adapters)
     promote(instance, Workspace(), evaluation.about["adapter"], "to see it used")
     assert Workspace().releases.measured() == evaluation.about["adapter"]
-    roll_back(instance, Workspace(), "", "the sentence is wrong")
+    roll_back(instance, Workspace(), first.key, "the sentence is wrong")
     assert Workspace().releases.current() == first.key and Workspace().releases.measured() == first.refit_of
-    assert Workspace().releases.proven() == {first.key, first.refit_of}
+    assert {first.key, first.refit_of} <= Workspace().releases.proven()
 
 
 def read_held_out(manifest: Any) -> list[str]:
@@ -91,6 +98,9 @@ def read_held_out(manifest: Any) -> list[str]:
 def test_where_the_refit_forgets_the_measured_adapter_is_released_with_the_reason(
     instance: dg.DagsterInstance, workspace: Path, refits: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    refits["evaluation"] |= {"general": "shipped"}
+    refits["release"] |= {"general_loss": 50.0}
+    (workspace / "recipe.yaml").write_text(yaml.safe_dump(refits))
     judge = find_or_evaluate.judge_refit
 
     def strict(models: Any, options: Any, missing: Any) -> Any:
@@ -148,14 +158,55 @@ def test_switching_the_field_trains_only_the_refit_and_back_only_switches(
     assert released(workspace).key == measured.key and adapters() == {measured.key, refit.key}
 
 
-def test_early_stopping_lets_the_refit_train_for_as_long_as_the_kept_weights(
+def test_early_stopping_lets_the_refit_train_for_as_long_as_the_kept_weights(tiny_recipe: dict[str, Any]) -> None:
+    tiny_recipe["training"] |= {"evaluate_every": 2, "patience": 2}
+    recipe = resolve_recipe(tiny_recipe)
+    measured: Any = SimpleNamespace(about={"kept_step": 4, "planned_steps": 12})
+    training = recipe_for_refit(recipe, measured, measured).training
+    assert (training.evaluate_every, training.patience, training.epochs) == (None, None, 1.0)
+    tiny_recipe["training"] |= {"evaluate_every": None, "patience": None}
+    assert recipe_for_refit(resolve_recipe(tiny_recipe), measured, measured).training.epochs == 3
+
+
+def test_a_refit_in_use_outlives_the_loss_of_the_store(
     instance: dg.DagsterInstance, workspace: Path, refits: dict[str, Any]
 ) -> None:
-    refits["training"] |= {"evaluate_every": 2, "patience": 2}
+    assert run(instance).success
+    before = released(workspace)
+    shutil.rmtree(workspace / ".ft" / "store")
+    assert run(instance).success
+    assert released(workspace) == before and Workspace().releases.measured() == before.refit_of
+    assert stale_stages(instance, Workspace()) == []
+
+
+def test_a_refit_that_a_person_took_out_of_use_does_not_come_back(
+    instance: dg.DagsterInstance, workspace: Path, refits: dict[str, Any]
+) -> None:
+    assert run(instance).success
+    refit = released(workspace)
+    promote(instance, Workspace(), refit.refit_of, "the refit says too much")
+    refits["evaluation"] |= {"train_tokens": 2048}
     (workspace / "recipe.yaml").write_text(yaml.safe_dump(refits))
     assert run(instance).success
-    manifest = released(workspace)
-    measured = Workspace().store.get(LORA_ADAPTER.name, manifest.refit_of).about
-    training = manifest.recipe["training"]
-    assert training["evaluate_every"] is None and training["patience"] is None
-    assert training["epochs"] == pytest.approx(3 * measured["kept_step"] / measured["planned_steps"])
+    assert Workspace().releases.current() == refit.refit_of
+    assert stale_stages(instance, Workspace()) == []
+
+
+def test_what_a_person_put_in_use_stays_when_refitting_is_switched_on(
+    instance: dg.DagsterInstance, workspace: Path, chapters: list[Path], refits: dict[str, Any]
+) -> None:
+    refits["release"] |= {"refit": False}
+    (workspace / "recipe.yaml").write_text(yaml.safe_dump(refits))
+    assert run(instance).success
+    first = released(workspace)
+    edited = next(path for path in chapters if path.stem not in first.held_out)
+    edited.write_text(edited.read_text() + "\nOne more sentence on what the committee read.\n")
+    assert run(instance).success
+    (second,) = adapters() - {first.key}
+    other = second if Workspace().releases.current() == first.key else first.key
+    promote(instance, Workspace(), other, "it writes better")
+    refits["release"] |= {"refit": True}
+    (workspace / "recipe.yaml").write_text(yaml.safe_dump(refits))
+    assert run(instance, "released_adapter").success
+    assert Workspace().releases.current() == other
+    assert "released_adapter" not in [stage.name for stage, _ in stale_stages(instance, Workspace())]

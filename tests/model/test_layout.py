@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,13 @@ def test_the_losses_of_each_piece_are_those_that_it_has_alone(family: str) -> No
     alone = [packed.nats_and_hits(batch([piece]))[0][0] for piece in PIECES]
     torch.testing.assert_close(together[0], torch.cat(alone), atol=2e-4, rtol=1e-4)
     torch.testing.assert_close(together[1, :53], torch.cat(alone[1:]), atol=2e-4, rtol=1e-4)
+
+
+def test_the_documentation_lists_what_was_tried() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "training.md").read_text("utf-8")
+    for rows, families in (("packed", PACKED), ("padded", PADDED)):
+        assert f"| {rows} | {', '.join(sorted(families))} |" in page
+    assert f"transformers {'.'.join(version('transformers').split('.')[:2])}" in page
 
 
 def test_padded_rows_have_the_gradients_of_pieces_alone() -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from ft_dagster.config.recipe import Objectives, Tokens
 from ft_dagster.corpus.files import CorpusError
 from ft_dagster.dataset.held_out.near_copies import NEAR_COPY, contained, join_near_copies
-from ft_dagster.dataset.held_out.outline import NO_PAIR, Outline, OutlineRow
+from ft_dagster.dataset.held_out.outline import Outline, OutlineGroup, OutlineRow
 from ft_dagster.dataset.held_out.record import Pinned, Split, position, section_unit
 from ft_dagster.dataset.held_out.shingles import among
 
@@ -47,13 +47,20 @@ class Before:
     """Returns split -> fingerprints of the sections and pairs on that side of the last dataset."""
     groups: Collection[str] = ()
     """Keys of the outlines of the last dataset. Chapters in these groups have no new text."""
+    read_group: Callable[[str], OutlineGroup] | None = None
+    """Returns one of these outlines by its key."""
 
     @cached_property
     def learned(self) -> Collection[str]:
         return self.find_learned()
 
+    def is_for_training(self, section: str) -> bool:
+        """Whether a section, or a pair, was trained on: by the last dataset, or by the adapter in use."""
+        side = self.side(section)
+        return side is False or (side is None and section in self.learned)
+
     def side(self, section: str) -> bool | None:
-        """Return whether a section was held out in the last dataset; None if it was not in it."""
+        """Return whether a section, or a pair, was held out in the last dataset; None if it was not in it."""
         fingerprint = section[:FINGERPRINT]
         for split, held in (("held_out", True), ("train", False)):
             if fingerprint in self._sides.get(split, ()):
@@ -112,6 +119,8 @@ class _Text:
 
     pinned: Pinned
     before: Before
+    in_pairs: bool
+    """Whether only sections in pairs count, because only pairs are taught."""
     sizes: Counter[str] = field(default_factory=Counter)
     """Chapter -> its bytes."""
     titles: dict[str, Counter[str]] = field(default_factory=dict)
@@ -122,6 +131,10 @@ class _Text:
     """The sections that have no side yet."""
     shingles: list[np.ndarray] = field(default_factory=list)
     """Their shingles."""
+
+    def identity(self, row: OutlineRow) -> str:
+        """Return the hash of what is taught of a section: its own, or that of its pair."""
+        return row.pair if self.in_pairs else row.section
 
     def resolve(self, pinned: Pinned) -> Split:
         """Return the split of the chapters that there are, given the sides of all of them."""
@@ -152,7 +165,7 @@ def _side(pinned: Pinned, chapter: str, title: str) -> bool | None:
 
 
 def _read(outline: Outline, in_pairs: bool, pinned: Pinned, before: Before) -> _Text:
-    text = _Text(pinned, before)
+    text = _Text(pinned, before, in_pairs)
     for group in outline.groups():
         for chapter in group.chapters:
             if size := chapter.size_in_pairs if in_pairs else chapter.size:
@@ -164,17 +177,17 @@ def _read(outline: Outline, in_pairs: bool, pinned: Pinned, before: Before) -> _
         end = 0
         for row in group.rows:
             start, end = end, end + row.shingles
-            if in_pairs and row.pair == NO_PAIR:
+            if in_pairs and not row.pair:
                 continue
             side = _side(pinned, row.chapter, row.title) if row.chapter in divided else pinned.side(row.chapter)
             if side is None:
                 text.new.append(row)
                 text.shingles.append(group.shingles[start:end])
-            elif side and before.side(row.section) is None and row.section in before.learned:
+            elif side and before.is_for_training(text.identity(row)):
                 text.learned.add(section_unit(row.chapter, row.title))
                 divided.add(row.chapter)
         for row in group.rows if divided else ():
-            if row.chapter in divided and not (in_pairs and row.pair == NO_PAIR):
+            if row.chapter in divided and not (in_pairs and not row.pair):
                 text.titles.setdefault(row.chapter, Counter())[row.title] += row.size
     return text
 
@@ -182,14 +195,30 @@ def _read(outline: Outline, in_pairs: bool, pinned: Pinned, before: Before) -> _
 def _choose(text: _Text, outline: Outline, share: float, preferred: Collection[str] = ()) -> Pinned:
     """Return the sides of all text: the recorded ones, and those of new text."""
     sides: dict[str, bool] = dict.fromkeys(text.learned, False)
-    if text.new:
-        known = _known_sides(text, outline)
-        settled, free = _settle(text, known)
-        sides |= settled
-        now = text.resolve(_with(text.pinned, sides, share))
-        sides |= _choose_free(text, free, text.held_bytes(now), share, preferred)
-        sides |= _contained_in_train(text, outline, _with(text.pinned, sides, share))
-    return _with(text.pinned, sides, share)
+    if not text.new:
+        return _with(text.pinned, sides, share)
+    settled, free = _settle(text, _known_sides(text, outline))
+    sides |= settled
+    first: Pinned | None = None
+    while True:
+        held = text.held_bytes(text.resolve(_with(text.pinned, sides, share)))
+        chosen = _with(text.pinned, sides | _choose_free(text, free, held, share, preferred), share)
+        if not (found := _contained_in_train(text, outline, chosen)):
+            return chosen
+        remaining = _without(text, free, found)
+        first = first or chosen
+        if not remaining and not held:  # everything is known: then the check says so
+            return first
+        sides, free = sides | found, remaining
+
+
+def _without(text: _Text, free: "_Units", found: Collection[str]) -> "_Units":
+    """Return the free units without sections that have got a side."""
+    kept = {
+        unit: [i for i in indices if section_unit(text.new[i].chapter, text.new[i].title) not in found]
+        for unit, indices in free.items()
+    }
+    return {unit: indices for unit, indices in kept.items() if indices}
 
 
 def _with(pinned: Pinned, sides: Mapping[str, bool], share: float | None) -> Pinned:
@@ -197,28 +226,39 @@ def _with(pinned: Pinned, sides: Mapping[str, bool], share: float | None) -> Pin
     return Pinned((pinned.held_out - sides.keys()) | held_out, (pinned.train | sides.keys()) - held_out, share)
 
 
-def _shared_with(text: _Text, outline: Outline, pinned: Pinned) -> tuple[np.ndarray, np.ndarray]:
+def _shared_with(text: _Text, outline: Outline, pinned: Pinned, gone: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """Return which shingles of new sections are also in text that is trained on, and in text that is held out.
 
-    Both are sorted. Sections without a side among `pinned` count for neither.
+    Both are sorted. Sections without a side among `pinned` count for neither. With `gone`, text of the last dataset
+    that is no longer there counts, too: a chapter may have been edited and renamed at once.
     """
     wanted = np.unique(np.concatenate(text.shingles))
     found: dict[bool | None, list[np.ndarray]] = defaultdict(lambda: [np.empty(0, dtype=np.uint64)])
-    for group in outline.groups() if len(wanted) else ():
+
+    def collect(group: OutlineGroup, side_of: Callable[[OutlineRow], bool | None]) -> None:
         inside = among(group.shingles, wanted)
-        if inside.any():
-            end = 0
-            for row in group.rows:
-                start, end = end, end + row.shingles
-                found[_side(pinned, row.chapter, row.title)].append(group.shingles[start:end][inside[start:end]])
+        end = 0
+        for row in group.rows if inside.any() else ():
+            start, end = end, end + row.shingles
+            found[side_of(row)].append(group.shingles[start:end][inside[start:end]])
+
+    there = set()
+    for group in outline.groups() if len(wanted) else ():
+        there.add(group.key)
+        collect(group, lambda row: _side(pinned, row.chapter, row.title))
+    before = text.before
+    if gone and before.read_group and len(wanted):
+        for key in sorted(set(before.groups) - there):
+            collect(before.read_group(key), lambda row: before.side(text.identity(row)))
     return np.unique(np.concatenate(found[False])), np.unique(np.concatenate(found[True]))
 
 
 def _known_sides(text: _Text, outline: Outline) -> list[bool | None]:
     """Return the side of each new section whose text, or a near copy of it, has one."""
     before = text.before
-    sides = [False if row.section in before.learned else before.side(row.section) for row in text.new]
-    in_train, in_held_out = _shared_with(text, outline, text.pinned)
+    names = [text.identity(row) for row in text.new]
+    sides = [False if name in before.learned else before.side(name) for name in names]
+    in_train, in_held_out = _shared_with(text, outline, text.pinned, gone=True)
     for index, shingles in enumerate(text.shingles):
         trained, held = contained(shingles, in_train), contained(shingles, in_held_out)
         if sides[index] is None and max(trained, held) >= NEAR_COPY:
@@ -305,11 +345,11 @@ def _choose_free(text: _Text, free: _Units, held: int, share: float, preferred: 
 def _in_sections(text: _Text, free: _Units) -> _Units:
     """Return units divided into sections, except that the sections of one pair stay together."""
     found: _Units = defaultdict(list)
-    first_of_pair: dict[tuple[str, int], str] = {}
+    first_of_pair: dict[tuple[str, str], str] = {}
     for index in (index for indices in free.values() for index in indices):
         row = text.new[index]
         unit = section_unit(row.chapter, row.title)
-        if row.pair != NO_PAIR:
+        if row.pair:
             unit = first_of_pair.setdefault((row.chapter, row.pair), unit)
         found[unit].append(index)
     return found
@@ -372,7 +412,8 @@ def _pick(text: _Text, groups: Sequence[_Group], held: int, share: float, in_sec
             picked.append(group)
             taken.update(group.parts)
             held += group.size
-    rest = [group for group in groups if group not in picked and fits(group)]
+    in_use = {group.units for group in picked}
+    rest = [group for group in groups if group.units not in in_use and fits(group)]
     if rest:
         nearest = min(rest, key=lambda group: (_distance(held + group.size, wanted), group.order))
         if _distance(held + nearest.size, wanted) < _distance(held, wanted):
@@ -388,10 +429,8 @@ def _distance(held: int, wanted: float) -> float:
 def _contained_in_train(text: _Text, outline: Outline, pinned: Pinned) -> dict[str, bool]:
     """Return new sections that were chosen to be held out although text that is trained on contains most of them."""
     in_train, _ = _shared_with(text, outline, pinned)
-    found = {
+    return {
         section_unit(row.chapter, row.title): False
         for row, shingles in zip(text.new, text.shingles, strict=True)
         if _side(pinned, row.chapter, row.title) and contained(shingles, in_train) >= NEAR_COPY
     }
-    without = text.resolve(_with(pinned, found, pinned.share))
-    return found if text.held_bytes(without) else {}

@@ -20,7 +20,6 @@ from ft_dagster.dataset.held_out.shingles import shingles
 from ft_dagster.store.hashing import canonical_json, digest
 from ft_dagster.store.local import Artifact, Store
 
-NO_PAIR = -1
 _CODE_VERSION = "1"
 """Increased by hand when the same sections would result in another outline."""
 
@@ -34,8 +33,8 @@ class OutlineRow(NamedTuple):
     """Hash of the section."""
     size: int
     """Its used bytes."""
-    pair: int
-    """Index within the chapter of the whole pair that the section belongs to, or NO_PAIR."""
+    pair: str
+    """Hash of the whole pair that the section belongs to; empty if there is none."""
     shingles: int
     """Number of its shingles."""
 
@@ -67,10 +66,17 @@ class OutlineGroup:
         chapters = []
         for name, group in groupby(rows, lambda row: row.chapter):
             members = list(group)
-            in_pairs = sum(row.size for row in members if row.pair != NO_PAIR)
+            in_pairs = sum(row.size for row in members if row.pair)
             size, count = sum(row.size for row in members), sum(row.shingles for row in members)
             chapters.append(OutlineChapter(name, size, in_pairs, count))
         return cls(key, tuple(chapters), canonical_json(rows), found)
+
+    @classmethod
+    def read(cls, key: str, data: bytes) -> "OutlineGroup":
+        """Return the outline in a blob."""
+        chapters, lines, numbers = data.split(b"\n", 2)
+        named = tuple(OutlineChapter(*row) for row in json.loads(chapters))
+        return cls(key, named, lines, np.frombuffer(numbers, dtype="<u8"))
 
     @cached_property
     def rows(self) -> list[OutlineRow]:
@@ -91,9 +97,7 @@ class Outline:
         store = self.sections.store
         store.fetch_blobs(blob for _, blob in self.blobs)
         for shard, blob in self.blobs:
-            chapters, lines, numbers = store.get_blob(blob).split(b"\n", 2)
-            named = tuple(OutlineChapter(*row) for row in json.loads(chapters))
-            yield OutlineGroup(outline_key(shard), named, lines, np.frombuffer(numbers, dtype="<u8"))
+            yield OutlineGroup.read(outline_key(shard), store.get_blob(blob))
 
 
 def make_outline(sections: Artifact, known: Mapping[str, str] | None = None, each: Each = map) -> Outline:
@@ -124,12 +128,12 @@ def _write(store: Store, shard: SectionShard) -> str:
     rows: list[OutlineRow] = []
     found = [np.empty(0, dtype=np.uint64)]
     for chapter in stored_chapters(store, shard):
-        pairs = {place: index for index, pair in enumerate(chapter.pairs) if pair.whole for place in pair.sections}
+        pairs = {place: pair.hash for pair in chapter.pairs if pair.whole for place in pair.sections}
         for place, section in enumerate(chapter.sections):
             kept = shingles(section.text)
             found.append(kept)
-            pair = pairs.get(place, NO_PAIR)
-            rows.append(OutlineRow(chapter.name, section.title, section.hash, section.used_bytes, pair, len(kept)))
+            row = (chapter.name, section.title, section.hash, section.used_bytes, pairs.get(place, ""), len(kept))
+            rows.append(OutlineRow(*row))
     group = OutlineGroup.of(outline_key(shard), rows, np.concatenate(found))
     lines = [canonical_json(group.chapters), group.section_lines, group.shingles.astype("<u8").tobytes()]
     return store.put_blobs([b"\n".join(lines)])[0]

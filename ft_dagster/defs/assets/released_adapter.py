@@ -16,14 +16,17 @@ from ft_dagster.defs.stages import (
     LORA_ADAPTER,
     NOTHING,
     RELEASED_ADAPTER,
+    TOKENIZED_DATASET,
+    all_materializations,
     describe,
     input_artifact,
+    last_artifact,
 )
 from ft_dagster.defs.workspace import Workspace
 from ft_dagster.errors import UserError
 from ft_dagster.evaluation.gate import WITHDRAWN
 from ft_dagster.model.manifest import read_manifest
-from ft_dagster.release.lineage import release_history
+from ft_dagster.release.lineage import never_trained_on, release_history
 from ft_dagster.release.released import Releases
 from ft_dagster.release.tracking import TrackingError, track
 from ft_dagster.store.local import Artifact
@@ -89,21 +92,23 @@ def _release(
             "folder": dg.MetadataValue.path(releases.link),
             "bits per byte": evaluation.about["models"]["new"]["bits_per_byte"],
             **({"measured as": str(releases.measured())} if releases.measured() != current else {}),
-            **_never_learned(releases),
+            **_never_learned(releases, context, workspace),
             "releases so far": len(releases.history()),
             "history": table(reversed(release_history(releases, store))),
         },
     )
 
 
-def _never_learned(releases: Releases) -> dict[str, str]:
+def _never_learned(releases: Releases, context: dg.AssetExecutionContext, workspace: Workspace) -> dict[str, str]:
     """Return the chapters and sections that the adapter in use has never seen, and how it would learn them."""
     folder = releases.current_folder()
-    units = read_manifest(folder).held_out if folder else ()
+    dataset = last_artifact(all_materializations(context.instance), workspace.store, TOKENIZED_DATASET)
+    units = never_trained_on(read_manifest(folder), dataset) if folder and dataset else []
     if not units:
         return {}
     names = ", ".join(units[:_MOST_NAMES]) + (f" and {len(units) - _MOST_NAMES} more" * (len(units) > _MOST_NAMES))
-    return {"never trained on": f"{names} (`release: {{refit: true}}` in the recipe trains on them after the gate)"}
+    how = " (`release: {refit: true}` in the recipe trains on them after the gate)"
+    return {"never trained on": names + how * (not workspace.recipe.release.refit)}
 
 
 def _decision(config: Override, evaluation: Artifact, workspace: Workspace) -> tuple[Artifact | None, dict[str, Any]]:
