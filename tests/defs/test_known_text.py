@@ -3,9 +3,11 @@
 from pathlib import Path
 
 import dagster as dg
+import pytest
 from graphs import run
 from reports import PROSE, prose_of
 
+from ft_dagster.defs.assets.tokenized_dataset import _separate
 from ft_dagster.defs.automation.plan import make_plan
 from ft_dagster.defs.runs.state import failure_message
 from ft_dagster.defs.workspace import Workspace
@@ -36,20 +38,15 @@ def test_copies_of_one_text_stop_the_run_and_the_plan_says_so_before(
     assert "change tokens.held_out in the recipe" in (check.description or "")
 
 
-def test_a_quotation_of_held_out_text_is_a_warning_and_not_in_the_way(
-    instance: dg.DagsterInstance, workspace: Path, chapters: list[Path]
+@pytest.mark.parametrize(
+    ("known", "passed", "severity"), [(0.05, True, "WARN"), (0.2, False, "WARN"), (0.5, False, "ERROR")]
+)
+def test_a_quotation_of_held_out_text_is_a_warning_and_most_of_it_an_error(
+    known: float, passed: bool, severity: str
 ) -> None:
-    plan = make_plan(instance, Workspace())
-    assert run(instance).success
-    (name,) = plan.held_out
-    held_out = next(path for path in chapters if path.stem == name)
-    quoting = next(path for path in chapters if path != held_out)
-    words = held_out.read_text().split()
-    quoting.write_text(f"{quoting.read_text()}\n> {' '.join(words[-len(words) // 3 :])}\n")
-    result = run(instance)
-    assert result.success
-    check = check_of(result)
-    assert not check.passed and check.severity == dg.AssetCheckSeverity.WARN
+    found = _separate({"checks": {"sections on both sides": 0}, "known": known})
+    assert found.passed == passed and found.severity == dg.AssetCheckSeverity[severity]
+    assert (found.description is None) == passed
 
 
 def test_a_report_of_one_section_is_named_by_the_plan_as_by_the_run(

@@ -1,6 +1,7 @@
 """With `release.refit`, what is released was trained on all text, after an adapter that was not had passed the gate."""
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import dagster as dg
 import pytest
 import yaml
-from graphs import run
+from graphs import NO_TELEMETRY, instance_on, run
 
 from ft_dagster.cli.summary import summarize
 from ft_dagster.config.recipe_file import resolve_recipe
@@ -25,12 +26,46 @@ from ft_dagster.release.lineage import restore
 from ft_dagster.release.publish import model_card
 
 
+class Recipe:
+    """The recipe file of a workspace."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def change(self, **parts: dict[str, Any]) -> None:
+        content = yaml.safe_load(self.path.read_text())
+        for name, fields in parts.items():
+            content[name] = content.get(name, {}) | fields
+        self.path.write_text(yaml.safe_dump(content))
+
+
+@pytest.fixture(scope="module")
+def refitted(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a workspace whose adapter in use was refitted, and the `home` of the instance."""
+    folder = tmp_path_factory.mktemp("refitted")
+    for part in ("workspace", "home"):
+        shutil.copytree(finished / part, folder / part, symlinks=True)
+    content = yaml.safe_load((folder / "workspace" / "recipe.yaml").read_text())
+    content["release"] |= {"refit": True}
+    (folder / "workspace" / "recipe.yaml").write_text(yaml.safe_dump(content))
+    with instance_on(folder / "workspace", folder / "home", folder / "cache") as instance:
+        assert run(instance).success
+    return folder
+
+
 @pytest.fixture
-def refits(workspace: Path, chapters: list[Path], tiny_recipe: dict[str, Any]) -> dict[str, Any]:
-    """Return the recipe of a workspace that refits."""
-    tiny_recipe["release"] |= {"refit": True, "recited": 1.0}
-    (workspace / "recipe.yaml").write_text(yaml.safe_dump(tiny_recipe))
-    return tiny_recipe
+def refits(workspace: Path) -> Recipe:
+    """Return the recipe of the workspace, to be changed and written."""
+    return Recipe(workspace / "recipe.yaml")
+
+
+@pytest.fixture
+def up_to_date(refitted: Path, workspace: Path, tmp_path: Path, refits: Recipe) -> Iterator[dg.DagsterInstance]:
+    """Return the instance of a copy of that workspace."""
+    shutil.copytree(refitted / "workspace", workspace, dirs_exist_ok=True, symlinks=True)
+    shutil.copytree(refitted / "home", tmp_path / "home")
+    with dg.DagsterInstance.local_temp(str(tmp_path / "home"), overrides=NO_TELEMETRY) as instance:
+        yield instance
 
 
 def released(workspace: Path) -> Any:
@@ -42,19 +77,15 @@ def adapters() -> set[str]:
 
 
 def test_the_released_adapter_has_learned_every_section_and_names_the_one_that_was_measured(
-    instance: dg.DagsterInstance, workspace: Path, refits: dict[str, Any]
+    up_to_date: dg.DagsterInstance, workspace: Path
 ) -> None:
-    plan = make_plan(instance, Workspace())
-    assert plan.refit is not None and plan.held_out
-    assert run(instance).success
-    manifest = released(workspace)
-    store = Workspace().store
+    manifest, store = released(workspace), Workspace().store
     measured = read_manifest(store.get(LORA_ADAPTER.name, manifest.refit_of).path)
-    assert measured.held_out == plan.held_out and manifest.held_out == [] and measured.refit_of == ""
+    assert measured.held_out == ["chapter_6"] and manifest.held_out == [] and measured.refit_of == ""
     assert {item["chapter"] for item in manifest.trained_on} == manifest.chapters.keys()
-    assert {item["chapter"] for item in measured.trained_on} == manifest.chapters.keys() - set(plan.held_out)
-    assert summarize(instance, load_settings())["never_trained_on"] == []
-    (entry,) = Workspace().releases.history()
+    assert {item["chapter"] for item in measured.trained_on} == manifest.chapters.keys() - {"chapter_6"}
+    assert summarize(up_to_date, load_settings())["never_trained_on"] == []
+    entry = Workspace().releases.history()[-1]
     assert entry["measured"] == measured.key and "trained again on all text" in entry["why"]["reason"]
     tokens = [store.get(TOKENIZED_DATASET.name, m.made_from[TOKENIZED_DATASET.name]) for m in (measured, manifest)]
     before, after = (found.about["splits"] for found in tokens)
@@ -63,99 +94,78 @@ def test_the_released_adapter_has_learned_every_section_and_names_the_one_that_w
     assert evaluation is not None
     card = model_card(manifest, evaluation.about)
     assert f"Measured on `{manifest.refit_of}`" in card and "evaluated on 0 chapters" not in card
-    assert stale_stages(instance, Workspace()) == [] and make_plan(instance, Workspace()).nothing_to_do
+    assert stale_stages(up_to_date, Workspace()) == [] and make_plan(up_to_date, Workspace()).nothing_to_do
 
 
 def test_the_next_adapter_is_compared_with_the_measured_one_and_clean_keeps_it(
-    instance: dg.DagsterInstance,
-    workspace: Path,
-    chapters: list[Path],
-    refits: dict[str, Any],
-    monkeypatch: pytest.MonkeyPatch,
+    up_to_date: dg.DagsterInstance, workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert run(instance).success
     first = released(workspace)
-    edited = next(path for path in chapters if path.stem not in read_held_out(first))
-    edited.write_text(edited.read_text() + "\nOne more sentence on what the committee read.\n")
-    assert run(instance).success
-    store = Workspace().store
-    evaluation = next(e for e in store.all("adapter_evaluation") if e.about.get("in_use"))
+    edit(workspace)
+    assert run(up_to_date).success
+    evaluation = next(e for e in Workspace().store.all("adapter_evaluation") if e.about.get("in_use"))
     assert evaluation.about["in_use"] == first.refit_of
     assert "do not count" not in evaluation.about["verdict"]["reason"], "no held-out text was learned"
     monkeypatch.setenv("FT_KEEP_ADAPTERS", "1")
-    assert {first.refit_of, first.key} <= set(find_removable(instance, Workspace()).kept_adapters)
-    promote(instance, Workspace(), evaluation.about["adapter"], "to see it used")
+    assert {first.refit_of, first.key} <= set(find_removable(up_to_date, Workspace()).kept_adapters)
+    promote(up_to_date, Workspace(), evaluation.about["adapter"], "to see it used")
     assert Workspace().releases.measured() == evaluation.about["adapter"]
-    roll_back(instance, Workspace(), first.key, "the sentence is wrong")
+    roll_back(up_to_date, Workspace(), first.key, "the sentence is wrong")
     assert Workspace().releases.current() == first.key and Workspace().releases.measured() == first.refit_of
     assert {first.key, first.refit_of} <= Workspace().releases.proven()
 
 
-def read_held_out(manifest: Any) -> list[str]:
-    return list(read_manifest(Workspace().store.get(LORA_ADAPTER.name, manifest.refit_of).path).held_out)
+def edit(workspace: Path) -> None:
+    """Add a sentence to a chapter that is trained on."""
+    with (workspace / "chapter_markdowns" / "chapter_1.md").open("a") as chapter:
+        chapter.write("\nOne more sentence on what the committee read.\n")
 
 
 def test_where_the_refit_forgets_the_measured_adapter_is_released_with_the_reason(
-    instance: dg.DagsterInstance, workspace: Path, refits: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    up_to_date: dg.DagsterInstance, workspace: Path, refits: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    refits["evaluation"] |= {"general": "shipped"}
-    refits["release"] |= {"general_loss": 50.0}
-    (workspace / "recipe.yaml").write_text(yaml.safe_dump(refits))
     judge = find_or_evaluate.judge_refit
 
     def strict(models: Any, options: Any, missing: Any) -> Any:
         return judge(models, options.model_copy(update={"general_loss": -50.0}), missing)
 
     monkeypatch.setattr(find_or_evaluate, "judge_refit", strict)
-    assert run(instance).success
+    refits.change(evaluation={"general": "shipped"}, release={"general_loss": 50.0})
+    assert run(up_to_date).success
     manifest = released(workspace)
     assert manifest.refit_of == "" and manifest.held_out
-    (entry,) = Workspace().releases.history()
+    entry = Workspace().releases.history()[-1]
     assert "it was not trained again on all text for release" in entry["why"]["reason"]
     assert "loss on general text" in entry["why"]["reason"]
-    assert len(adapters()) == 2 and stale_stages(instance, Workspace()) == []
+    assert len(adapters()) == 2 and stale_stages(up_to_date, Workspace()) == []
 
 
 def test_a_refit_is_made_again_from_what_lineage_restores(
-    instance: dg.DagsterInstance,
-    workspace: Path,
-    refits: dict[str, Any],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    up_to_date: dg.DagsterInstance, workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert run(instance).success
     manifest = released(workspace)
     restore(Workspace().store, manifest, tmp_path / "again")
     monkeypatch.setenv("FT_WORKSPACE", str(tmp_path / "again"))
     with dg.DagsterInstance.ephemeral() as other:
+        assert make_plan(other, Workspace()).refit is not None
         assert run(other).success
     again = read_manifest(tmp_path / "again" / "fine_tuned_model")
     assert (again.key, again.files) == (manifest.key, manifest.files)
 
 
-def test_switching_the_field_trains_only_the_refit_and_back_only_switches(
-    instance: dg.DagsterInstance, workspace: Path, refits: dict[str, Any]
+def test_switching_the_field_changes_only_the_release(
+    up_to_date: dg.DagsterInstance, workspace: Path, refits: Recipe
 ) -> None:
-    refits["release"] |= {"refit": False}
-    (workspace / "recipe.yaml").write_text(yaml.safe_dump(refits))
-    assert run(instance).success
-    measured = released(workspace)
-    evaluations = set(Workspace().store.keys("adapter_evaluation"))
-    refits["release"] |= {"refit": True}
-    (workspace / "recipe.yaml").write_text(yaml.safe_dump(refits))
-    assert [(stage.name, reason.kind) for stage, reason in stale_stages(instance, Workspace())] == [
-        ("released_adapter", "recipe")
-    ]
-    plan = make_plan(instance, Workspace())
-    assert not plan.trains and plan.refit is not None
-    assert run(instance).success
-    refit = released(workspace)
-    assert refit.refit_of == measured.key
-    assert len(set(Workspace().store.keys("adapter_evaluation")) - evaluations) == 1, "that of the refit"
-    refits["release"] |= {"refit": False}
-    (workspace / "recipe.yaml").write_text(yaml.safe_dump(refits))
-    assert run(instance).success
-    assert released(workspace).key == measured.key and adapters() == {measured.key, refit.key}
+    refit, evaluations = released(workspace), set(Workspace().store.keys("adapter_evaluation"))
+    for on, key in ((False, refit.refit_of), (True, refit.key)):
+        refits.change(release={"refit": on})
+        stale = [(stage.name, reason.kind) for stage, reason in stale_stages(up_to_date, Workspace())]
+        assert stale == [("released_adapter", "recipe")]
+        plan = make_plan(up_to_date, Workspace())
+        assert not plan.trains and (plan.refit is not None) == on
+        assert run(up_to_date).success
+        assert released(workspace).key == key and adapters() == {refit.key, refit.refit_of}
+    assert set(Workspace().store.keys("adapter_evaluation")) == evaluations
 
 
 def test_early_stopping_lets_the_refit_train_for_as_long_as_the_kept_weights(tiny_recipe: dict[str, Any]) -> None:
@@ -168,45 +178,37 @@ def test_early_stopping_lets_the_refit_train_for_as_long_as_the_kept_weights(tin
     assert recipe_for_refit(resolve_recipe(tiny_recipe), measured, measured).training.epochs == 3
 
 
-def test_a_refit_in_use_outlives_the_loss_of_the_store(
-    instance: dg.DagsterInstance, workspace: Path, refits: dict[str, Any]
-) -> None:
-    assert run(instance).success
+def test_a_refit_in_use_outlives_the_loss_of_the_store(up_to_date: dg.DagsterInstance, workspace: Path) -> None:
     before = released(workspace)
     shutil.rmtree(workspace / ".ft" / "store")
-    assert run(instance).success
+    assert run(up_to_date).success
     assert released(workspace) == before and Workspace().releases.measured() == before.refit_of
-    assert stale_stages(instance, Workspace()) == []
+    assert stale_stages(up_to_date, Workspace()) == []
 
 
 def test_a_refit_that_a_person_took_out_of_use_does_not_come_back(
-    instance: dg.DagsterInstance, workspace: Path, refits: dict[str, Any]
+    up_to_date: dg.DagsterInstance, workspace: Path, refits: Recipe
 ) -> None:
-    assert run(instance).success
     refit = released(workspace)
-    promote(instance, Workspace(), refit.refit_of, "the refit says too much")
-    refits["evaluation"] |= {"train_tokens": 2048}
-    (workspace / "recipe.yaml").write_text(yaml.safe_dump(refits))
-    assert run(instance).success
+    promote(up_to_date, Workspace(), refit.refit_of, "the refit says too much")
+    refits.change(evaluation={"train_tokens": 2048})
+    assert run(up_to_date).success
     assert Workspace().releases.current() == refit.refit_of
-    assert stale_stages(instance, Workspace()) == []
+    assert stale_stages(up_to_date, Workspace()) == []
 
 
 def test_what_a_person_put_in_use_stays_when_refitting_is_switched_on(
-    instance: dg.DagsterInstance, workspace: Path, chapters: list[Path], refits: dict[str, Any]
+    up_to_date: dg.DagsterInstance, workspace: Path, refits: Recipe
 ) -> None:
-    refits["release"] |= {"refit": False}
-    (workspace / "recipe.yaml").write_text(yaml.safe_dump(refits))
-    assert run(instance).success
+    refits.change(release={"refit": False})
     first = released(workspace)
-    edited = next(path for path in chapters if path.stem not in first.held_out)
-    edited.write_text(edited.read_text() + "\nOne more sentence on what the committee read.\n")
-    assert run(instance).success
-    (second,) = adapters() - {first.key}
-    other = second if Workspace().releases.current() == first.key else first.key
-    promote(instance, Workspace(), other, "it writes better")
-    refits["release"] |= {"refit": True}
-    (workspace / "recipe.yaml").write_text(yaml.safe_dump(refits))
-    assert run(instance, "released_adapter").success
-    assert Workspace().releases.current() == other
-    assert "released_adapter" not in [stage.name for stage, _ in stale_stages(instance, Workspace())]
+    edit(workspace)
+    assert run(up_to_date).success
+    promote(up_to_date, Workspace(), first.key, "it writes better")
+    (third,) = adapters() - {first.key, first.refit_of}
+    promote(up_to_date, Workspace(), first.refit_of, "or rather this one")
+    assert third != first.refit_of
+    refits.change(release={"refit": True})
+    assert run(up_to_date, "released_adapter").success
+    assert Workspace().releases.current() == first.refit_of
+    assert "released_adapter" not in [stage.name for stage, _ in stale_stages(up_to_date, Workspace())]
