@@ -23,7 +23,7 @@ from ft_dagster.config.recipe_file import load_recipe
 from ft_dagster.defs.stages import BASE_MODEL, REPORT_FILES, STAGES
 from ft_dagster.model.manifest import read_manifest
 
-QUICK = ("chapter_1.md", "chapter_6.md", "chapter_7.md")
+QUICK = ("chapter_1.md", "chapter_7.md", "chapter_9.md")
 PICTURES = os.environ.get("FT_SCREENSHOTS")
 ASSETS = [BASE_MODEL.to_user_string(), REPORT_FILES.to_user_string(), *(stage.name for stage in STAGES)]
 UNSYNCED = "Unsynced (1)"
