@@ -95,8 +95,37 @@ def tokenizer_config(folder: Path) -> Mapping[str, Any]:
     return json.loads(file.read_bytes()) if file.is_file() else {}
 
 
+def token_text(token: object) -> str:
+    """Return the text of a special token, which a configuration contains as a string or as an object."""
+    return str(token.get("content", "")) if isinstance(token, dict) else str(token or "")
+
+
+def end_of_text(folder: Path) -> str | int | None:
+    """Return the end-of-sequence token of a model folder: its text, or its id if only the model names it.
+
+    The places are those of transformers, in its order: tokenizer_config.json, special_tokens_map.json, and the model's
+    generation_config.json and config.json (GPT-2 on a hub).
+    """
+    for content in (tokenizer_config(folder), _json(folder / "special_tokens_map.json")):
+        if found := token_text(content.get("eos_token")):
+            return found
+    for name in ("generation_config.json", "config.json"):
+        number = _json(folder / name).get("eos_token_id")
+        if isinstance(number, list) and number:
+            number = number[0]
+        if isinstance(number, int):
+            return number
+    return None
+
+
+def _json(file: Path) -> Mapping[str, Any]:
+    return json.loads(file.read_bytes()) if file.is_file() else {}
+
+
 def _special_tokens(folder: Path) -> dict[str, Any]:
-    return {name: value for name, value in tokenizer_config(folder).items() if name.endswith("_token")}
+    """Return the special tokens, for the hash of the tokenizer. The end counts from elsewhere only if it must."""
+    found = {name: value for name, value in tokenizer_config(folder).items() if name.endswith("_token")}
+    return found if token_text(found.get("eos_token")) else found | {"eos_token": end_of_text(folder)}
 
 
 def refuse_pickles(folder: Path) -> None:

@@ -1,6 +1,6 @@
 """Tokenizing sections, and cutting them into pieces that fit a block."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -52,12 +52,20 @@ def tokenize_sections(
         try:
             encoded = tokenizer.encode(texts)
         except LedgerError as error:
-            chapters = ", ".join(sorted({section.source for section in batch}))
-            raise CorpusError(
-                f"{error}. The text is in one of {chapters}. Remove these characters, or use another base model."
-            ) from error
+            raise CorpusError(_refused(batch, texts, tokenizer) or str(error)) from error
         for section, text, tokens in zip(batch, texts, encoded, strict=True):
             yield section.hash, _text(section, text, tokens, tokenizer, block_length)
+
+
+def _refused(batch: Sequence[Section], texts: Sequence[str], tokenizer: DocumentTokenizer) -> str | None:
+    """Return which of these texts cannot be tokenized, and what to do."""
+    for section, text in zip(batch, texts, strict=True):
+        try:
+            tokenizer.encode([text])
+        except LedgerError as error:
+            place = f", {section.title!r}" if section.title else ""
+            return f"{section.source}{place}: {error}. Remove these characters, or use another base model."
+    return None
 
 
 def _text(

@@ -2,19 +2,21 @@
 
 import json
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tokenizers import Encoding, Tokenizer
 
-from ft_dagster.base.model_folder import tokenizer_config
+from ft_dagster.base.model_folder import BaseModelError, end_of_text, model_config, token_text, tokenizer_config
 from ft_dagster.corpus.ledger import LedgerError
 from ft_dagster.corpus.markdown import byte_length
 from ft_dagster.dataset.byte_level import ByteLevelVocabulary
+
+_AROUND = 40
+"""Characters that a message shows before and after the place where a text is not reproduced."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,8 @@ class DocumentTokenizer:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         config = tokenizer_config(folder)
-        self.eos_id = self._special(config, "eos_token", folder)
+        self.eos_id = self._end_of_text(folder)
+        self._require_embeddings(folder)
         self._unknown_id = self._tokenizer.token_to_id(token_text(config.get("unk_token")))
         added = self._tokenizer.get_added_tokens_decoder().items()
         self._control_ids = {number for number, token in added if token.special} - {self._unknown_id}
@@ -103,7 +106,8 @@ class DocumentTokenizer:
         back = self.decode([token for token, _ in tokens if token != self._unknown_id])
         kept = _without(text, lost)
         if comparable(back) != comparable(kept):
-            raise LedgerError(f"The tokenizer does not reproduce this text: {kept[:80]!r} became {back[:80]!r}")
+            was, now = _difference(kept, back)
+            raise LedgerError(f"The tokenizer does not reproduce this text: {was!r} became {now!r}")
         return EncodedText(ids, lost, byte_length(text) - byte_length(kept), starts)
 
     def _refuse_control(self, ids: list[int], text: str) -> None:
@@ -112,18 +116,42 @@ class DocumentTokenizer:
             control = next(token for token in ids if token in self._control_ids)
             raise LedgerError(f"The tokenizer reads {self.decode([control])!r} as a control token in {text[:80]!r}")
 
-    def _special(self, config: Mapping[str, Any], name: str, folder: Path) -> int:
-        token = token_text(config.get(name))
-        found = self._tokenizer.token_to_id(token) if token else None
-        if found is None:
-            raise ValueError(
-                f"{folder / 'tokenizer_config.json'} names no {name} that is in the vocabulary ({json.dumps(token)})"
+    def _end_of_text(self, folder: Path) -> int:
+        """Return the end-of-sequence token. Raises BaseModelError if the folder names none that is known."""
+        named = end_of_text(folder)
+        found = self._tokenizer.token_to_id(named) if isinstance(named, str) else named
+        if found is None or self._tokenizer.id_to_token(found) is None:
+            raise BaseModelError(
+                f"{folder / 'tokenizer_config.json'} names no eos_token that is in the vocabulary "
+                f"({json.dumps(named)}), so no text could end. Add it there."
             )
         return found
+
+    def _require_embeddings(self, folder: Path) -> None:
+        """Raise BaseModelError if the model has fewer embeddings than the tokenizer has tokens for text."""
+        config = model_config(folder) if (folder / "config.json").is_file() else {}
+        known = (config.get("text_config") or {}).get("vocab_size") or config.get("vocab_size")
+        needed = max(self._tokenizer.get_vocab_size(with_added_tokens=False), self.eos_id + 1)
+        if known is not None and known < needed:
+            raise BaseModelError(
+                f"The tokenizer in {folder} has {needed:,} tokens, and the model only {known:,} embeddings, so it "
+                "cannot read every text. Use the model's own tokenizer, or enlarge its embeddings with transformers' "
+                "resize_token_embeddings."
+            )
 
 
 def _starts(encoding: Encoding) -> np.ndarray:
     return np.asarray([start for start, _ in encoding.offsets], dtype=np.int64)
+
+
+def _difference(kept: str, back: str) -> tuple[str, str]:
+    """Return the first place where two texts differ, white space aside, with some characters around it."""
+    if max(len(kept), len(back)) <= 2 * _AROUND:
+        return kept, back
+    one, other = comparable(kept), comparable(back)
+    common = next((i for i, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]), len(one))
+    first = max(0, common - _AROUND // 2)
+    return one[first : common + _AROUND], other[first : common + _AROUND]
 
 
 def comparable(text: str) -> str:
@@ -136,8 +164,3 @@ def _without(text: str, spans: list[tuple[int, int]]) -> str:
     starts = [0, *(end for _, end in spans)]
     ends = [*(start for start, _ in spans), len(text)]
     return "".join(text[start:end] for start, end in zip(starts, ends, strict=True))
-
-
-def token_text(token: object) -> str:
-    """Return the text of a special token, which a configuration contains as a string or as an object."""
-    return str(token.get("content", "")) if isinstance(token, dict) else str(token or "")

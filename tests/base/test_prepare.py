@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -55,7 +56,9 @@ def test_a_folder_is_described_by_the_hashes_of_its_parts(tiny_base: Path, tmp_p
         tokenizer=prepared.tokenizer,
         template=digest((tiny_base / "chat_template.jinja").read_bytes()),
     )
-    assert prepared.identity == {key: value for key, value in prepared.to_json().items() if key != "folder"}
+    usual = prepared.to_json()
+    assert prepared.identity == {name: usual[name] for name in ("name", "weights", "tokenizer", "template")}
+    assert replace(prepared, layout="padded").identity == prepared.identity | {"layout": "padded"}
     verify_base(prepared)
     assert list(tmp_path.iterdir()) == []
 

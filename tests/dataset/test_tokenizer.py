@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from ft_dagster.base.model_folder import BaseModelError, describe_base
 from ft_dagster.corpus.ledger import LedgerError
 from ft_dagster.dataset.tokenizer import DocumentTokenizer
 
@@ -173,8 +174,44 @@ def test_a_special_token_may_be_written_as_an_object(tmp_path: Path) -> None:
     assert DocumentTokenizer(folder).eos_id == 2
 
 
-@pytest.mark.parametrize(("eos", "named"), [(None, '""'), ("<end>", '"<end>"')])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("special_tokens_map.json", {"eos_token": "</s>"}),
+        ("special_tokens_map.json", {"eos_token": {"content": "</s>"}}),
+        ("generation_config.json", {"eos_token_id": [2, 1]}),
+        ("config.json", {"eos_token_id": 2}),
+    ],
+)
+def test_the_end_of_a_text_is_found_where_transformers_finds_it(
+    tmp_path: Path, name: str, content: dict[str, Any]
+) -> None:
+    folder = save(tmp_path, characters("a"), eos_token=None)
+    before = describe_base("x", folder, weights=False).tokenizer
+    (folder / name).write_text(json.dumps(content))
+    assert DocumentTokenizer(folder).eos_id == 2
+    assert describe_base("x", folder, weights=False).tokenizer != before
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_has_embeddings_is_refused(tmp_path: Path) -> None:
+    folder = save(tmp_path, characters("ab"))
+    (folder / "config.json").write_text(json.dumps({"vocab_size": 5}))
+    DocumentTokenizer(folder)
+    (folder / "config.json").write_text(json.dumps({"vocab_size": 4}))
+    with pytest.raises(BaseModelError, match="has 5 tokens, and the model only 4 embeddings"):
+        DocumentTokenizer(folder)
+
+
+def test_the_place_where_a_long_text_is_not_reproduced_is_shown(tmp_path: Path) -> None:
+    tokenizer = characters("abcdefghijklmnopqrstuvwxyz ")
+    tokenizer.normalizer = normalizers.Lowercase()
+    with pytest.raises(LedgerError, match="became") as caught:
+        DocumentTokenizer(save(tmp_path, tokenizer)).encode(["a b c " * 60 + "Danger ahead" + " x y z" * 60])
+    assert "Danger" in str(caught.value) and "danger" in str(caught.value) and len(str(caught.value)) < 250
+
+
+@pytest.mark.parametrize(("eos", "named"), [(None, "null"), ("<end>", '"<end>"')])
 def test_a_folder_without_an_end_token_is_refused(tmp_path: Path, eos: str | None, named: str) -> None:
     folder = save(tmp_path, characters("a"), eos_token=eos)
-    with pytest.raises(ValueError, match=rf"_config.json names no eos_token that is in the vocabulary \({named}\)"):
+    with pytest.raises(BaseModelError, match=rf"_config.json names no eos_token that is in the vocabulary \({named}\)"):
         DocumentTokenizer(folder)
