@@ -156,28 +156,6 @@ def all_chapters(sections: Artifact) -> Iterator[Chapter]:
         yield from stored_chapters(sections.store, shard)
 
 
-def chapter_sizes(sections: Artifact, in_pairs: bool = False) -> dict[str, int]:
-    """Return the used bytes of each chapter that has any; with `in_pairs`, only those of sections in a whole pair."""
-    sizes: dict[str, int] = {}
-    shards = stored_shards(sections)
-    sections.store.fetch_blobs(shard.figures for shard in shards)
-    for shard in shards:
-        stats = ShardStats(**json.loads(sections.store.get_blob(shard.figures)))
-        out = set(shard.duplicates)
-        if in_pairs:
-            paired = {index for pair in stats.pairs if out.isdisjoint(pair) for index in pair}
-            out |= set(range(len(stats.used))) - paired
-        for index in out:
-            stats.used[index] = 0
-        first = 0
-        for name, count, _ in stats.chapters:
-            size = sum(stats.used[first : first + count])
-            if size:
-                sizes[name] = size
-            first += count
-    return sizes
-
-
 def unreadable_rows(sections: Artifact) -> list[dict[str, Any]]:
     """Return the files that could not be read, as plain data: `path`, `reason`, `size`."""
     return list(sections.read_json(_UNREADABLE))

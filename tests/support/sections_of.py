@@ -15,8 +15,9 @@ from ft_dagster.corpus.index import Scan
 from ft_dagster.corpus.ledger import FileLedger
 from ft_dagster.corpus.pairs import Pair
 from ft_dagster.corpus.report_json import describe_content
-from ft_dagster.corpus.sections import all_chapters, chapter_sizes, make_sections, unreadable_rows
+from ft_dagster.corpus.sections import all_chapters, make_sections, unreadable_rows
 from ft_dagster.corpus.snapshot import write_snapshot
+from ft_dagster.dataset.held_out.outline import make_outline
 from ft_dagster.store.hashing import digest
 from ft_dagster.store.local import Store
 
@@ -53,7 +54,9 @@ def read(files: Mapping[str, Content], *unreadable: Unreadable, **options: Any) 
             sources.append(source_file(name, data))
         made = make_sections(write_snapshot(Scan(sources, list(unreadable)), store), Corpus(**options))
         chapters = list(all_chapters(made))
-        sizes, sizes_in_pairs = chapter_sizes(made), chapter_sizes(made, in_pairs=True)
+        outlined = [chapter for group in make_outline(made).groups() for chapter in group.chapters]
+        sizes = {chapter.name: chapter.size for chapter in outlined if chapter.size}
+        sizes_in_pairs = {chapter.name: chapter.size_in_pairs for chapter in outlined if chapter.size_in_pairs}
         rows = unreadable_rows(made)
     found = Made(
         [section for chapter in chapters for section in chapter.sections],
