@@ -20,7 +20,6 @@ from ft_dagster.dataset.dataset import (
     load_rows,
     load_shards,
     make_dataset,
-    next_split,
     outline_sections,
     shard_documents,
 )
@@ -30,6 +29,7 @@ from ft_dagster.dataset.held_out.record import Pinned, Split
 from ft_dagster.dataset.held_out.shingles import shingles
 from ft_dagster.dataset.rewriting import TOO_LONG
 from ft_dagster.dataset.shard import NOT_WHOLE
+from ft_dagster.dataset.sides import next_split
 from ft_dagster.dataset.tokenizer import DocumentTokenizer, EncodedText
 from ft_dagster.store.local import Artifact, Store, StoreError
 

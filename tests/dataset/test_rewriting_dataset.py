@@ -13,20 +13,14 @@ from ft_dagster.corpus.files import CorpusError
 from ft_dagster.corpus.sections import all_chapters, make_sections
 from ft_dagster.corpus.snapshot import take_snapshot
 from ft_dagster.dataset.chat import CONTROL
-from ft_dagster.dataset.dataset import (
-    all_documents,
-    dataset_key,
-    load_rows,
-    make_dataset,
-    next_split,
-    outline_sections,
-)
+from ft_dagster.dataset.dataset import all_documents, dataset_key, load_rows, make_dataset, outline_sections
 from ft_dagster.dataset.held_out.choice import choose_split
 from ft_dagster.dataset.held_out.record import Pinned, Split
 from ft_dagster.dataset.rewriting import TOO_LONG
 from ft_dagster.dataset.shard import (
     NO_PAIR,
 )
+from ft_dagster.dataset.sides import next_split
 from ft_dagster.store.local import Artifact, Store
 
 PROJECT = Path(__file__).parents[2]

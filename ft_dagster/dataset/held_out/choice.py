@@ -5,12 +5,10 @@ section stays on its side, by its name, or by its text if its name is new; then 
 text is held out so that the held-out share of the text comes near to the recipe's.
 """
 
-import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
 
 import numpy as np
 
@@ -19,6 +17,7 @@ from ft_dagster.corpus.files import CorpusError
 from ft_dagster.dataset.held_out.near_copies import NEAR_COPY, contained, join_near_copies
 from ft_dagster.dataset.held_out.outline import Outline, OutlineGroup, OutlineRow
 from ft_dagster.dataset.held_out.record import Pinned, Split, position, section_unit
+from ft_dagster.dataset.held_out.share import Group, distance, pick
 from ft_dagster.dataset.held_out.shingles import among
 
 NEEDED = (
@@ -31,10 +30,6 @@ FINGERPRINT = 32
 """Number of hexadecimal digits of a section's hash by which the section is recognized in the last dataset."""
 _KNOWN = 0.5
 """A new chapter goes to the side of its text if this share of its text has one."""
-_MOST_UNFILLED = 0.25
-"""The share of the wanted bytes that is not filled up with small texts, if it is less than half of a usual one."""
-_MOST_OF_A_CHAPTER = 0.5
-"""Where sections are chosen, at most this share of a chapter is held out, unless the recipe's share is larger."""
 
 
 @dataclass(frozen=True)
@@ -303,35 +298,21 @@ def _common(sides: Iterable[bool | None]) -> bool | None:
     return False if False in found else None if None in found else True
 
 
-class _Group(NamedTuple):
-    """Units that go to one side together, because they are near copies."""
-
-    order: tuple[bool, int, float]
-    """Where the group stands in the order in which units are held out."""
-    units: tuple[str, ...]
-    parts: Mapping[str, int]
-    """Chapter -> its bytes in the group."""
-
-    @property
-    def size(self) -> int:
-        return sum(self.parts.values())
-
-
 def _choose_free(text: _Text, free: _Units, held: int, share: float, preferred: Collection[str]) -> dict[str, bool]:
     """Choose the side of each free unit, in whole chapters or, where these do not give the share, in sections."""
     wanted = share * text.sizes.total()
-    chapters = _pick(text, _groups(text, free, preferred), held, share)
+    chapters = pick(text.sizes, _groups(text, free, preferred), held, share)
     in_chapters = held + sum(group.size for group in chapters)
     count = sum(bool(text.pinned.side(chapter)) for chapter in text.sizes)
     count += sum(unit in text.sizes for group in chapters for unit in group.units)
     most = count > max(0.5, 2 * share) * len(text.sizes)
     if most or not wanted / 2 <= in_chapters <= 2 * wanted:
         by_section = _in_sections(text, free)
-        sections = _pick(text, _groups(text, by_section, preferred), held, share, in_sections=True)
+        sections = pick(text.sizes, _groups(text, by_section, preferred), held, share, in_sections=True)
         if not held and not chapters and not sections:  # all text is near copies of one another
             sections = sorted(_groups(text, by_section, preferred, alone=True), key=lambda group: group.size)[:1]
         in_sections = held + sum(group.size for group in sections)
-        if most or _distance(in_sections, wanted) < _distance(in_chapters, wanted):
+        if most or distance(in_sections, wanted) < distance(in_chapters, wanted):
             picked = {unit for group in sections for unit in group.units}
             return {
                 section_unit(text.new[index].chapter, text.new[index].title): unit in picked
@@ -355,7 +336,7 @@ def _in_sections(text: _Text, free: _Units) -> _Units:
     return found
 
 
-def _groups(text: _Text, units: _Units, preferred: Collection[str], alone: bool = False) -> list[_Group]:
+def _groups(text: _Text, units: _Units, preferred: Collection[str], alone: bool = False) -> list[Group]:
     """Return units in groups of near copies, or each one alone, in the order in which they are held out.
 
     What was held out before comes first. Then the order is that of the hashes of their names, but each chapter gives
@@ -379,51 +360,8 @@ def _groups(text: _Text, units: _Units, preferred: Collection[str], alone: bool 
         parts: Counter[str] = Counter()
         for row in (text.new[index] for unit in together for index in units[unit]):
             parts[row.chapter] += row.size
-        groups.append(_Group(min(order[unit] for unit in together), tuple(together), parts))
+        groups.append(Group(min(order[unit] for unit in together), tuple(together), parts))
     return sorted(groups)
-
-
-def _pick(text: _Text, groups: Sequence[_Group], held: int, share: float, in_sections: bool = False) -> list[_Group]:
-    """Return the groups that are held out, so that with the bytes that are already held out the share is near.
-
-    Groups are taken in order while they fit, then the one that comes nearest. Something is always left to train on.
-    """
-    total = text.sizes.total()
-    wanted = share * total
-    most = max(_MOST_OF_A_CHAPTER, share)
-    taken: Counter[str] = Counter()
-    picked: list[_Group] = []
-    gap = min(sum(group.size for group in groups) / max(1, len(groups)) / 2, _MOST_UNFILLED * wanted)
-
-    def fits(group: _Group) -> bool:
-        """Whether something is left to train on, and enough of each chapter, unless the group is a whole chapter."""
-        return held + group.size < total and not (
-            in_sections
-            and any(
-                taken[name] + size > most * text.sizes[name] and size < text.sizes[name]
-                for name, size in group.parts.items()
-            )
-        )
-
-    for group in groups:
-        if held > wanted - gap:
-            return picked
-        if held + group.size <= wanted * (1 + 1e-9) and fits(group):
-            picked.append(group)
-            taken.update(group.parts)
-            held += group.size
-    in_use = {group.units for group in picked}
-    rest = [group for group in groups if group.units not in in_use and fits(group)]
-    if rest:
-        nearest = min(rest, key=lambda group: (_distance(held + group.size, wanted), group.order))
-        if _distance(held + nearest.size, wanted) < _distance(held, wanted):
-            picked.append(nearest)
-    return picked
-
-
-def _distance(held: int, wanted: float) -> float:
-    """Return how far held-out bytes are from the wanted ones: half of them is as far as twice as many."""
-    return abs(math.log(held / wanted)) if held else math.inf
 
 
 def _contained_in_train(text: _Text, outline: Outline, pinned: Pinned) -> dict[str, bool]:

@@ -13,9 +13,10 @@ from ft_dagster.base.model_folder import PreparedBase
 from ft_dagster.base.prepare import prepare_base
 from ft_dagster.config.recipe import Recipe
 from ft_dagster.corpus.snapshot import KIND as SNAPSHOT
-from ft_dagster.dataset.dataset import all_documents, make_dataset, next_split, outline_sections
+from ft_dagster.dataset.dataset import all_documents, make_dataset, outline_sections
 from ft_dagster.dataset.held_out.near_copies import BLOCKING_SHARE, WARNING_SHARE, how_known
 from ft_dagster.dataset.held_out.record import read_pinned, write_pinned
+from ft_dagster.dataset.sides import next_split
 from ft_dagster.defs.assets.parallel_map import mapper_for
 from ft_dagster.defs.assets.pictures import table
 from ft_dagster.defs.assets.stage_asset import stage_asset

@@ -27,9 +27,10 @@ from ft_dagster.corpus.index import Scan, scan_reports
 from ft_dagster.corpus.ledger import LedgerError
 from ft_dagster.corpus.sections import all_chapters, make_sections
 from ft_dagster.corpus.snapshot import is_snapshot, keep_contents, snapshot_files, write_snapshot
-from ft_dagster.dataset.dataset import make_dataset, next_split, outline_sections
+from ft_dagster.dataset.dataset import make_dataset, outline_sections
 from ft_dagster.dataset.held_out.near_copies import BLOCKING_SHARE, how_known
 from ft_dagster.dataset.held_out.record import Split, read_pinned
+from ft_dagster.dataset.sides import next_split
 from ft_dagster.defs.automation.cost import TrainingCost, training_cost
 from ft_dagster.defs.automation.refusals import Refusal, refusals_in, refusals_without_parsing
 from ft_dagster.defs.automation.token_estimate import bytes_per_token
